@@ -1,0 +1,1 @@
+"""Measures the cascade: data sets, prompts, grading, collection, fitting, sweeps, reports."""

@@ -1,0 +1,24 @@
+"""Sliding means over a signal; shared by the group, bottom and lowest features of both families."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gateway.nouns import Floats
+
+
+def group_means(signal: Floats, window: int) -> Floats:
+    """Means of all windows of `window` tokens, stride 1. signal: (T,) -> (max(1, T - window + 1),).
+
+    An answer shorter than the window is one group. O(T) by prefix sums. Fu et al. 2025, arXiv:2508.15260.
+    """
+    if signal.size <= window:
+        return np.array([signal.mean()])
+    sums = np.concatenate(([0.0], np.cumsum(signal)))
+    return np.asarray((sums[window:] - sums[:-window]) / window)
+
+
+def bottom_mean(values: Floats, share: float) -> float:
+    """Mean of the lowest `share` of the values, at least one of them. values: (M,), M >= 1."""
+    kept = max(1, int(share * values.size))
+    return float(np.partition(values, kept - 1)[:kept].mean())

@@ -1,0 +1,82 @@
+"""One tree of errors. Every leaf carries its facts as fields; the message says what was expected and what came.
+
+The HTTP door maps every leaf to a status (`gateway/http/errors.py`); a test proves that the map is total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class GatewayError(Exception):
+    """Base of everything the gateway raises on purpose."""
+
+
+class ConfigError(GatewayError):
+    """A configuration, or a name in it, is wrong. The message says where and what would be right."""
+
+
+class BadTrace(GatewayError):
+    """A token trace that no confidence can be computed from."""
+
+
+class DeadlinePassed(GatewayError):
+    """The request's own deadline came before an answer did."""
+
+    def __init__(self, waited_seconds: float) -> None:
+        super().__init__(f"no answer within the request's {waited_seconds:.1f} s")
+        self.waited_seconds = waited_seconds
+
+
+class NoTierLeft(GatewayError):
+    """Every tier was tried and none could answer. `reasons` holds (tier, reason) in the order tried."""
+
+    def __init__(self, reasons: Sequence[tuple[str, str]]) -> None:
+        told = ", ".join(f"{tier}: {reason}" for tier, reason in reasons) or "no tier was asked"
+        super().__init__(f"no tier could answer ({told})")
+        self.reasons = tuple(reasons)
+
+
+class ClientGone(GatewayError):
+    """The client hung up; nobody is left to answer."""
+
+
+class EngineError(GatewayError):
+    """An engine did not deliver a usable answer."""
+
+    def __init__(self, engine: str, message: str) -> None:
+        super().__init__(f"{engine}: {message}")
+        self.engine = engine
+
+
+class EngineDown(EngineError):
+    """The engine could not be reached, or broke the connection."""
+
+
+class EngineSlow(EngineError):
+    """The engine stayed silent for longer than its patience."""
+
+    def __init__(self, engine: str, waited_seconds: float) -> None:
+        super().__init__(engine, f"sent nothing for {waited_seconds:.1f} s")
+        self.waited_seconds = waited_seconds
+
+
+class EngineGarbled(EngineError):
+    """The engine answered with something that is not a chat completion."""
+
+
+class EngineTooSmall(EngineError):
+    """The prompt does not fit the engine's context window."""
+
+    def __init__(self, engine: str, prompt_tokens: int | None, window_tokens: int) -> None:
+        came = "the prompt" if prompt_tokens is None else f"a prompt of {prompt_tokens} tokens"
+        super().__init__(engine, f"maximum context length is {window_tokens} tokens, got {came}")
+        self.prompt_tokens, self.window_tokens = prompt_tokens, window_tokens
+
+
+class EngineRefused(EngineError):
+    """The engine refused the request: bad key, unknown model, rate limit, or a field it does not take."""
+
+    def __init__(self, engine: str, status: int, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(engine, f"refused with {status}: {message}")
+        self.status, self.retry_after_seconds = status, retry_after_seconds

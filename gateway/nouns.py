@@ -1,0 +1,300 @@
+"""The words of the house: what a request, a trace, an answer are. Frozen, checked once, then trusted.
+
+Log-probabilities are natural-log ("nats"), at most 0. Raw signals are in nats, higher = surer; only a number whose name
+starts with `p_` is a calibrated probability, and only such a number ever meets a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.errors import BadTrace, EngineError
+
+Floats = npt.NDArray[np.float64]
+
+
+class Reason(StrEnum):
+    """Why a hop ended as it did, and why an answer was served. The words are the API's (`x-route-reason`, `hops[].reason`)."""
+
+    CONFIDENT = "confident"
+    UNSURE = "unsure"
+    LAST = "last"
+    BYPASS = "bypass"
+    FALLBACK = "fallback"
+    ABSTAINED = "abstained"
+    BUDGET = "budget"
+    DEADLINE = "deadline"
+    TRUNCATED = "truncated"
+    NO_EVIDENCE = "no_evidence"
+    SAMPLER_CHANGED = "sampler_changed"
+    UNCALIBRATED = "uncalibrated"
+    TOO_SMALL = "too_small"
+    RATE_LIMITED = "rate_limited"
+    BREAKER_OPEN = "breaker_open"
+    FAILED = "failed"
+    SLOW = "slow"
+
+
+class Finish(StrEnum):
+    """How a text ended: by itself, cut at the token limit, or by a tool call or filter of the engine's."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+class Source(StrEnum):
+    """Where evidence came from. A calibrator is valid for the one it was fitted on and refuses the others."""
+
+    PLUGIN = "plugin"  # arrays computed inside vLLM
+    TOP_LOGPROBS = "top_logprobs"  # chosen token and the K most likely ones
+    CHOSEN = "chosen"  # chosen token only
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. The default is greedy, which is what calibrators are fitted under."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to one engine, or to the cascade as a whole.
+
+    max_tokens: completion tokens wanted, None for the engine's own limit.  deadline: seconds on the running loop's clock.
+    top_k: how many most-likely tokens per position the engine must report (0: the chosen token alone).
+    """
+
+    messages: tuple[Message, ...]
+    deadline: float
+    max_tokens: int | None = None
+    sampling: Sampling = GREEDY
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenTrace:
+    """What the engine said about each token of one answer, the end token apart.
+
+    chosen: (T,) nats <= 0, log-prob of the emitted token.
+    top:    (T, K) nats, the K most likely tokens, falling along K; None when the engine gave none.
+    tokens: T byte strings whose concatenation is the answer's UTF-8 text; empty when the engine did not give them.
+    signals: arrays by name, each (T,), computed inside the engine (exact entropy, margin, ...).
+    end_nats: log-prob of the end token, None when the answer was cut or the engine does not tell.
+    Raises BadTrace when T = 0, shapes differ, or a value is not finite or is positive.
+    """
+
+    source: Source
+    chosen: Floats
+    top: Floats | None = None
+    tokens: tuple[bytes, ...] = ()
+    signals: Mapping[str, Floats] = field(default_factory=dict)
+    end_nats: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.chosen.ndim != 1 or self.chosen.size == 0:
+            raise BadTrace(f"need chosen log-probs of shape (T,) with T >= 1, got {self.chosen.shape}")
+        _check_nats("chosen", self.chosen)
+        if self.top is not None:
+            if self.top.ndim != 2 or self.top.shape[0] != self.chosen.size or self.top.shape[1] == 0:
+                raise BadTrace(f"need top log-probs of shape ({self.chosen.size}, K >= 1), got {self.top.shape}")
+            _check_nats("top", self.top)
+            if self.top.shape[1] > 1 and bool((np.diff(self.top, axis=1) > 0).any()):
+                raise BadTrace("top log-probs must fall along K; sort them before building a trace")
+        if self.tokens and len(self.tokens) != self.chosen.size:
+            raise BadTrace(f"{self.chosen.size} log-probs but {len(self.tokens)} token texts")
+        for name, signal in self.signals.items():
+            if signal.shape != self.chosen.shape or not bool(np.isfinite(signal).all()):
+                raise BadTrace(f"signal {name!r} must be finite and of shape {self.chosen.shape}, got {signal.shape}")
+            signal.setflags(write=False)
+
+
+def _check_nats(name: str, nats: Floats) -> None:
+    """Engines compute log-probs in 32 or 16 bits, so a certain token may come as +1e-7; more than that is no log-prob."""
+    if not bool(np.isfinite(nats).all()):
+        raise BadTrace(f"{name} log-probs hold NaN or infinity; is the server in a raw log-prob mode?")
+    if bool((nats > 1e-4).any()):
+        raise BadTrace(f"{name} log-probs must be <= 0, got {nats.max():.4g}")
+    nats.setflags(write=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """One engine's answer to one Ask.
+
+    trace is None when the engine gave no usable evidence; `no_trace` then says why in words.
+    model: id@revision of what actually answered.  seconds: from the call to the last token.
+    """
+
+    text: str
+    finish: Finish
+    prompt_tokens: int
+    completion_tokens: int
+    engine: str
+    model: str
+    seconds: float
+    trace: TokenTrace | None = None
+    no_trace: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Earlier:
+    """What an earlier tier of the same cascade said about the same question; p_correct is None where it had none."""
+
+    tier: str
+    text: str
+    p_correct: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """All a confidence feature may look at: the trace, the text it belongs to, and the tiers that answered before."""
+
+    trace: TokenTrace
+    text: str
+    earlier: tuple[Earlier, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Measured confidence features of one answer. names: F strings; values: (F,), finite."""
+
+    names: tuple[str, ...]
+    values: Floats
+
+
+class Engine(Protocol):
+    """Anything that turns an Ask into a Completion.
+
+    `complete` raises EngineError leaves only; when its task is cancelled it stops the work behind it before it returns.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def complete(self, ask: Ask) -> Completion: ...
+
+    async def ready(self) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Calibrator(Protocol):
+    """A fitted map from features to a probability. X: (N, F) -> p (N,) in (0, 1)."""
+
+    def predict(self, features: Floats, /) -> Floats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a token costs. usd_per_mtok_*: US dollars per million tokens."""
+
+    usd_per_mtok_in: float = 0.0
+    usd_per_mtok_out: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What was spent. Adds up over hops, rejected ones too."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.usd + other.usd,
+        )
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tier:
+    """One rung of the cascade.
+
+    features: names the calibrator was fitted on.  threshold: accept at p_correct >= threshold; None on a last tier.
+    calibrator_id: id@first-12-hex-of-sha256, or "none".  patience_seconds: how long one attempt may take.
+    source: the evidence the calibrator was fitted on; other evidence leaves the answer without a confidence.
+    """
+
+    name: str
+    engine: Engine
+    features: tuple[str, ...] = ()
+    calibrator: Calibrator | None = None
+    calibrator_id: str = "none"
+    source: Source | None = None
+    threshold: float | None = None
+    prices: Prices = Prices()
+    patience_seconds: float = 60.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hop:
+    """One tier's turn. p_correct is None without evidence; completion is None when the engine failed, then error says how."""
+
+    tier: str
+    reason: Reason
+    seconds: float
+    threshold: float | None = None
+    p_correct: float | None = None
+    features: Features | None = None
+    completion: Completion | None = None
+    error: EngineError | None = None
+    calibrator_id: str = "none"
+    cost: Cost = Cost()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What the cascade served, and the whole way there. `served` is one of `hops`."""
+
+    hops: tuple[Hop, ...]
+    served: Hop
+    reason: Reason
+    policy: str = "default"
+
+    @property
+    def cost(self) -> Cost:
+        return sum((hop.cost for hop in self.hops), Cost())
+
+    @property
+    def seconds(self) -> float:
+        return sum(hop.seconds for hop in self.hops)
+
+    @property
+    def completion(self) -> Completion:
+        assert self.served.completion is not None, "a hop without a completion is never served"
+        return self.served.completion
