@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Reason(StrEnum):
-    """Why a hop ended as it did, and why an answer was served. The words are the API's (`x-route-reason`, `hops[].reason`)."""
+    """Why a hop ended as it did, and why an answer was served. The words are the API's own."""
 
     CONFIDENT = "confident"
     UNSURE = "unsure"
@@ -86,7 +86,7 @@ GREEDY = Sampling()
 class Ask:
     """One request to one engine, or to the cascade as a whole.
 
-    max_tokens: completion tokens wanted, None for the engine's own limit.  deadline: seconds on the running loop's clock.
+    max_tokens: completion tokens wanted, None for the engine's own limit.  deadline: seconds on the loop's clock.
     top_k: how many most-likely tokens per position the engine must report (0: the chosen token alone).
     """
 
@@ -135,7 +135,7 @@ class TokenTrace:
 
 
 def _check_nats(name: str, nats: Floats) -> None:
-    """Engines compute log-probs in 32 or 16 bits, so a certain token may come as +1e-7; more than that is no log-prob."""
+    """Engines compute in 32 or 16 bits, so a certain token may come as +1e-7; more than that is no log-prob."""
     if not bool(np.isfinite(nats).all()):
         raise BadTrace(f"{name} log-probs hold NaN or infinity; is the server in a raw log-prob mode?")
     if bool((nats > 1e-4).any()):
@@ -262,7 +262,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hop:
-    """One tier's turn. p_correct is None without evidence; completion is None when the engine failed, then error says how."""
+    """One tier's turn. p_correct is None without evidence; completion is None when the engine failed (see error)."""
 
     tier: str
     reason: Reason
