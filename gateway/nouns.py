@@ -7,7 +7,7 @@ starts with `p_` is a calibrated probability, and only such a number ever meets 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -77,6 +77,10 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+
+    def draws_like(self, other: Sampling) -> bool:
+        """Whether both draw tokens from the same distribution. Seeds and stop strings do not change that."""
+        return replace(self, seed=None, stop=()) == replace(other, seed=None, stop=())
 
 
 GREEDY = Sampling()
@@ -245,7 +249,8 @@ class Tier:
 
     features: names the calibrator was fitted on.  threshold: accept at p_correct >= threshold; None on a last tier.
     calibrator_id: id@first-12-hex-of-sha256, or "none".  patience_seconds: how long one attempt may take.
-    source: the evidence the calibrator was fitted on; other evidence leaves the answer without a confidence.
+    source, sampling: what the calibrator was fitted under; other evidence or another sampler costs the confidence.
+    top_k: candidates per token the features need.
     """
 
     name: str
@@ -254,10 +259,26 @@ class Tier:
     calibrator: Calibrator | None = None
     calibrator_id: str = "none"
     source: Source | None = None
+    sampling: Sampling = GREEDY
+    top_k: int = 0
     threshold: float | None = None
     prices: Prices = Prices()
     patience_seconds: float = 60.0
-    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """Which tiers are asked in which order, and what happens when none is sure.
+
+    serve_fallback: when the last tier fails, serve the surest earlier answer, marked, instead of an error.
+    abstain_below: a last answer under this probability is served flagged as abstained.  bypass: one tier, no cascade.
+    """
+
+    name: str
+    tiers: tuple[Tier, ...]
+    serve_fallback: bool = True
+    abstain_below: float | None = None
+    bypass: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -284,7 +305,7 @@ class Answer:
     hops: tuple[Hop, ...]
     served: Hop
     reason: Reason
-    policy: str = "default"
+    policy: Policy
 
     @property
     def cost(self) -> Cost:

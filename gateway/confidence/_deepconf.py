@@ -14,4 +14,4 @@ def token_confidence(trace: TokenTrace, k: int) -> Floats:
     candidate gives the same value. Fu et al. 2025, arXiv:2508.15260.
     """
     assert trace.top is not None, "measure() checks what a feature needs"
-    return np.negative(trace.top[:, :k].mean(axis=1))
+    return np.asarray(-trace.top[:, :k].mean(axis=1))

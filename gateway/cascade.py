@@ -1,0 +1,178 @@
+"""answer(): the one loop over tiers, used by the HTTP endpoint and by offline replay alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gateway import confidence, policy
+from gateway.errors import (
+    BadTrace,
+    DeadlinePassed,
+    EngineError,
+    EngineRefused,
+    EngineSlow,
+    EngineTooSmall,
+    NoTierLeft,
+)
+from gateway.nouns import (
+    Answer,
+    Ask,
+    Completion,
+    Cost,
+    Earlier,
+    Evidence,
+    Features,
+    Finish,
+    Hop,
+    Policy,
+    Prices,
+    Reason,
+    Tier,
+)
+
+Observer = Callable[[Hop], None]
+
+
+def ignore(hop: Hop) -> None:
+    """The observer of those who do not watch."""
+
+
+async def answer(ask: Ask, route: Policy, note: Observer = ignore) -> Answer:
+    """Ask the tiers in order; serve the first answer that is sure enough, or the last one.
+
+    Raises DeadlinePassed or NoTierLeft when no tier answered, EngineTooSmall when the prompt fits none of them, and
+    EngineRefused when a tier found the request itself at fault.
+    """
+    hops: list[Hop] = []
+    for position, tier in enumerate(route.tiers):
+        last = position == len(route.tiers) - 1
+        hop = await take_hop(ask, tier, earlier_answers(hops), last=last)
+        hops.append(hop)
+        note(hop)
+        if hop.reason in (Reason.CONFIDENT, Reason.LAST):
+            return Answer(tuple(hops), hop, served_reason(hop, route), route)
+        if hop.reason is Reason.DEADLINE:
+            break
+        if isinstance(hop.error, EngineRefused) and hop.error.status in (400, 422):
+            raise hop.error
+    return fall_back(hops, route)
+
+
+async def take_hop(ask: Ask, tier: Tier, earlier: Sequence[Earlier], *, last: bool) -> Hop:
+    """One tier's turn: ask, measure, calibrate, decide."""
+    now = asyncio.get_running_loop().time
+    began = now()
+    patience_ends = began + tier.patience_seconds
+    try:
+        async with asyncio.timeout_at(min(ask.deadline, patience_ends)):
+            completion = await tier.engine.complete(replace(ask, top_k=max(ask.top_k, tier.top_k)))
+    except TimeoutError:
+        seconds = now() - began
+        reason = Reason.SLOW if patience_ends < ask.deadline else Reason.DEADLINE
+        return Hop(tier.name, reason, seconds, tier.threshold, error=EngineSlow(tier.engine.name, seconds))
+    except EngineError as error:
+        return Hop(tier.name, failure(error), now() - began, tier.threshold, error=error)
+    verdict = judge(completion, tier, ask, earlier)
+    threshold = None if last else tier.threshold
+    return Hop(
+        tier.name,
+        policy.decide(verdict.p_correct, threshold, finish=completion.finish, null_reason=verdict.null_reason),
+        now() - began,
+        threshold,
+        verdict.p_correct,
+        verdict.features,
+        completion,
+        calibrator_id=tier.calibrator_id,
+        cost=price(completion, tier.prices),
+        note=verdict.note,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What one answer's evidence is worth. p_correct is None exactly when null_reason is not."""
+
+    p_correct: float | None = None
+    null_reason: Reason | None = None
+    note: str = ""
+    features: Features | None = None
+
+
+def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:
+    """From a completion to a calibrated probability, or to the named reason why there is none."""
+    if completion.finish is Finish.LENGTH:
+        return Verdict(null_reason=Reason.TRUNCATED, note="the answer was cut at the token limit")
+    if not completion.text.strip():
+        return Verdict(null_reason=Reason.NO_EVIDENCE, note="the answer is empty")
+    if tier.calibrator is None:
+        return Verdict(null_reason=Reason.UNCALIBRATED, note="the tier has no valid calibrator")
+    if not ask.sampling.draws_like(tier.sampling):
+        return Verdict(null_reason=Reason.SAMPLER_CHANGED, note="the calibrator was fitted under another sampler")
+    trace = completion.trace
+    if trace is None:
+        return Verdict(null_reason=Reason.NO_EVIDENCE, note=completion.no_trace)
+    if tier.source is not None and trace.source is not tier.source:
+        note = f"the calibrator was fitted on {tier.source}, the engine sent {trace.source}"
+        return Verdict(null_reason=Reason.NO_EVIDENCE, note=note)
+    try:
+        features = confidence.measure(tier.features, Evidence(trace, completion.text, tuple(earlier)))
+    except BadTrace as error:
+        return Verdict(null_reason=Reason.NO_EVIDENCE, note=str(error))
+    p_correct = float(tier.calibrator.predict(features.values[np.newaxis, :])[0])
+    if not 0.0 <= p_correct <= 1.0:  # also catches NaN
+        note = f"the calibrator gave {p_correct}"
+        return Verdict(null_reason=Reason.NO_EVIDENCE, note=note, features=features)
+    return Verdict(p_correct, features=features)
+
+
+def failure(error: EngineError) -> Reason:
+    """The hop's reason for an engine that did not deliver."""
+    match error:
+        case EngineTooSmall():
+            return Reason.TOO_SMALL
+        case EngineSlow():
+            return Reason.SLOW
+        case EngineRefused(status=429):
+            return Reason.RATE_LIMITED
+        case _:
+            return Reason.FAILED
+
+
+def price(completion: Completion, prices: Prices) -> Cost:
+    """Tokens and money one completion cost."""
+    usd = completion.prompt_tokens * prices.usd_per_mtok_in + completion.completion_tokens * prices.usd_per_mtok_out
+    return Cost(completion.prompt_tokens, completion.completion_tokens, usd / 1e6)
+
+
+def earlier_answers(hops: Sequence[Hop]) -> tuple[Earlier, ...]:
+    """What the tiers before said, in the order they were asked; tiers that did not answer are left out."""
+    return tuple(Earlier(hop.tier, hop.completion.text, hop.p_correct) for hop in hops if hop.completion is not None)
+
+
+def served_reason(hop: Hop, route: Policy) -> Reason:
+    """Why the client gets this answer: a bypass says so, and a last answer that is too unsure is flagged."""
+    if route.bypass:
+        return Reason.BYPASS
+    doubtful = hop.p_correct is None or hop.p_correct < (route.abstain_below or 0.0)
+    if hop.reason is Reason.LAST and route.abstain_below is not None and doubtful:
+        return Reason.ABSTAINED
+    return hop.reason
+
+
+def fall_back(hops: Sequence[Hop], route: Policy) -> Answer:
+    """No tier was sure and the last one failed: the surest earlier answer, marked as such, or the right error."""
+    answered = [hop for hop in hops if hop.completion is not None]
+    out_of_time = hops[-1].reason is Reason.DEADLINE
+    if answered and route.serve_fallback:
+        best = max(answered, key=lambda hop: (hop.p_correct is not None, hop.p_correct or 0.0))
+        return Answer(tuple(hops), best, Reason.DEADLINE if out_of_time else Reason.FALLBACK, route)
+    if out_of_time:
+        raise DeadlinePassed(sum(hop.seconds for hop in hops))
+    too_small = [hop.error for hop in hops if isinstance(hop.error, EngineTooSmall)]
+    if len(too_small) == len(hops):
+        raise max(too_small, key=lambda error: error.window_tokens)
+    raise NoTierLeft([(hop.tier, hop.reason) for hop in hops])
