@@ -92,6 +92,7 @@ class Ask:
 
     max_tokens: completion tokens wanted, None for the engine's own limit.  deadline: seconds on the loop's clock.
     top_k: how many most-likely tokens per position the engine must report (0: the chosen token alone).
+    texts: the candidates' texts are wanted too (a client asked for log-probs); features never need them.
     """
 
     messages: tuple[Message, ...]
@@ -99,6 +100,7 @@ class Ask:
     max_tokens: int | None = None
     sampling: Sampling = GREEDY
     top_k: int = 0
+    texts: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +110,7 @@ class TokenTrace:
     chosen: (T,) nats <= 0, log-prob of the emitted token.
     top:    (T, K) nats, the K most likely tokens, falling along K; None when the engine gave none.
     tokens: T byte strings whose concatenation is the answer's UTF-8 text; empty when the engine did not give them.
+    candidates: T rows of K byte strings, the texts behind `top`; empty unless the Ask wanted texts.
     signals: arrays by name, each (T,), computed inside the engine (exact entropy, margin, ...).
     end_nats: log-prob of the end token, None when the answer was cut or the engine does not tell.
     Raises BadTrace when T = 0, shapes differ, or a value is not finite or is positive.
@@ -119,6 +122,7 @@ class TokenTrace:
     tokens: tuple[bytes, ...] = ()
     signals: Mapping[str, Floats] = field(default_factory=dict)
     end_nats: float | None = None
+    candidates: tuple[tuple[bytes, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.chosen.ndim != 1 or self.chosen.size == 0:
@@ -132,6 +136,10 @@ class TokenTrace:
                 raise BadTrace("top log-probs must fall along K; sort them before building a trace")
         if self.tokens and len(self.tokens) != self.chosen.size:
             raise BadTrace(f"{self.chosen.size} log-probs but {len(self.tokens)} token texts")
+        if self.candidates:
+            widths = {len(row) for row in self.candidates}
+            if self.top is None or len(self.candidates) != self.chosen.size or widths != {self.top.shape[1]}:
+                raise BadTrace("candidate texts must match the top log-probs one to one")
         for name, signal in self.signals.items():
             if signal.shape != self.chosen.shape or not bool(np.isfinite(signal).all()):
                 raise BadTrace(f"signal {name!r} must be finite and of shape {self.chosen.shape}, got {signal.shape}")
@@ -196,6 +204,9 @@ class Engine(Protocol):
     """Anything that turns an Ask into a Completion.
 
     `complete` raises EngineError leaves only; when its task is cancelled it stops the work behind it before it returns.
+    `ready` tells whether a question could be answered now; it never raises.
+    `fingerprint` is what the engine can tell about itself, by the names artefacts use (model, revision, engine,
+    engine_version, dtype, ...): only what it knows, so a missing key means "cannot tell". Raises EngineError when away.
     """
 
     @property
@@ -204,6 +215,8 @@ class Engine(Protocol):
     async def complete(self, ask: Ask) -> Completion: ...
 
     async def ready(self) -> bool: ...
+
+    async def fingerprint(self) -> Mapping[str, str]: ...
 
     async def close(self) -> None: ...
 
