@@ -1,0 +1,373 @@
+"""Grade-school word problems, generated: seeded, reproducible to the byte, with shifts by name.
+
+A problem is a story about one person's things: a start, then operations on the running number, then a question. Its
+reasoning chain is the arithmetic, one equation a line, and ends in `#### N`. What the splits differ in:
+
+    train, calibration, validation, test   2-6 steps, numbers to 300, the wordings, names and items of training
+    more_steps                             7-8 steps
+    larger_numbers                         numbers from 301 to 999 on the way
+    new_names                              names and items that training never shows
+    reworded                               sentence templates that training never shows
+    extra_clause                           an irrelevant clause with a number, of kinds that training never shows
+
+A problem's identity is its templates and numbers, names and items aside, and the hash of the identity alone decides
+which of the four unshifted splits may use it. So no split ever shares a problem with another, not even a renamed one,
+however many are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+SHIFTS = ("more_steps", "larger_numbers", "new_names", "reworded", "extra_clause")
+SPLITS = ("train", "calibration", "validation", "test", *SHIFTS)
+SEED = 2026
+
+# Of 20 equal buckets of identities: where each split's problems come from. Shifted problems differ from training by
+# construction and still keep out of its buckets.
+BUCKETS = {"train": range(4, 20), "calibration": range(2, 4), "validation": range(1, 2), "test": range(1)}
+
+NAMES = tuple(
+    """
+    Ada Ben Cara Dan Elsa Finn Gina Hugo Ivy Jack Kira Leo Mia Noah Olga Paul Rosa Sam Tara Uwe Vera Will Yara
+    Zack Anna Bob Chloe David Emma Frank Grace Henry Iris Jonas Kate Liam
+    """.split()  # noqa: SIM905 -- a list of words reads best as words
+)
+ITEMS = tuple(
+    """
+    apples books cards coins eggs flowers grapes hats jars keys lamps marbles nails oranges pens plums roses
+    shells stamps stones toys cups balls beads boats candles cakes cookies lemons pears pencils plates tickets
+    tulips
+    """.split()  # noqa: SIM905 -- a list of words reads best as words
+)
+NEW_NAMES = tuple(
+    """
+    Quentin Xenia Omar Bianca Ravi Sigrid Tomas Yuki Aisha Bruno Celeste Dmitri
+    """.split()  # noqa: SIM905 -- a list of words reads best as words
+)
+NEW_ITEMS = tuple(
+    """
+    buttons carrots feathers kites magnets onions ribbons saddles turnips walnuts whistles zithers
+    """.split()  # noqa: SIM905 -- a list of words reads best as words
+)
+
+# {p}: whose story it is.  {q}, {r}: others.  {i}: the item.  {j}: another item.  {a}, {b}, {c}: numbers.
+START = {
+    "has": "{p} has {a} {i}.",
+    "starts": "{p} starts the day with {a} {i}.",
+    "bag": "There are {a} {i} in the bag of {p}.",
+    "collects": "{p} collects {i} and has {a} of them.",
+    "shelf": "On a shelf {p} keeps {a} {i}.",
+    "morning": "In the morning {p} counts {a} {i}.",
+}
+START_PRODUCT = {
+    "boxes": "{p} has {a} boxes with {b} {i} in each.",
+    "rows": "{p} lays out {a} rows of {b} {i}.",
+    "days": "For {a} days {p} gets {b} {i} every day.",
+    "bags": "{p} fills {a} bags with {b} {i} each.",
+}
+STEP = {
+    "add": {
+        "buys": "{p} buys {b} more {i}.",
+        "gift": "{q} gives {p} {b} {i}.",
+        "finds": "Then {p} finds {b} {i} in the garden.",
+        "brings": "Later {q} brings {b} more.",
+        "makes": "After lunch {p} makes {b} new {i}.",
+        "wins": "{p} wins {b} {i} in a game.",
+        "post": "A parcel with {b} {i} comes for {p}.",
+    },
+    "sub": {
+        "gives": "{p} gives {b} {i} to {q}.",
+        "loses": "{p} loses {b} of them.",
+        "sells": "Then {p} sells {b} {i}.",
+        "break": "{b} {i} break.",
+        "takes": "{q} takes {b} of the {i}.",
+        "throws": "{p} throws away {b} old {i}.",
+        "lends": "{p} lends {b} {i} to {q}.",
+    },
+    "mul": {
+        "times": "Soon {p} has {b} times as many.",
+        "grows": "By evening the number of {i} grows to {b} times what it was.",
+        "each": "Each of them is swapped for {b} smaller {i}.",
+        "multiplies": "{q} multiplies the {i} of {p} by {b}.",
+    },
+    "div": {
+        "shares": "{p} shares the {i} equally among {b} people and keeps one share.",
+        "piles": "{p} makes {b} equal piles of {i} and keeps just one pile.",
+        "part": "Only one part in {b} of the {i} is left.",
+        "divides": "{q} divides the {i} of {p} by {b}.",
+    },
+    "packs_in": {
+        "packs": "{p} buys {b} packs with {c} {i} in each.",
+        "friends": "Each of {b} friends gives {p} {c} {i}.",
+        "days": "For {b} days {p} gets {c} more {i} a day.",
+    },
+    "packs_out": {
+        "bags": "{p} gives away {b} bags of {c} {i}.",
+        "friends": "Each of {b} friends takes {c} {i} from {p}.",
+        "days": "For {b} days {p} uses {c} {i} a day.",
+    },
+}
+ASK = {
+    "have": {
+        "now": "How many {i} does {p} have now?",
+        "left": "How many {i} are there in the end?",
+        "many": "What is the number of {i} that {p} has?",
+    },
+    "price": {
+        "sell": "Each one sells for {b} dollars. How many dollars does {p} get for all of them?",
+        "weigh": "Each one weighs {b} grams. How many grams do all of them weigh?",
+    },
+    "lack": {
+        "needs": "{p} needs {b} {i} in all. How many are missing?",
+        "wants": "{q} asks for {b} {i}. How many more must {p} find?",
+    },
+    "more_together": {
+        "together": "{q} has {b} more {i} than {p}. How many do they have together?",
+        "both": "{q} owns {b} more than {p}. How many {i} do both own?",
+    },
+    "times_together": {
+        "together": "{q} has {b} times as many {i} as {p}. How many do they have together?",
+        "both": "{q} owns {b} times as many as {p}. How many {i} do both own?",
+    },
+}
+DISTRACT = {
+    "other": "{q} has {c} {j}.",
+    "same": "{r} has {c} {i} too.",
+    "age": "{q} is {c} years old.",
+    "walk": "{p} walks {c} minutes to school.",
+    "shop": "The shop also sells {c} kinds of {j}.",
+}
+
+# Wordings that training never shows, for the split `reworded`.
+NEW_START = {
+    "owns": "{p} is the proud owner of {a} {i}.",
+    "table": "A table at the home of {p} holds {a} {i}.",
+    "total": "The {i} of {p} number {a} in total.",
+}
+NEW_START_PRODUCT = {
+    "crates": "Inside each of {a} crates {p} stores {b} {i}.",
+    "groups": "{p} arranges {i} in {a} groups, {b} to a group.",
+}
+NEW_STEP = {
+    "add": {"receives": "{p} receives {b} extra {i}.", "plus": "Another {b} {i} are handed to {p} by {q}."},
+    "sub": {"without": "{p} ends up without {b} of those {i}.", "stolen": "{b} {i} get stolen."},
+    "mul": {"factor": "The stock of {p} rises by a factor of {b}.", "fold": "Now there is {b} of every single one."},
+    "div": {"split": "The {i} are split {b} ways, and one portion stays with {p}."},
+    "packs_in": {"cartons": "Along come {b} cartons, holding {c} {i} apiece."},
+    "packs_out": {"orders": "{p} ships {b} orders of {c} {i}."},
+}
+NEW_ASK = {
+    "have": {"tally": "Find the final tally of {i}.", "count": "State how many {i} {p} can count."},
+    "price": {"worth": "If one is worth {b} dollars, what is the whole lot worth?"},
+    "lack": {"goal": "The goal is {b} {i}. By how many does {p} fall short?"},
+    "more_together": {"sum": "{q} is ahead of {p} by {b} {i}. What do their {i} add up to?"},
+    "times_together": {"sum": "For each one of {p}, {q} has {b}. What do the {i} of both add up to?"},
+}
+# Clauses of kinds that training never shows, for the split `extra_clause`; one is put behind a sentence of the story.
+CLAUSES = {
+    "bus": "The number {c} bus stops outside.",
+    "year": "This reminds {q} of a trip {c} months ago.",
+    "colour": "About {c} of the {j} next door are blue.",
+    "uncle": "An uncle who lives {c} miles away once had twice that.",
+    "radio": "Meanwhile the radio plays {c} songs.",
+}
+
+STEPS_OF = {"add": 1, "sub": 1, "mul": 1, "div": 1, "packs_in": 2, "packs_out": 2}
+STEPS_OF_ASK = {"have": 0, "price": 1, "lack": 1, "more_together": 2, "times_together": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One generated problem. answer: a positive integer.  magnitude: the largest number on the way.  identity: hex."""
+
+    id: str
+    split: str
+    text: str
+    chain: str
+    answer: int
+    steps: int
+    magnitude: int
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a split allows. steps and peak are inclusive ranges; peak bounds the largest number on the way."""
+
+    steps: tuple[int, int] = (2, 6)
+    peak: tuple[int, int] = (0, 300)
+    new_words: bool = False
+    reworded: bool = False
+    clause: bool = False
+
+
+RECIPES = {
+    **dict.fromkeys(BUCKETS, Recipe()),
+    "more_steps": Recipe(steps=(7, 8)),
+    "larger_numbers": Recipe(peak=(301, 999)),
+    "new_names": Recipe(new_words=True),
+    "reworded": Recipe(reworded=True),
+    "extra_clause": Recipe(clause=True),
+}
+
+
+def problems(split: str, n: int, *, seed: int = SEED) -> Iterator[Problem]:
+    """The first n problems of a split, no two of the same identity, however long the list.
+
+    Raises ValueError for a split that does not exist.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; have {', '.join(SPLITS)}")
+    seen: set[str] = set()
+    for index in count():
+        if len(seen) == n:
+            return
+        drawn = problem(split, index, seed=seed)
+        if drawn.identity not in seen:
+            seen.add(drawn.identity)
+            yield drawn
+
+
+def problem(split: str, index: int, *, seed: int = SEED) -> Problem:
+    """The index-th problem of a split. Draws until one fits the split's recipe and belongs to its buckets."""
+    rng = random.Random(f"{seed}/{split}/{index}")  # seeding by a string is the same in every Python since 3.2
+    recipe, buckets = RECIPES[split], BUCKETS.get(split, BUCKETS["test"])
+    while True:
+        draft = _draft(rng, recipe)
+        if draft is None:
+            continue
+        text, equations, answer, peak, identity = draft
+        if recipe.peak[0] <= peak <= recipe.peak[1] and int(identity[:8], 16) % 20 in buckets:
+            chain = "\n".join([*equations, f"#### {answer}"])
+            return Problem(f"pocket-{split}-{index}", split, text, chain, answer, len(equations), peak, identity)
+
+
+class _Story:
+    """A story under construction: the running number, its sentences, its equations."""
+
+    def __init__(self, rng: random.Random, recipe: Recipe) -> None:
+        self.rng, self.recipe = rng, recipe
+        names, items = (NEW_NAMES, NEW_ITEMS) if recipe.new_words else (NAMES, ITEMS)
+        self.words = dict(zip("pqr", rng.sample(names, 3), strict=True)) | dict(
+            zip("ij", rng.sample(items, 2), strict=True)
+        )
+        self.sentences: list[str] = []
+        self.equations: list[str] = []
+        self.keys: list[str] = []
+        self.value = self.peak = 0
+
+    def say(self, kind: str, wordings: dict[str, str], **numbers: int) -> None:
+        key = self.rng.choice(list(wordings))
+        self.sentences.append(wordings[key].format(**self.words, **numbers))
+        self.keys.append(f"{kind}.{key}{tuple(numbers.values())}")
+
+    def compute(self, left: int, sign: str, right: int) -> int:
+        result = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[sign]
+        self.equations.append(f"{left}{sign}{right}={result}")
+        self.value, self.peak = result, max(self.peak, left, right, result)
+        return result
+
+    def below(self, low: int, high: int) -> int | None:
+        """A number in [low, high], None when there is none."""
+        return self.rng.randint(low, high) if low <= high else None
+
+
+def _draft(rng: random.Random, recipe: Recipe) -> tuple[str, list[str], int, int, str] | None:
+    """One try. None when the numbers drawn leave no legal next step."""
+    story = _Story(rng, recipe)
+    wanted = rng.randint(*recipe.steps)
+    ask = rng.choice([kind for kind, cost in STEPS_OF_ASK.items() if cost < wanted])
+    _begin(story, as_product=wanted - STEPS_OF_ASK[ask] > 1 and rng.random() < 0.3)
+    while (room := wanted - STEPS_OF_ASK[ask] - len(story.equations)) > 0:
+        if not _step(story, rng.choice([kind for kind, cost in STEPS_OF.items() if cost <= room])):
+            return None
+    _disturb(story)
+    if not _ask(story, ask):
+        return None
+    identity = hashlib.sha256("|".join(story.keys).encode()).hexdigest()[:16]
+    return " ".join(story.sentences), story.equations, story.value, story.peak, identity
+
+
+def _begin(story: _Story, *, as_product: bool) -> None:
+    rng, reworded, large = story.rng, story.recipe.reworded, story.recipe.peak[1] > 300
+    if as_product:
+        a, b = rng.randint(2, 12), rng.randint(2, 60 if large else 20)
+        story.say("start_product", NEW_START_PRODUCT if reworded else START_PRODUCT, a=a, b=b)
+        story.compute(a, "*", b)
+    else:
+        a = rng.randint(4, 600 if large else 99)
+        story.say("start", NEW_START if reworded else START, a=a)
+        story.value = story.peak = a
+
+
+def _step(story: _Story, kind: str) -> bool:
+    """One operation on the running number, or False when no number fits."""
+    top, x = story.recipe.peak[1], story.value
+    spread = 400 if top > 300 else 99
+    wordings = (NEW_STEP if story.recipe.reworded else STEP)[kind]
+    if kind in ("packs_in", "packs_out"):
+        b = story.below(2, 9)
+        c = story.below(2, min(40, ((top - x) if kind == "packs_in" else x - 1) // (b or 1)))
+        if b is None or c is None:
+            return False
+        story.say(kind, wordings, b=b, c=c)
+        packed = story.compute(b, "*", c)
+        story.compute(x, "+" if kind == "packs_in" else "-", packed)
+        return True
+    factors = {"mul": [k for k in range(2, 10) if x * k <= top], "div": [k for k in range(2, 10) if x % k == 0]}
+    match kind:
+        case "add":
+            b = story.below(2, min(spread, top - x))
+        case "sub":
+            b = story.below(2, min(spread, x - 1))
+        case _:
+            b = story.rng.choice(factors[kind]) if factors[kind] else None
+    if b is None:
+        return False
+    story.say(kind, wordings, b=b)
+    story.compute(x, {"add": "+", "sub": "-", "mul": "*", "div": "/"}[kind], b)
+    return True
+
+
+def _disturb(story: _Story) -> None:
+    """Put irrelevant sentences into the story: one in a third of all problems, and the split's own clause."""
+    rng = story.rng
+    for kind, wordings, wanted in (
+        ("distract", DISTRACT, rng.random() < 0.35),
+        ("clause", CLAUSES, story.recipe.clause),
+    ):
+        if wanted:
+            story.say(kind, wordings, c=rng.randint(2, 60))
+            sentence = story.sentences.pop()
+            story.sentences.insert(rng.randint(1, len(story.sentences)), sentence)
+
+
+def _ask(story: _Story, kind: str) -> bool:
+    top, x = story.recipe.peak[1], story.value
+    wordings = (NEW_ASK if story.recipe.reworded else ASK)[kind]
+    limits = {
+        "have": (0, 0),
+        "price": (2, min(9, top // x)),
+        "lack": (x + 2, min(x + 99, top)),
+        "more_together": (2, min(99, top - 2 * x)),
+        "times_together": (2, min(9, top // x - 1)),
+    }
+    b = story.below(*limits[kind])
+    if b is None:
+        return False
+    story.say(kind, wordings, b=b)
+    match kind:
+        case "price":
+            story.compute(x, "*", b)
+        case "lack":
+            story.compute(b, "-", x)
+        case "more_together":
+            story.compute(x, "+", story.compute(x, "+", b))
+        case "times_together":
+            story.compute(x, "+", story.compute(x, "*", b))
+    return True

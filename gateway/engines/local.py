@@ -1,0 +1,271 @@
+"""Any local or hub model, in this process: transformers on the CPU or a GPU, for laptops, tests and the pocket cascade.
+
+One worker thread owns the model. Requests that arrive together are prefilled as one batch; later ones start a batch of
+their own at once, and all batches take turns, a token at a time, so nobody waits for somebody else's long answer. A
+cancelled request leaves its batch before the next token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationInfo, field_validator
+
+from gateway import engines
+from gateway.errors import BadTrace, ConfigError, EngineDown, EngineTooSmall
+from gateway.nouns import Ask, Completion, Finish, Source, TokenTrace
+
+if TYPE_CHECKING:
+    from gateway.engines._decode import Batch, Decoder, Row
+
+GATHER_SECONDS = 0.004  # a burst of requests arrives within this; waiting longer costs more than a larger batch saves
+HASHED_ENDS = 2**20  # bytes hashed at each end of a weight file too large to read whole at every start
+
+
+class Options(engines.Options):
+    """A model folder (with config.json), or a name on the hub where the hub can be reached."""
+
+    kind: Literal["local"] = "local"
+    model: str
+    revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: str = "cpu"
+    max_batch: int = Field(default=32, ge=1, le=1024)
+    max_tokens: int = Field(default=512, ge=1, description="completion limit when the client names none")
+
+    @field_validator("model", mode="after")
+    @classmethod
+    def _find(cls, value: str, info: ValidationInfo) -> str:
+        """A folder beside the configuration wins over a hub name; what looks like a path must exist."""
+        folder = engines.resolve(value, info)
+        if (folder / "config.json").is_file():
+            return str(folder)
+        if folder.exists() or value.startswith((".", "/", "~")) or value.count("/") != 1:
+            raise ValueError(f"no model in {folder}: it needs a config.json, weights and a tokenizer")
+        return value
+
+
+async def open_engine(options: Options, *, name: str) -> LocalEngine:
+    """Load the model in a thread. Raises ConfigError when it cannot be had."""
+    try:
+        from gateway.engines._decode import Decoder
+    except ImportError as error:
+        raise ConfigError(
+            f"tier {name!r} runs in process and needs: pip install 'confidence-gateway[local]'"
+        ) from error
+    try:
+        decoder = await asyncio.to_thread(
+            Decoder, options.model, dtype=options.dtype, device=options.device, revision=options.revision
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"tier {name!r}: cannot load model {options.model!r}: {reason}") from error
+    return LocalEngine(name, decoder, options)
+
+
+class LocalEngine:
+    """One model, one worker thread, any number of concurrent requests."""
+
+    def __init__(self, name: str, decoder: Decoder, options: Options) -> None:
+        self._name, self._decoder, self._options = name, decoder, options
+        self._fingerprint = fingerprint(decoder, options)
+        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
+        self._closed = False
+        self._worker.start()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def complete(self, ask: Ask) -> Completion:
+        """Answer one Ask. Raises EngineTooSmall for a prompt that leaves no room, EngineDown after close()."""
+        if self._closed:
+            raise EngineDown(self._name, "the engine is closed")
+        job = await asyncio.to_thread(self._prepare, ask, asyncio.get_running_loop())
+        self._inbox.put(job)
+        try:
+            return await job.done
+        except asyncio.CancelledError:
+            job.row.cancelled = True
+            raise
+
+    async def ready(self) -> bool:
+        return not self._closed and self._worker.is_alive()
+
+    async def fingerprint(self) -> Mapping[str, str]:
+        return self._fingerprint
+
+    async def close(self) -> None:
+        self._closed = True
+        self._inbox.put(None)
+        await asyncio.to_thread(self._worker.join)
+
+    def _prepare(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> _Job:
+        from gateway.engines._decode import Row
+
+        prompt = self._decoder.encode([{"role": m.role, "content": m.content} for m in ask.messages])
+        window = self._decoder.window_tokens
+        if len(prompt) >= window:
+            raise EngineTooSmall(self._name, len(prompt), window)
+        limit = min(ask.max_tokens or self._options.max_tokens, window - len(prompt))
+        return _Job(Row(prompt, limit, ask.sampling, ask.top_k), ask, loop)
+
+    def _work(self) -> None:
+        """The worker: admit what has arrived, give every batch one token, hand over what ended."""
+        batches: list[Batch] = []
+        jobs: dict[int, _Job] = {}
+        while True:
+            arrived = self._arrived(wait=not batches, room=self._options.max_batch - len(jobs))
+            if arrived is None:
+                for job in jobs.values():
+                    job.fail(EngineDown(self._name, "the engine was closed while it answered"))
+                return
+            jobs.update((id(job.row), job) for job in arrived)
+            if arrived:
+                batches.append(self._decoder.start([job.row for job in arrived]))
+            for batch in list(batches):
+                members = list(batch.rows)
+                try:
+                    ended = batch.step()
+                except Exception as error:  # a broken step must fail its own requests, not the worker
+                    batches.remove(batch)
+                    for row in members:
+                        if (job := jobs.pop(id(row), None)) is not None:
+                            job.fail(EngineDown(self._name, f"{type(error).__name__}: {error}"))
+                    continue
+                for row in ended:
+                    if (job := jobs.pop(id(row), None)) is not None:
+                        job.succeed(self._completion(job))
+                for row in members:
+                    if row.cancelled:
+                        jobs.pop(id(row), None)
+                if not batch.rows:
+                    batches.remove(batch)
+
+    def _arrived(self, *, wait: bool, room: int) -> list[_Job] | None:
+        """Jobs to admit now, at most `room`; None when the engine is being closed."""
+        arrived: list[_Job] = []
+        until = time.monotonic() + GATHER_SECONDS
+        while len(arrived) < room:
+            try:
+                pause = max(0.0, until - time.monotonic())
+                block = wait and not arrived
+                job = self._inbox.get(timeout=None if block else (pause if wait else 0))
+            except queue.Empty:
+                break
+            if job is None:
+                for waiting in arrived:
+                    waiting.fail(EngineDown(self._name, "the engine was closed while it answered"))
+                return None
+            if block:
+                until = time.monotonic() + GATHER_SECONDS
+            if not job.row.cancelled:
+                arrived.append(job)
+        return arrived
+
+    def _completion(self, job: _Job) -> Completion:
+        row, decoder = job.row, self._decoder
+        ended = row.end_nats is not None
+        try:
+            trace, no_trace = _trace(row, decoder, texts=job.ask.texts), ""
+        except BadTrace as error:
+            trace, no_trace = None, str(error)
+        return Completion(
+            text=row.text or "",
+            finish=Finish.LENGTH if row.cut else Finish.STOP,
+            prompt_tokens=len(row.prompt),
+            completion_tokens=len(row.tokens) + ended,
+            engine=self._name,
+            model=self._fingerprint["model"],
+            seconds=time.monotonic() - job.began,
+            trace=trace,
+            no_trace=no_trace,
+        )
+
+
+class _Job:
+    """One request between the loop that waits for it and the worker that does it."""
+
+    def __init__(self, row: Row, ask: Ask, loop: asyncio.AbstractEventLoop) -> None:
+        self.row, self.ask = row, ask
+        self.began = time.monotonic()
+        self._loop = loop
+        self.done: asyncio.Future[Completion] = loop.create_future()
+
+    def succeed(self, completion: Completion) -> None:
+        self._settle(lambda: self.done.set_result(completion))
+
+    def fail(self, error: Exception) -> None:
+        self._settle(lambda: self.done.set_exception(error))
+
+    def _settle(self, act: Any) -> None:
+        def on_loop() -> None:
+            if not self.done.done():
+                act()
+
+        try:
+            self._loop.call_soon_threadsafe(on_loop)
+        except RuntimeError:  # the loop has closed: nobody is waiting any more
+            self.row.cancelled = True
+
+
+def _trace(row: Row, decoder: Decoder, *, texts: bool) -> TokenTrace:
+    candidates: tuple[tuple[bytes, ...], ...] = ()
+    if texts and row.top_k:
+        candidates = tuple(tuple(decoder.token_bytes([int(t)])[0] for t in tokens) for tokens in row.top_tokens)
+    return TokenTrace(
+        source=Source.TOP_LOGPROBS if row.top_k else Source.CHOSEN,
+        chosen=np.array(row.chosen_nats, dtype=np.float64),
+        top=np.array(row.top_nats, dtype=np.float64) if row.top_k else None,
+        tokens=decoder.token_bytes(row.tokens),
+        end_nats=row.end_nats,
+        candidates=candidates,
+    )
+
+
+def fingerprint(decoder: Decoder, options: Options) -> dict[str, str]:
+    """Who this engine is, in the names artefacts use. The model's name is its folder's, so that a copy is the same."""
+    folder = Path(options.model)
+    told = {
+        "model": folder.name if folder.is_dir() else options.model,
+        "engine": "transformers",
+        "engine_version": version("transformers"),
+        "dtype": options.dtype,
+        "logprobs_mode": "raw_logprobs",
+        "tokenizer": _sha256(decoder.tokenizer.backend_tokenizer.to_str().encode()),
+        "chat_template": _sha256(str(decoder.tokenizer.chat_template or "").encode()),
+    }
+    if folder.is_dir():
+        told["weights"] = weights_hash(folder)
+    elif options.revision:
+        told["revision"] = options.revision
+    return told
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over a model's configuration and weights: files to 2 MiB whole, of larger ones size and both ends."""
+    from gateway.engines._decode import weight_files
+
+    digest = hashlib.sha256()
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(HASHED_ENDS))
+            file.seek(max(HASHED_ENDS, size - HASHED_ENDS))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
