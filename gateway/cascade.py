@@ -31,6 +31,7 @@ from gateway.nouns import (
     Policy,
     Prices,
     Reason,
+    Source,
     Tier,
 )
 
@@ -115,7 +116,7 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
     trace = completion.trace
     if trace is None:
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=completion.no_trace)
-    if tier.source is not None and trace.source is not tier.source:
+    if tier.source is not None and not serves(trace.source, tier.source):
         note = f"the calibrator was fitted on {tier.source}, the engine sent {trace.source}"
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=note)
     try:
@@ -127,6 +128,11 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
         note = f"the calibrator gave {p_correct}"
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=note, features=features)
     return Verdict(p_correct, features=features)
+
+
+def serves(sent: Source, fitted: Source) -> bool:
+    """Whether evidence of one source may stand for another: candidates come with the very same chosen log-probs."""
+    return sent is fitted or (sent is Source.TOP_LOGPROBS and fitted is Source.CHOSEN)
 
 
 def failure(error: EngineError) -> Reason:

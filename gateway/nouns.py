@@ -79,8 +79,12 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     def draws_like(self, other: Sampling) -> bool:
-        """Whether both draw tokens from the same distribution. Seeds and stop strings do not change that."""
-        return replace(self, seed=None, stop=()) == replace(other, seed=None, stop=())
+        """Whether both draw tokens from the same distribution: seeds and stop strings, and top_p without heat, do not
+        change it."""
+        return self._drawing() == other._drawing()
+
+    def _drawing(self) -> Sampling:
+        return replace(self, seed=None, stop=(), top_p=self.top_p if self.temperature > 0 else 1.0)
 
 
 GREEDY = Sampling()
@@ -161,6 +165,7 @@ class Completion:
 
     trace is None when the engine gave no usable evidence; `no_trace` then says why in words.
     model: id@revision of what actually answered.  seconds: from the call to the last token.
+    clamped_tokens: how many tokens carry the engine's floor instead of a log-prob (vLLM sends -9999 for -infinity).
     """
 
     text: str
@@ -172,6 +177,7 @@ class Completion:
     seconds: float
     trace: TokenTrace | None = None
     no_trace: str = ""
+    clamped_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,16 +24,15 @@ import pkgutil
 from pathlib import Path
 from typing import Protocol, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo
+from pydantic import BaseModel, ValidationInfo
 
 from gateway.errors import ConfigError
 from gateway.nouns import Engine
+from gateway.written import Written
 
 
-class Options(BaseModel):
+class Options(Written):
     """Base of every engine's options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     kind: str
 

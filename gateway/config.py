@@ -1,0 +1,294 @@
+"""The configuration file: what may be written in it, and mistakes told with file, line and what would be right.
+
+YAML, read with a safe loader; nothing in it is ever evaluated. Relative paths start at the file's own folder. Secrets
+are SHA-256 hashes or the names of environment variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, GetPydanticSchema, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails, core_schema
+
+from gateway import engines
+from gateway.errors import ConfigError
+from gateway.written import SecretReference, Written, read_secret, unknown, wrong
+
+Location = tuple[str | int, ...]
+
+# Names stand in headers, metrics and URLs, so they are plain.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+AnyEngine = Annotated[
+    engines.Options,
+    GetPydanticSchema(
+        lambda _, schema_of: core_schema.tagged_union_schema(
+            {kind: schema_of(engines.find(kind).Options) for kind in engines.kinds()}, discriminator="kind"
+        )
+    ),
+]
+
+
+class Server(Written):
+    """Where to listen and what one request may take."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535, description="0 takes any free port")
+    request_seconds: float = Field(default=120, gt=0, description="one total deadline per request, over all tiers")
+    receive_seconds: float = Field(default=10, gt=0, description="how long a client may take to send its request")
+    grace_seconds: float = Field(default=30, ge=0, description="how long SIGTERM waits for requests in flight")
+    max_body_mib: float = Field(default=4, gt=0, le=1024)
+    max_choices: int = Field(default=8, ge=1, le=128, description="largest `n`")
+    strict_fields: bool = Field(default=False, description="400 for fields we do not know, instead of ignoring them")
+    sampler: Literal["escalate", "pin"] = Field(
+        default="escalate",
+        description="a client asks for another sampler than the calibrators were fitted under: escalate honours it "
+        "without a confidence, pin ignores it",
+    )
+
+
+class Client(Written):
+    """One client key: its SHA-256, or the environment variable that holds it."""
+
+    name: Name
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    key: SecretReference | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.sha256 is None) == (self.key is None):
+            raise wrong("a client needs either sha256 or key (env:NAME)")
+        return self
+
+    def digest(self) -> bytes:
+        """The key's SHA-256. Raises ConfigError when the environment does not have it."""
+        if self.sha256 is not None:
+            return bytes.fromhex(self.sha256)
+        assert self.key is not None, "validated above"
+        return hashlib.sha256(read_secret(self.key).get_secret_value().encode()).digest()
+
+
+class Keys(Written):
+    """Who may ask. Without a key, everybody must be let in on purpose."""
+
+    allow_anonymous: bool = False
+    clients: tuple[Client, ...] = ()
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Self:
+        if not self.clients and not self.allow_anonymous:
+            raise wrong("nobody may ask: list clients, or set allow_anonymous: true to let everybody in")
+        return self
+
+
+class PriceList(Written):
+    """US dollars per million tokens."""
+
+    usd_per_mtok_in: float = Field(default=0, ge=0)
+    usd_per_mtok_out: float = Field(default=0, ge=0)
+
+
+class TierEntry(Written):
+    """One model server and its calibrator."""
+
+    name: Name
+    engine: AnyEngine
+    calibrator: Path | None = None
+    prices: PriceList = PriceList()
+    patience_seconds: float = Field(default=60, gt=0, description="how long one attempt at this tier may take")
+
+    @field_validator("name")
+    @classmethod
+    def _not_a_virtual_name(cls, name: str) -> str:
+        if name == "auto":
+            raise wrong("'auto' is the name of the whole cascade; call the tier otherwise")
+        return name
+
+    @field_validator("calibrator")
+    @classmethod
+    def _beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else engines.resolve(path, info)
+
+
+class Step(Written):
+    """One tier's turn: its answer is served at p_correct >= accept_at. The last step always answers."""
+
+    tier: str
+    accept_at: Share | None = None
+
+
+class PolicyEntry(Written):
+    """Which tiers are asked in which order."""
+
+    steps: tuple[Step, ...] = Field(min_length=1)
+    serve_fallback: bool = Field(
+        default=True, description="serve an earlier unsure answer, marked, when the last tier fails"
+    )
+    abstain_below: Share | None = Field(default=None, description="flag a last answer whose probability is below this")
+
+    @model_validator(mode="after")
+    def _thresholds_where_they_act(self) -> Self:
+        *before, last = self.steps
+        for position, step in enumerate(before):
+            if step.accept_at is None:
+                raise wrong("only the last step may lack accept_at", at=("steps", position))
+        if last.accept_at is not None:
+            at = ("steps", len(before), "accept_at")
+            raise wrong("the last step always answers; to flag its unsure answers set abstain_below", at=at)
+        return self
+
+
+class Config(Written):
+    """A whole configuration file."""
+
+    server: Server = Server()
+    keys: Keys
+    on_bad_artifact: Literal["escalate", "refuse"] = Field(
+        default="refuse",
+        description="a calibrator that is missing, broken or not this server's: escalate runs the tier without a "
+        "confidence, refuse does not start",
+    )
+    tiers: tuple[TierEntry, ...] = Field(min_length=1)
+    policies: dict[Name, PolicyEntry] = Field(description="`default` is what the model name `auto` means")
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        tiers = {tier.name: tier for tier in self.tiers}
+        if len(tiers) < len(self.tiers):
+            raise wrong("two tiers have the same name", at=("tiers",))
+        if "default" not in self.policies:
+            raise wrong("one policy must be called default", at=("policies",))
+        for name, policy in self.policies.items():
+            for position, step in enumerate(policy.steps):
+                at = ("policies", name, "steps", position)
+                if step.tier not in tiers:
+                    raise wrong("{told}", at=(*at, "tier"), told=unknown("tier", step.tier, tiers))
+                if step.tier in {earlier.tier for earlier in policy.steps[:position]}:
+                    raise wrong("a tier can be asked only once", at=(*at, "tier"))
+                if step.accept_at is not None and tiers[step.tier].calibrator is None:
+                    raise wrong("the tier has no calibrator, so no answer of it could be accepted", at=at)
+        return self
+
+
+def read(path: Path) -> Config:
+    """The configuration in a file. Raises ConfigError with one line `file:line: where: what` for each mistake."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"cannot read the configuration {path}: {why}") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """The configuration in a text. path: for messages, and the folder that relative paths start at."""
+    tree, raw = compose(text, path)
+    try:
+        return Config.model_validate(raw, context={"base_dir": path.resolve().parent})
+    except ValidationError as error:
+        raise ConfigError("\n".join(tell(mistake, tree, path) for mistake in causes(error))) from None
+
+
+def causes(error: ValidationError) -> list[ErrorDetails]:
+    """The mistakes without their mere consequences: a list is called too short when an entry of it was refused."""
+    mistakes = error.errors(include_url=False, include_input=False)
+    places = [mistake["loc"] for mistake in mistakes]
+    return [
+        mistake
+        for mistake in mistakes
+        if mistake["type"] != "too_short" or not any(len(at) > len(mistake["loc"]) for at in places)
+    ]
+
+
+def compose(text: str, path: Path) -> tuple[yaml.MappingNode, object]:
+    """The file's tree of nodes, which know their lines, and the plain values made from it.
+
+    Raises ConfigError where it is no YAML, or says a key twice.
+    """
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        for node in nodes(tree):
+            twin = repeated(node)
+            if twin is not None:
+                raise ConfigError(f"{path}:{twin.start_mark.line + 1}: key {twin.value!r} is written twice")
+        raw = yaml.constructor.SafeConstructor().construct_document(tree) if tree is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+        raise ConfigError(f"{where}: this is no YAML: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: this is no YAML: {error}") from None
+    if not isinstance(tree, yaml.MappingNode):
+        raise ConfigError(f"{path}:1: need keys and values (server:, keys:, tiers:, policies:)")
+    return tree, raw
+
+
+def nodes(tree: yaml.Node | None) -> Iterator[yaml.Node]:
+    """Every node once, aliased ones too."""
+    seen: set[int] = set()
+    waiting = [tree] if tree is not None else []
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.SequenceNode):
+            waiting.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            waiting.extend(value for _, value in node.value)
+
+
+def repeated(node: yaml.Node) -> yaml.Node | None:
+    """The first key that a mapping says for the second time; YAML would silently keep the last."""
+    seen: set[Hashable] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                return key
+            seen.add(key.value)
+    return None
+
+
+def tell(mistake: ErrorDetails, tree: yaml.MappingNode, path: Path) -> str:
+    """One mistake as `file:line: where: what`."""
+    at: Sequence[str | int] = mistake.get("ctx", {}).get("at", ())
+    location = (*mistake["loc"], *at)
+    said = mistake["msg"]
+    if mistake["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        location = (*location, "kind")
+        said = f"need an engine's kind, one of: {', '.join(engines.kinds())}"
+    line, where = find(tree, location)
+    return f"{path}:{line}: {where}: {said}" if where else f"{path}:{line}: {said}"
+
+
+def find(tree: yaml.Node, location: Location) -> tuple[int, str]:
+    """Line (from 1) and spelling of the deepest node on the way to a location.
+
+    Parts the file does not have are passed over: a missing key, and the tag pydantic puts into a union's location.
+    """
+    node, line, where = tree, tree.start_mark.line + 1, ""
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pairs = [(key, value) for key, value in node.value if getattr(key, "value", None) == str(part)]
+            if pairs:
+                line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
+                where = f"{where}.{part}" if where else str(part)
+            elif part == location[-1]:
+                where = f"{where}.{part}" if where else str(part)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line, where = node.start_mark.line + 1, f"{where}[{part}]"
+    return line, re.sub(r"^\.", "", where)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the configuration file, for editors."""
+    return Config.model_json_schema()

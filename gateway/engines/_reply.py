@@ -1,0 +1,245 @@
+"""From the bytes of a chat completion to text and evidence. Strict about the answer, forgiving about its evidence.
+
+An answer that is not what it should be is garbled. Log-probs that are not what they should be cost the confidence,
+never the answer. Only the fields that are needed are decoded: that is most of what a reply costs here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway.errors import BadTrace, EngineGarbled
+from gateway.nouns import Ask, Finish, Floats, Source, TokenTrace
+
+FLOOR_NATS = -9999.0  # vLLM sends max(x, -9999.0), because JSON has no infinity
+
+FINISHES = {
+    "stop": Finish.STOP,
+    "length": Finish.LENGTH,
+    "repetition": Finish.LENGTH,  # vLLM gave up on a loop: cut, as far as anyone who reads it is concerned
+    "tool_calls": Finish.TOOL_CALLS,
+    "function_call": Finish.TOOL_CALLS,
+    "content_filter": Finish.CONTENT_FILTER,
+}
+
+
+class Candidate(msgspec.Struct):
+    logprob: float
+
+
+class NamedCandidate(msgspec.Struct):
+    logprob: float
+    token: str
+    bytes: list[int] | None = None
+
+
+class Entry(msgspec.Struct):
+    logprob: float
+    token: str
+    bytes: msgspec.Raw = msgspec.Raw(b"null")  # a list of ints, read only where the token's text does not do
+    top_logprobs: list[Candidate] = []
+
+
+class NamedEntry(Entry):
+    top_logprobs: list[NamedCandidate] = []  # type: ignore[assignment]
+
+
+class Logprobs(msgspec.Struct):
+    content: list[Entry] | None = None
+
+
+class NamedLogprobs(msgspec.Struct):
+    content: list[NamedEntry] | None = None
+
+
+class Message(msgspec.Struct):
+    content: str
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class BareChoice(msgspec.Struct):
+    message: Message
+    finish_reason: str | None = None
+
+
+class Choice(BareChoice):
+    logprobs: Logprobs | None = None
+
+
+class NamedChoice(BareChoice):
+    logprobs: NamedLogprobs | None = None
+
+
+class BareReply(msgspec.Struct):
+    choices: list[BareChoice]
+    model: str
+    usage: Usage | None = None
+
+
+class Reply(BareReply):
+    choices: list[Choice]  # type: ignore[assignment]
+
+
+class NamedReply(BareReply):
+    choices: list[NamedChoice]  # type: ignore[assignment]
+
+
+READ_LEAN = msgspec.json.Decoder(Reply)
+READ_NAMED = msgspec.json.Decoder(NamedReply)
+READ_BARE = msgspec.json.Decoder(BareReply)
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """A reply, read. no_trace says why there is no trace."""
+
+    text: str
+    finish: Finish
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    trace: TokenTrace | None
+    no_trace: str
+
+
+def read(body: bytes, ask: Ask, engine: str) -> Answered:
+    """Raises EngineGarbled when the body is no finished chat completion."""
+    reply, no_trace = decode(body, ask, engine)
+    if not reply.choices:
+        raise EngineGarbled(engine, "a reply without choices")
+    choice, usage = reply.choices[0], reply.usage or Usage()
+    finish = finished(choice.finish_reason, usage, ask, engine)
+    text = choice.message.content
+    entries = getattr(getattr(choice, "logprobs", None), "content", None)
+    trace = None
+    if not no_trace:
+        try:
+            trace = read_trace(entries or (), text, finish, ask)
+        except BadTrace as error:
+            no_trace = str(error)
+    if usage.prompt_tokens < 0 or usage.completion_tokens < 0:
+        raise EngineGarbled(engine, "a negative number of tokens")
+    tokens = usage.completion_tokens or len(entries or ())
+    return Answered(text, finish, reply.model, usage.prompt_tokens, tokens, trace, no_trace)
+
+
+def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, str]:
+    """The reply, and why its log-probs could not be read ("" when they could, or when there are none)."""
+    try:
+        return (READ_NAMED if ask.texts else READ_LEAN).decode(body), ""
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        trouble = f"unreadable log-probs: {error}"
+    try:
+        return READ_BARE.decode(body), trouble
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        pass
+    try:  # some servers write NaN and Infinity, which is no JSON, but no reason to lose a good answer either
+        return msgspec.convert(json.loads(body, object_pairs_hook=no_twins), BareReply), trouble
+    except (ValueError, RecursionError) as error:
+        raise EngineGarbled(engine, f"no chat completion ({type(error).__name__})") from None
+
+
+def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ; with a key said twice nobody knows which one was meant."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key is written twice")
+    return dict(pairs)
+
+
+def finished(reason: str | None, usage: Usage, ask: Ask, engine: str) -> Finish:
+    """How the answer ended. A whole reply without a reason is tolerated; an aborted one was never finished."""
+    if reason is None:
+        cut = ask.max_tokens is not None and usage.completion_tokens >= ask.max_tokens
+        return Finish.LENGTH if cut else Finish.STOP
+    if reason not in FINISHES:
+        raise EngineGarbled(engine, f"the answer ended with {reason[:40]!r}")
+    return FINISHES[reason]
+
+
+def read_trace(entries: Sequence[Entry], text: str, finish: Finish, ask: Ask) -> TokenTrace:
+    """The evidence for one text. Raises BadTrace with the reason when there is none."""
+    if not entries:
+        raise BadTrace("the engine sent no log-probs")
+    tokens, spelled = spell(entries, text, finish)
+    body, tail = entries[: len(tokens)], entries[len(tokens) :]
+    if not body:
+        raise BadTrace("the answer has no tokens")
+    end_nats = float(sum(entry.logprob for entry in tail)) if tail else None
+    top, candidates = read_top(body, ask)
+    return TokenTrace(
+        Source.CHOSEN if top is None else Source.TOP_LOGPROBS,
+        np.array([entry.logprob for entry in body], dtype=np.float64),
+        top,
+        tokens if spelled else (),
+        end_nats=end_nats,
+        candidates=candidates,
+    )
+
+
+def spell(entries: Sequence[Entry], text: str, finish: Finish) -> tuple[tuple[bytes, ...], bool]:
+    """The tokens that make up the text, and whether they spell it exactly. What comes after them is the end token.
+
+    vLLM lists the end token (and a stop string, which it cuts from the text) behind the text's own tokens. A token may
+    stick out of the text's end when a stop string cut it; it still is one of the text's.
+    """
+    wanted = text.encode("utf-8", "replace")
+    tokens = tuple(entry.token.encode("utf-8", "replace") for entry in entries)
+    if not b"".join(tokens).startswith(wanted):
+        tokens = tuple(token_bytes(entry) for entry in entries)
+    joined = b"".join(tokens)
+    if not joined.startswith(wanted):
+        # Pieces of one character, each sent as U+FFFD: the tokens can be counted, but not placed in the text.
+        ended = finish is Finish.STOP and not wanted.endswith(tokens[-1])
+        return tokens[:-1] if ended else tokens, False
+    length = count = 0
+    while length < len(wanted):
+        length += len(tokens[count])
+        count += 1
+    if finish is not Finish.STOP:
+        # cut: no end token was drawn, so empty tokens (parts of an unfinished character) are the text's too
+        return tokens, joined == wanted
+    return tokens[:count], length == len(wanted)
+
+
+def token_bytes(entry: Entry | NamedCandidate) -> bytes:
+    """A token's bytes, or its text's where the server gives none."""
+    given = msgspec.json.decode(entry.bytes) if isinstance(entry, Entry) else entry.bytes
+    try:
+        return bytes(given) if given is not None else entry.token.encode("utf-8", "replace")
+    except (TypeError, ValueError):
+        raise BadTrace("a token's bytes are no bytes") from None
+
+
+def read_top(body: Sequence[Entry], ask: Ask) -> tuple[Floats | None, tuple[tuple[bytes, ...], ...]]:
+    """The ask.top_k most likely candidates of every token, falling; and their texts where they were asked for.
+
+    vLLM adds the chosen token as one more entry when it is not among the k, so lists are sorted and cut here.
+    """
+    k = ask.top_k
+    if k == 0:
+        return None, ()
+    rows = [sorted(entry.top_logprobs, key=by_logprob)[:k] for entry in body]
+    fewest = min(len(row) for row in rows)
+    if fewest < k:
+        raise BadTrace(f"asked for {k} candidates a token, got {fewest}")
+    top = np.array([[candidate.logprob for candidate in row] for row in rows], dtype=np.float64)
+    if not ask.texts:
+        return top, ()
+    return top, tuple(tuple(token_bytes(candidate) for candidate in row) for row in rows)  # type: ignore[arg-type]
+
+
+def by_logprob(candidate: Candidate) -> float:
+    return -candidate.logprob
+
+
+def clamped_tokens(trace: TokenTrace | None) -> int:
+    """How many tokens carry vLLM's floor instead of a log-prob."""
+    return 0 if trace is None else int((trace.chosen <= FLOOR_NATS).sum())

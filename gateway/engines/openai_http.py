@@ -1,0 +1,237 @@
+"""Any server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp and others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import aiohttp
+import msgspec
+from pydantic import Field, StringConstraints
+
+from gateway import engines
+from gateway.engines import _refusals, _reply
+from gateway.errors import EngineDown, EngineError, EngineGarbled, EngineRefused, EngineTooSmall
+from gateway.nouns import Ask, Completion
+from gateway.written import SecretReference, read_secret
+
+MIB = 2**20
+READY_SECONDS = 2.0
+
+# Before the first byte came: the server may have closed an idle connection just as we wrote to it.
+DIED_BEFORE_A_BYTE = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+
+
+class Options(engines.Options):
+    """A server, and the name of one model that it serves."""
+
+    kind: Literal["openai_http"]
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")] = Field(
+        description="up to and including /v1", examples=["http://127.0.0.1:8001/v1"]
+    )
+    model: str = Field(min_length=1, description="as the server calls it")
+    api_key: SecretReference | None = None
+    connect_seconds: float = Field(1.0, gt=0)
+    max_reply_mib: float = Field(16.0, gt=0)
+    extra_body: dict[str, Any] = Field(
+        default={},
+        description="fields sent with every request. A vLLM server without `--generation-config vllm` applies its "
+        "model's own defaults: overrule them with {repetition_penalty: 1.0, top_k: -1}",
+    )
+
+
+async def open_engine(options: Options, *, name: str) -> OpenAIHttp:
+    """Makes the sessions; no byte is sent yet."""
+    key = read_secret(options.api_key).get_secret_value() if options.api_key else None
+    return OpenAIHttp(options, name, key)
+
+
+class OpenAIHttp:
+    """One model on one server. Must be made and used inside one event loop."""
+
+    def __init__(self, options: Options, name: str, key: str | None = None) -> None:
+        self.name = name
+        self._options = options
+        self._base = options.url.rstrip("/")
+        self._pooled = self._session(key, force_close=False)
+        self._fresh = self._session(key, force_close=True)
+
+    def _session(self, key: str | None, *, force_close: bool) -> aiohttp.ClientSession:
+        """No cookies, no proxy from the environment, no compression (a small body may unpack to a huge one)."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=force_close),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._options.connect_seconds),
+            trust_env=False,
+            auto_decompress=False,
+        )
+
+    async def complete(self, ask: Ask) -> Completion:
+        """One answer. Raises EngineError leaves only; a cancelled call closes its connection."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            raw = await self._post(ask)
+        except EngineTooSmall as error:
+            shorter = fitting(ask, error)
+            if shorter is None:
+                raise
+            ask = shorter
+            raw = await self._post(ask)
+        answered = _reply.read(raw, ask, self.name)
+        trace, no_trace = answered.trace, answered.no_trace
+        if answered.model != self._options.model:
+            trace, no_trace = None, f"another model answered than the configured {self._options.model}"
+        return Completion(
+            answered.text,
+            answered.finish,
+            answered.prompt_tokens,
+            answered.completion_tokens,
+            self.name,
+            answered.model,
+            loop.time() - began,
+            trace,
+            no_trace,
+            _reply.clamped_tokens(trace),
+        )
+
+    async def _post(self, ask: Ask) -> bytes:
+        """The body of a 200. One more try, on a fresh connection, when a pooled one died before any byte came."""
+        body = msgspec.json.encode(request_body(ask, self._options))
+        try:
+            return await self._call(self._pooled, "POST", f"{self._base}/chat/completions", body)
+        except EngineDown as error:
+            died = isinstance(error.__cause__, DIED_BEFORE_A_BYTE)
+            if not died or isinstance(error.__cause__, aiohttp.ClientConnectorError):
+                raise
+        return await self._call(self._fresh, "POST", f"{self._base}/chat/completions", body)
+
+    async def _call(self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None = None) -> bytes:
+        """The body of a 200, whatever is wrong translated into our errors."""
+        try:
+            async with session.request(method, url, data=body, allow_redirects=False) as response:
+                try:
+                    return await self._read(response)
+                except BaseException:
+                    response.close()  # half-read, refused or cancelled: never back into the pool
+                    raise
+        except aiohttp.ConnectionTimeoutError as error:
+            raise EngineDown(self.name, f"no connection within {self._options.connect_seconds:g} s") from error
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+            raise EngineDown(self.name, f"the connection broke ({type(error).__name__})") from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise EngineGarbled(self.name, f"no proper HTTP ({type(error).__name__})") from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """All of a body, up to the cap."""
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise EngineGarbled(self.name, "a compressed reply, though plain was asked for")
+        cap = int(self._options.max_reply_mib * MIB)
+        pieces, size = [], 0
+        async for piece in response.content.iter_any():
+            size += len(piece)
+            if size > cap:
+                raise EngineGarbled(self.name, f"a reply larger than {self._options.max_reply_mib:g} MiB")
+            pieces.append(piece)
+        raw = b"".join(pieces)
+        if response.status != 200:
+            raise _refusals.refusal(self.name, response.status, response.headers, raw)
+        if response.content_type != "application/json":
+            raise EngineGarbled(self.name, "a reply that is not JSON")
+        return raw
+
+    async def ready(self) -> bool:
+        """Whether the server lists the model, within two seconds."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                return bool(await self._listed())
+        except (EngineError, TimeoutError):
+            return False
+
+    async def fingerprint(self) -> Mapping[str, str]:
+        """The model's name, the server's kind and version. No such server can tell a revision or a chat template."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                listed = await self._listed()
+                version = await self._version()
+        except TimeoutError:
+            raise EngineDown(self.name, f"did not say who it is within {READY_SECONDS:g} s") from None
+        return listed | version
+
+    async def _listed(self) -> dict[str, str]:
+        """Raises EngineRefused when the server does not serve the model."""
+        raw = await self._call(self._pooled, "GET", f"{self._base}/models")
+        try:
+            models = msgspec.json.decode(raw, type=Models).data
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            raise EngineGarbled(self.name, "no list of models") from None
+        for model in models:
+            if model.id == self._options.model:
+                return {"model": model.id} | ({"engine": model.owned_by} if model.owned_by else {})
+        have = ", ".join(model.id for model in models[:5])
+        raise EngineRefused(self.name, 404, f"the server does not serve {self._options.model}, it serves: {have}")
+
+    async def _version(self) -> dict[str, str]:
+        """vLLM's own endpoint; other servers do not have it."""
+        try:
+            raw = await self._call(self._pooled, "GET", f"{self._base.removesuffix('/v1')}/version")
+            return {"engine_version": msgspec.json.decode(raw, type=Version).version}
+        except (EngineError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return {}
+
+    async def close(self) -> None:
+        await self._pooled.close()
+        await self._fresh.close()
+
+
+class Model(msgspec.Struct):
+    id: str
+    owned_by: str = ""
+
+
+class Models(msgspec.Struct):
+    data: list[Model]
+
+
+class Version(msgspec.Struct):
+    version: str
+
+
+def request_body(ask: Ask, options: Options) -> dict[str, Any]:
+    """What is sent. The sampler is always written out, because servers have defaults of their own."""
+    sampling = ask.sampling
+    body: dict[str, Any] = {
+        "model": options.model,
+        "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logprobs": True,
+        "top_logprobs": ask.top_k,
+        "n": 1,
+        "stream": False,
+    }
+    if ask.max_tokens is not None:
+        body["max_tokens"] = ask.max_tokens
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    return body | options.extra_body
+
+
+def fitting(ask: Ask, error: EngineTooSmall) -> Ask | None:
+    """The ask with as many tokens as the window leaves, when it was the answer's length and not the prompt's."""
+    if ask.max_tokens is None or error.prompt_tokens is None:
+        return None
+    room = error.window_tokens - error.prompt_tokens
+    return replace(ask, max_tokens=room) if 0 < room < ask.max_tokens else None
