@@ -1,0 +1,58 @@
+"""From any number of features to the one logit that the scalar families (temperature, isotonic, ...) calibrate.
+
+More than one column: a ridge-logistic score is learned first, by ERM, and the family is then fitted on the score's
+out-of-fold logits, so that it never sees a score that has seen the same answer. Prediction uses the score fitted on
+all rows. The objective shapes the family's map, not the score.
+One column: taken as it is, unless the caller asks for a learned score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from calibrators._linear import Linear
+from calibrators.base import BadParams, FitData, Floats, Preprocess, folds
+from calibrators.logistic import solve
+
+
+def standardised(data: FitData, direction: int = 1, *, learn: bool = False) -> tuple[Linear, Floats]:
+    """A score and the fit rows' values of it, (N,). One column: winsorised and standardised, times direction.
+
+    direction: +1 when higher is surer (every raw signal of ours), -1 when lower is.
+    """
+    if direction not in (-1, 1):
+        raise BadParams(f"direction must be 1 (higher is surer) or -1, got {direction}")
+    pre = Preprocess.fit(data)
+    if learn or len(pre.columns) > 1:
+        return _learned(data, pre)
+    score = Linear(pre, np.array([float(direction)]), 0.0)
+    return score, score.margin(data.X)
+
+
+def as_logit(data: FitData, *, learn: bool = False) -> tuple[Linear, Floats]:
+    """The same, but one column is read as a logit already: 0 means 50/50."""
+    if learn or data.X.shape[1] > 1:
+        return _learned(data, Preprocess.fit(data))
+    score = Linear(Preprocess.identity(data.names[0]), np.ones(1), 0.0)
+    return score, score.margin(data.X)
+
+
+def from_saved(params: Mapping[str, Any]) -> Linear:
+    """The score saved under "score". Raises BadParams."""
+    if not isinstance(params["score"], Mapping):
+        raise BadParams("score must be an object with preprocess, slopes and intercept")
+    return Linear.from_params(params["score"])
+
+
+def _learned(data: FitData, pre: Preprocess) -> tuple[Linear, Floats]:
+    columns, fold = pre.apply(data.X), folds(data)
+    held_out = np.empty(data.n)
+    for k in range(int(fold.max()) + 1):
+        inside = fold != k
+        theta = solve(data.rows(inside), columns[inside])
+        held_out[~inside] = columns[~inside] @ theta[:-1] + theta[-1]
+    theta = solve(data, columns)
+    return Linear(pre, theta[:-1], float(theta[-1])), held_out
