@@ -3,30 +3,56 @@
 A feature file exports
 
     NEEDS = Needs(...)                                   # what the engine must report for it
+    HIGHER = Higher.SURER                                # what a larger value means
     def feature(evidence: Evidence, *, window: int = 32) -> float
+
+and the function's docstring holds a sentence and the lines `Formula:`, `Unit:`, `Undefined:`, `Source:`, from which
+`python -m gateway.confidence` writes docs/features.md.
 
 A feature is written in configurations and artefacts as its name, with the parameters that differ from the defaults in
 brackets: `lp_mean`, `lp_tail(window=16)`, `deepconf_bottom(k=5,window=64)`. A parameter called `k` is the number of
 candidates per token that the engine has to report. NaN means "not defined for this answer" (say, no final number in
-it); the calibrator's missing-value policy decides what that is worth.
+it, or no earlier tier); the calibrator's missing-value policy decides what that is worth.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import lru_cache
 
 import numpy as np
 
+from gateway.confidence._cut import cut_after_answer
 from gateway.errors import BadTrace, ConfigError
 from gateway.nouns import Evidence, Features
 
+__all__ = ["Feature", "Higher", "Needs", "cut_after_answer", "find", "measure", "names", "needs"]
+
 SPEC = re.compile(r"^(?P<name>[a-z][a-z0-9_]*)(?:\((?P<params>[^()]*)\))?$")
+
+# Inclusive. Names of parameters mean the same in every feature; a parameter not listed here takes any finite number.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "k": (1, math.inf),
+    "window": (1, math.inf),
+    "back": (1, math.inf),
+    "share": (0, 1),  # at least one value is always kept, so 0 is the minimum
+    "q": (0, 1),
+}
+
+
+class Higher(StrEnum):
+    """What a larger value of a feature says about the answer; sign-constrained calibrators hold to it."""
+
+    SURER = "surer"
+    DOUBTFUL = "less sure"
+    EITHER = "depends on the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +60,15 @@ class Needs:
     """What a feature reads beyond the chosen tokens' log-probs.
 
     top_k: candidates per token.  signals: arrays only an engine can compute.  tokens: the tokens' bytes.
-    earlier: the answers of the tiers tried before.
+    earlier: the answers of the tiers tried before; where there is none the feature is NaN, not an error.
+    stand_ins: arrays of an engine's own which, all present, make candidates unnecessary.
     """
 
     top_k: int = 0
     signals: tuple[str, ...] = ()
     tokens: bool = False
     earlier: bool = False
+    stand_ins: tuple[str, ...] = ()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -48,6 +76,7 @@ class Needs:
             tuple(sorted({*self.signals, *other.signals})),
             self.tokens or other.tokens,
             self.earlier or other.earlier,
+            tuple(sorted({*self.stand_ins, *other.stand_ins})),
         )
 
 
@@ -57,6 +86,7 @@ class Feature:
 
     spec: str
     needs: Needs
+    higher: Higher
     measure: Callable[[Evidence], float]
 
 
@@ -79,11 +109,13 @@ def find(spec: str) -> Feature:
     defaults = _defaults(function)
     given = _read_params(spec, match["params"] or "", defaults)
     bound = {**defaults, **given}
-    needs: Needs = module.NEEDS
-    if "k" in bound:
-        needs = needs | Needs(top_k=int(bound["k"]))
-    told = ",".join(f"{key}={value:g}" for key, value in sorted(given.items()) if value != defaults[key])
-    return Feature(f"{name}({told})" if told else name, needs, lambda evidence: float(function(evidence, **bound)))
+    told = ",".join(f"{key}={_spell(value)}" for key, value in sorted(given.items()) if value != defaults[key])
+    return Feature(
+        f"{name}({told})" if told else name,
+        _bind_needs(module.NEEDS, bound),
+        module.HIGHER,
+        lambda evidence: float(function(evidence, **bound)),
+    )
 
 
 def needs(specs: Iterable[str]) -> Needs:
@@ -95,7 +127,10 @@ def needs(specs: Iterable[str]) -> Needs:
 
 
 def measure(specs: Iterable[str], evidence: Evidence) -> Features:
-    """Measure the named features on one answer. Raises BadTrace when the trace lacks what a feature needs."""
+    """Measure the named features on one answer, in the order given. values: (F,), NaN where undefined, never infinite.
+
+    Raises BadTrace when the trace lacks what a feature needs, ConfigError on a wrong name.
+    """
     found = [find(spec) for spec in specs]
     for feature in found:
         _check_needs(feature, evidence)
@@ -108,13 +143,20 @@ def measure(specs: Iterable[str], evidence: Evidence) -> Features:
 def _check_needs(feature: Feature, evidence: Evidence) -> None:
     trace, wants = evidence.trace, feature.needs
     have_k = 0 if trace.top is None else trace.top.shape[1]
-    if wants.top_k > have_k:
+    stood_in = bool(wants.stand_ins) and all(name in trace.signals for name in wants.stand_ins)
+    if wants.top_k > have_k and not stood_in:
         raise BadTrace(f"{feature.spec} needs the {wants.top_k} most likely tokens, the engine reported {have_k}")
     missing = [name for name in wants.signals if name not in trace.signals]
     if missing:
         raise BadTrace(f"{feature.spec} needs the engine's {', '.join(missing)}")
     if wants.tokens and not trace.tokens:
         raise BadTrace(f"{feature.spec} needs the tokens' texts, the engine reported none")
+
+
+def _bind_needs(needs: Needs, bound: Mapping[str, float]) -> Needs:
+    """A parameter k is the number of candidates; a stand-in's name may depend on it."""
+    top_k = max(needs.top_k, int(bound.get("k", 0)))
+    return replace(needs, top_k=top_k, stand_ins=tuple(name.format_map(bound) for name in needs.stand_ins))
 
 
 def _defaults(function: Callable[..., float]) -> Mapping[str, float]:
@@ -129,8 +171,25 @@ def _read_params(spec: str, text: str, defaults: Mapping[str, float]) -> dict[st
         if key not in defaults or not equals:
             right = ", ".join(sorted(defaults)) or "none"
             raise ConfigError(f"feature {spec!r} has no parameter {key!r}; it takes: {right}")
-        try:
-            params[key] = type(defaults[key])(value)
-        except ValueError:
-            raise ConfigError(f"feature {spec!r}: {key} must be a number, got {value!r}") from None
+        if key in params:
+            raise ConfigError(f"feature {spec!r} gives {key} twice")
+        params[key] = _read_number(spec, key, value, type(defaults[key]))
     return params
+
+
+def _read_number(spec: str, key: str, text: str, kind: type[float]) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"feature {spec!r}: {key} must be {wanted}, got {text!r}") from None
+    low, high = RANGES.get(key, (-math.inf, math.inf))
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(f"feature {spec!r}: {key} must lie in [{low:g}, {high:g}], got {text}")
+    return value
+
+
+def _spell(value: float) -> str:
+    """The shortest spelling that reads back as the same number: two thresholds must not share a name."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -16,9 +16,3 @@ def group_means(signal: Floats, window: int) -> Floats:
         return np.array([signal.mean()])
     sums = np.concatenate(([0.0], np.cumsum(signal)))
     return np.asarray((sums[window:] - sums[:-window]) / window)
-
-
-def bottom_mean(values: Floats, share: float) -> float:
-    """Mean of the lowest `share` of the values, at least one of them. values: (M,), M >= 1."""
-    kept = max(1, int(share * values.size))
-    return float(np.partition(values, kept - 1)[:kept].mean())

@@ -1,12 +1,19 @@
 """DeepConf's average trace confidence."""
 
-from gateway.confidence import Needs
-from gateway.confidence._deepconf import token_confidence
+from gateway.confidence import Higher, Needs
+from gateway.confidence._deepconf import STAND_IN, token_confidence
 from gateway.nouns import Evidence
 
-NEEDS = Needs()
+NEEDS = Needs(stand_ins=(STAND_IN,))
+HIGHER = Higher.SURER
 
 
 def feature(evidence: Evidence, *, k: int = 20) -> float:
-    """Mean of C_t over the answer, nats >= 0, higher = surer. k: candidates per token. arXiv:2508.15260."""
+    """Mean token confidence.
+
+    Formula: (1/N) Σ_t C_t with C_t = -(1/k) Σ_{j<=k} l_t,(j)
+    Unit: nats, >= 0
+    Undefined: never
+    Source: Fu et al. 2025, arXiv:2508.15260
+    """
     return float(token_confidence(evidence.trace, k).mean())

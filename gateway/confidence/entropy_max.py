@@ -1,0 +1,18 @@
+"""Largest exact entropy over the answer's tokens, which only the engine knows."""
+
+from gateway.confidence import Higher, Needs
+from gateway.nouns import Evidence
+
+NEEDS = Needs(signals=("entropy",))
+HIGHER = Higher.DOUBTFUL
+
+
+def feature(evidence: Evidence) -> float:
+    """Largest entropy of the full vocabulary.
+
+    Formula: max_t H_t, H_t = -Σ_v p_t(v) ln p_t(v)
+    Unit: nats, >= 0
+    Undefined: never
+    Source: Shannon 1948
+    """
+    return float(evidence.trace.signals["entropy"].max())

@@ -1,0 +1,19 @@
+"""Smallest gap between the first and the second choice."""
+
+from gateway.confidence import Higher, Needs
+from gateway.confidence._margin import STAND_IN, margins
+from gateway.nouns import Evidence
+
+NEEDS = Needs(top_k=2, stand_ins=(STAND_IN,))
+HIGHER = Higher.SURER
+
+
+def feature(evidence: Evidence) -> float:
+    """The closest call of the answer.
+
+    Formula: min_t (p_t,(1) - p_t,(2))
+    Unit: probability, in [0, 1]
+    Undefined: never
+    Source: margin sampling, Scheffer et al. 2001; exact from two candidates
+    """
+    return float(margins(evidence.trace).min())
