@@ -15,19 +15,18 @@ import importlib
 import json
 import math
 import os
-import pkgutil
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn, Protocol, Self, TypeAlias, TypeGuard, cast
+from typing import Any, NoReturn, Self, TypeAlias, TypeGuard, cast
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from calibrators.base import Fitted, UnknownFamily, find
+
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 SCHEMA = "confidence-gateway/calibrator"
@@ -73,19 +72,13 @@ class ArtifactExpired(ArtifactError):
     """Past the day that its makers vouch for."""
 
 
-class Family(Protocol):
-    """A fitted map from features to a probability. X: (N, F) -> p (N,) in (0, 1)."""
-
-    def predict(self, features: Floats, /) -> Floats: ...
-
-
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Artifact:
     """One tier's calibrator and everything needed to decide whether it may be used.
 
     id: a name for people, in headers and logs.  kind: the family's file name.
     features: ordered specs, the columns of X.
-    preprocess, params: plain numbers, what the family rebuilds itself from.
+    params: plain numbers, all that the family rebuilds itself from, its preprocessing included.
     fingerprint: facts about the server that the answers came from (model, revision, tokenizer, chat_template, engine,
     dtype, source, logprobs_mode, k, sampling, ...), each a string; at least `model` and `source`.
     fit: data_sha256, n, n_rare (the rarer of right and wrong), objective, eta, seed, split, slices, and more.
@@ -98,7 +91,6 @@ class Artifact:
     id: str
     kind: str
     features: tuple[str, ...]
-    preprocess: Mapping[str, Json]
     params: Mapping[str, Json]
     fingerprint: Mapping[str, str]
     fit: Mapping[str, Json]
@@ -116,7 +108,6 @@ class Artifact:
         id: str,  # noqa: A002  the document's own word
         kind: str,
         features: Sequence[str],
-        preprocess: Mapping[str, object],
         params: Mapping[str, object],
         fingerprint: Mapping[str, str],
         fit: Mapping[str, object],
@@ -135,7 +126,6 @@ class Artifact:
             "id": id,
             "kind": kind,
             "features": list(features),
-            "preprocess": preprocess,
             "params": params,
             "fingerprint": fingerprint,
             "fit": fit,
@@ -160,13 +150,25 @@ class Artifact:
         told |= {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: told[key] for key in told if not (key in OPTIONAL and told[key] is None)}
 
-    def calibrator(self) -> Family:
-        """The family named by `kind`, rebuilt from `params`. Raises ArtifactCorrupt when it refuses them."""
-        family = _family(self.kind)
+    def calibrator(self) -> Fitted:
+        """The family named by `kind`, rebuilt from `params`, having answered one row as wide as `features`.
+
+        Raises ArtifactCorrupt when there is no such family or it refuses, ArtifactError when a package is missing.
+        """
         try:
-            return family.from_params(dict(self.params))
-        except Exception as error:  # a family may refuse in any way; all of them mean one thing at this door
+            fitted = find(self.kind).from_params(dict(self.params))
+            p = fitted.predict(np.zeros((1, len(self.features))))
+        except UnknownFamily as error:
+            raise ArtifactCorrupt(f"{self.label}: {error}. Upgrade this program, or fit anew") from error
+        except ImportError as error:
+            raise ArtifactError(f"{self.label}: {self.kind} needs a package that is not here ({error})") from error
+        except Exception as error:  # whatever a family finds wrong, it means one thing at this door
             raise ArtifactCorrupt(f"{self.label}: {self.kind} refuses its params ({error!r}); {REFETCH}") from error
+        if p.shape != (1,) or not 0 < p[0] < 1:
+            raise ArtifactCorrupt(
+                f"{self.label}: {self.kind} gives {p!r}, not one probability inside (0, 1); {REFETCH}"
+            )
+        return fitted
 
     def check(self, served: Mapping[str, str], today: dt.date) -> tuple[str, ...]:
         """Compare with the live server. Returns the fingerprint's fields that `served` is silent about, sorted.
@@ -494,7 +496,6 @@ RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("id", _is_name, "1 to 64 letters, digits, dots, dashes, underscores"),
     ("kind", _is_name, "the file name of a calibrator family"),
     ("features", _is_features, "a list of different feature names, at least one"),
-    ("preprocess", _is_mapping, "an object"),
     ("params", _is_mapping, "an object"),
     ("fingerprint", _is_words, "an object of non-empty strings"),
     ("fit", _is_mapping, "an object"),
@@ -509,43 +510,3 @@ RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-# Which families there are: the files of this folder that export one
-
-
-class _FamilyClass(Protocol):
-    def from_params(self, params: dict[str, Any], /) -> Family: ...
-
-
-def _family(kind: str) -> _FamilyClass:
-    """The family class in calibrators/<kind>.py. A name from a file is only ever matched against our own folder."""
-    modules = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module("calibrators").__path__))
-    try:
-        found = _exported(kind) if kind in modules else None
-    except ImportError as error:
-        raise ArtifactError(f"family {kind!r} needs a package that is not here ({error}); install it") from error
-    if found is None:
-        known = [name for name in modules if _is_family(name)]
-        raise ArtifactCorrupt(f"no calibrator family {kind!r}; have {known}. Upgrade this program, or fit anew")
-    return found
-
-
-def _is_family(name: str) -> bool:
-    try:
-        return _exported(name) is not None
-    except ImportError:
-        return False
-
-
-def _exported(name: str) -> _FamilyClass | None:
-    """A module is a family when it defines `fit` and one class that can both predict and be rebuilt from params."""
-    module = importlib.import_module("calibrators." + name)
-    classes = [
-        thing
-        for thing in vars(module).values()
-        if isinstance(thing, type)
-        and thing.__module__ == module.__name__
-        and {"from_params", "predict"} <= set(dir(thing))
-    ]
-    return cast(_FamilyClass, classes[0]) if len(classes) == 1 and hasattr(module, "fit") else None

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrators import artifact as home
+from calibrators import platt
 from calibrators.artifact import (
     Artifact,
     ArtifactCorrupt,
@@ -25,6 +26,7 @@ from calibrators.artifact import (
     sign,
     verify,
 )
+from calibrators.base import FitData
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 TODAY = dt.date(2026, 3, 2)
@@ -44,7 +46,6 @@ def sealed(**changes: object) -> Artifact:
         "id": "small-platt",
         "kind": "platt",
         "features": ["lp_mean", "deepconf_tail:32"],
-        "preprocess": {"mean": [0.1, 12.0], "sd": [0.3, 2.5]},
         "params": {"weights": np.array([1.25, 1 / 3]), "intercept": np.float64(-0.1), "trees": [{"left": [1, 2]}]},
         "fingerprint": SERVED,
         "fit": {
@@ -283,7 +284,7 @@ def test_the_day_of_expiry_is_the_last_day_of_use() -> None:
 
 @pytest.mark.parametrize("kind", ["artifact", "os", "no_such_family", "objectives"])
 def test_a_kind_that_is_no_family_is_answered_with_those_there_are(kind: str) -> None:
-    with pytest.raises(ArtifactCorrupt, match=f"no calibrator family '{kind}'; have "):
+    with pytest.raises(ArtifactCorrupt, match=f"no calibrator '{kind}'; have .*platt"):
         sealed(kind=kind).calibrator()
 
 
@@ -293,14 +294,35 @@ def test_a_kind_that_could_be_a_path_is_not_even_loaded(kind: str) -> None:
         sealed(kind=kind).calibrator()
 
 
-def test_params_that_their_family_refuses_are_a_corrupt_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Picky:
-        @classmethod
-        def from_params(cls, params: dict[str, object]) -> object:
-            raise KeyError("slope")
+def fitted_platt() -> tuple[platt.Platt, np.ndarray]:
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(400, 1))
+    right = (rng.random(400) < 1 / (1 + np.exp(-2 * X[:, 0]))).astype(float)
+    return platt.fit(FitData(X, right)), X
 
-    monkeypatch.setattr(home, "_family", lambda kind: Picky)
-    with pytest.raises(ArtifactCorrupt, match="slope"):
+
+def test_a_family_comes_back_from_disk_and_predicts_the_same(tmp_path: Path) -> None:
+    fitted, X = fitted_platt()
+    dump(sealed(features=["lp_mean"], params=fitted.to_params()), tmp_path / "a.json")
+    assert load(tmp_path / "a.json").calibrator().predict(X).tolist() == fitted.predict(X).tolist()
+
+
+def test_params_that_their_family_refuses_are_a_corrupt_artifact() -> None:
+    with pytest.raises(ArtifactCorrupt, match="platt refuses its params"):
+        sealed().calibrator()
+
+
+def test_params_for_another_number_of_features_are_a_corrupt_artifact() -> None:
+    with pytest.raises(ArtifactCorrupt, match="platt refuses its params"):
+        sealed(params=fitted_platt()[0].to_params()).calibrator()
+
+
+def test_a_family_whose_package_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(home, "find", absent)
+    with pytest.raises(ArtifactError, match="needs a package"):
         sealed().calibrator()
 
 
