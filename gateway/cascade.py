@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from calibrators.base import CalibrationError
 from gateway import confidence, policy
 from gateway.errors import (
     BadTrace,
@@ -63,6 +64,32 @@ async def answer(ask: Ask, route: Policy, note: Observer = ignore) -> Answer:
     return fall_back(hops, route)
 
 
+async def with_siblings(found: Answer, ask: Ask, choices: int, note: Observer = ignore) -> Answer:
+    """The answer with choices - 1 further samples of the tier that was served, each with its own confidence.
+
+    A given seed is counted up, so that choices differ. Raises the engine's error when one of them fails.
+    """
+    tier = next(tier for tier in found.policy.tiers if tier.name == found.served.tier)
+    earlier = earlier_answers(found.hops[: found.hops.index(found.served)])
+    async with asyncio.TaskGroup() as group:
+        turns = [
+            group.create_task(take_hop(reseeded(ask, number), tier, earlier, last=True)) for number in range(1, choices)
+        ]
+    siblings = tuple(turn.result() for turn in turns)
+    for hop in siblings:
+        note(hop)
+        if hop.error is not None:
+            raise hop.error
+    return replace(found, siblings=siblings)
+
+
+def reseeded(ask: Ask, number: int) -> Ask:
+    """The same ask for another sample."""
+    if ask.sampling.seed is None:
+        return ask
+    return replace(ask, sampling=replace(ask.sampling, seed=ask.sampling.seed + number))
+
+
 async def take_hop(ask: Ask, tier: Tier, earlier: Sequence[Earlier], *, last: bool) -> Hop:
     """One tier's turn: ask, measure, calibrate, decide."""
     now = asyncio.get_running_loop().time
@@ -90,6 +117,7 @@ async def take_hop(ask: Ask, tier: Tier, earlier: Sequence[Earlier], *, last: bo
         calibrator_id=tier.calibrator_id,
         cost=price(completion, tier.prices),
         note=verdict.note,
+        null_reason=verdict.null_reason,
     )
 
 
@@ -123,7 +151,10 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
         features = confidence.measure(tier.features, Evidence(trace, completion.text, tuple(earlier)))
     except BadTrace as error:
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=str(error))
-    p_correct = float(tier.calibrator.predict(features.values[np.newaxis, :])[0])
+    try:
+        p_correct = float(tier.calibrator.predict(features.values[np.newaxis, :])[0])
+    except CalibrationError as error:  # say, a feature that is undefined for this answer
+        return Verdict(null_reason=Reason.NO_EVIDENCE, note=str(error), features=features)
     if not 0.0 <= p_correct <= 1.0:  # also catches NaN
         note = f"the calibrator gave {p_correct}"
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=note, features=features)
@@ -181,4 +212,6 @@ def fall_back(hops: Sequence[Hop], route: Policy) -> Answer:
     too_small = [hop.error for hop in hops if isinstance(hop.error, EngineTooSmall)]
     if len(too_small) == len(hops):
         raise max(too_small, key=lambda error: error.window_tokens)
-    raise NoTierLeft([(hop.tier, hop.reason) for hop in hops])
+    pauses = [hop.error.retry_after_seconds for hop in hops if isinstance(hop.error, EngineRefused)]
+    soonest = min((pause for pause in pauses if pause is not None), default=None)
+    raise NoTierLeft([(hop.tier, hop.reason) for hop in hops], soonest)

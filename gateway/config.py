@@ -289,6 +289,11 @@ def find(tree: yaml.Node, location: Location) -> tuple[int, str]:
     return line, re.sub(r"^\.", "", where)
 
 
+def locate(text: str, path: Path, location: Location) -> tuple[int, str]:
+    """Line and spelling of a place in a file that has been read."""
+    return find(compose(text, path)[0], location)
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema of the configuration file, for editors."""
     return Config.model_json_schema()

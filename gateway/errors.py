@@ -29,12 +29,15 @@ class DeadlinePassed(GatewayError):
 
 
 class NoTierLeft(GatewayError):
-    """Every tier was tried and none could answer. `reasons` holds (tier, reason) in the order tried."""
+    """Every tier was tried and none could answer.
 
-    def __init__(self, reasons: Sequence[tuple[str, str]]) -> None:
+    reasons: (tier, reason) in the order tried.  retry_after_seconds: the soonest that a server told us to come back.
+    """
+
+    def __init__(self, reasons: Sequence[tuple[str, str]], retry_after_seconds: float | None = None) -> None:
         told = ", ".join(f"{tier}: {reason}" for tier, reason in reasons) or "no tier was asked"
         super().__init__(f"no tier could answer ({told})")
-        self.reasons = tuple(reasons)
+        self.reasons, self.retry_after_seconds = tuple(reasons), retry_after_seconds
 
 
 class ClientGone(GatewayError):

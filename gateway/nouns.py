@@ -302,7 +302,8 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hop:
-    """One tier's turn. p_correct is None without evidence; completion is None when the engine failed (see error)."""
+    """One tier's turn. p_correct is None without evidence, and null_reason says why; completion is None when the engine
+    failed (see error)."""
 
     tier: str
     reason: Reason
@@ -315,20 +316,25 @@ class Hop:
     calibrator_id: str = "none"
     cost: Cost = Cost()
     note: str = ""
+    null_reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What the cascade served, and the whole way there. `served` is one of `hops`."""
+    """What the cascade served, and the whole way there. `served` is one of `hops`.
+
+    siblings: further choices of the tier that was served, when a client asked for more than one.
+    """
 
     hops: tuple[Hop, ...]
     served: Hop
     reason: Reason
     policy: Policy
+    siblings: tuple[Hop, ...] = ()
 
     @property
     def cost(self) -> Cost:
-        return sum((hop.cost for hop in self.hops), Cost())
+        return sum((hop.cost for hop in (*self.hops, *self.siblings)), Cost())
 
     @property
     def seconds(self) -> float:

@@ -123,6 +123,8 @@ class OpenAIHttp:
                     raise
         except aiohttp.ConnectionTimeoutError as error:
             raise EngineDown(self.name, f"no connection within {self._options.connect_seconds:g} s") from error
+        except aiohttp.ClientConnectorError as error:
+            raise EngineDown(self.name, f"nobody answers at {self._base} ({error.os_error.strerror})") from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
             raise EngineDown(self.name, f"the connection broke ({type(error).__name__})") from error
         except (aiohttp.ClientError, ValueError) as error:

@@ -1,0 +1,211 @@
+"""The command `confgate`. Everything heavy is imported by the command that needs it, so that --help is immediate."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+
+
+class Elsewhere(NamedTuple):
+    """A command that another package brings. module: exports a typer `app` with it.  extra: what to install."""
+
+    module: str
+    extra: str
+    told: str
+
+
+ELSEWHERE = {
+    "collect": Elsewhere("eval.cli", "eval", "Ask every model every question and record answers with their log-probs."),
+    "fit": Elsewhere("eval.cli", "eval,calibrate", "Fit one calibrator per tier from collected records."),
+    "demo": Elsewhere("eval.cli", "eval,local,demo", "Run the pocket cascade on held-out questions; no GPU needed."),
+    "card": Elsewhere("calibrators.cli", "calibrate", "Write a calibrator's card: what it is good for, measured."),
+}
+
+
+class Commands(TyperGroup):
+    """Our commands and those of ELSEWHERE, whose modules are imported only when they run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *ELSEWHERE]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in ELSEWHERE:  # enough for the help page
+            return TyperCommand(cmd_name, help=ELSEWHERE[cmd_name].told)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in ELSEWHERE:
+            return args[0], fetch(args[0], ctx), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+def fetch(name: str, ctx: Any) -> Any:
+    """The real command. Raises GatewayError that says what to install."""
+    where = ELSEWHERE[name]
+    try:
+        app = importlib.import_module(where.module).app
+    except ImportError as error:
+        install = f"pip install 'confidence-gateway[{where.extra}]'"
+        raise GatewayError(f"confgate {name} is not installed here ({error}); try: {install}") from error
+    found = typer.main.get_command(app)
+    command = found.get_command(ctx, name) if isinstance(found, TyperGroup) else found
+    if command is None:
+        raise GatewayError(f"{where.module} has no command {name!r}")
+    return command
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rendering the help page with rich takes longer than everything else together
+    pretty_exceptions_enable=False,
+    help="Answer with the cheapest language model whose calibrated confidence is high enough.",
+    epilog="Example:  confgate serve --config deploy/pocket/cascade.yaml",
+)
+
+ConfigFile = Annotated[
+    Path, typer.Option("--config", "-c", envvar="CONFGATE_CONFIG", help="The cascade's configuration file.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DEFAULT_FILE = Path("cascade.yaml")
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(version("confidence-gateway"))
+        except PackageNotFoundError:
+            typer.echo("not installed, run from its source")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Shown by confgate --help."""
+
+
+@app.command()
+def serve(
+    config: ConfigFile = DEFAULT_FILE,
+    host: Annotated[
+        str | None, typer.Option(envvar="CONFGATE_HOST", help="Listen here, not where the file says.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(envvar="CONFGATE_PORT", min=0, max=65535, help="As --host. 0: any free port.")
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option(envvar="CONFGATE_LOG_LEVEL", help="debug, info, warning or error.")
+    ] = "info",
+) -> None:
+    """Serve the cascade over HTTP until SIGTERM or Ctrl-C.
+
+    Example:  confgate serve -c deploy/pocket/cascade.yaml --port 8080
+    """
+    from gateway import serving
+    from gateway.telemetry import log_to_stderr
+
+    log_to_stderr(log_level)
+    settings = read(config)
+    given = {"host": host, "port": port}
+    server = settings.server.model_copy(update={key: value for key, value in given.items() if value is not None})
+    serving.run(settings.model_copy(update={"server": server}))
+
+
+@app.command()
+def check(
+    config: ConfigFile = DEFAULT_FILE,
+    live: Annotated[
+        bool, typer.Option("--live", help="Open the engines too, and hold the calibrators against them.")
+    ] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the file's JSON Schema, for editors.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a configuration file; exits with 1 and file:line for each mistake.
+
+    Example:  confgate check -c cascade.yaml --live
+    """
+    from gateway import checking
+    from gateway import config as configs
+
+    if schema:
+        typer.echo(json.dumps(configs.schema(), indent=2))
+        return
+    summary = checking.check(config, live=live)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    typer.echo(table(summary["tiers"]))
+    typer.echo(table(summary["policies"]))
+    typer.echo(f"{config}: good")
+
+
+@app.command()
+def route(
+    prompt: Annotated[str, typer.Argument(help="One question; - reads it from standard input.")],
+    config: ConfigFile = DEFAULT_FILE,
+    model: Annotated[str, typer.Option(help="auto, auto:<policy>, or a tier's name.")] = "auto",
+    system: Annotated[str | None, typer.Option(help="A system message to go before it.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question and show which tiers were tried, how sure each was, and why the answer was served.
+
+    Example:  confgate route "What is 17 + 25?" -c deploy/pocket/cascade.yaml
+    """
+    from gateway import trying
+
+    question = sys.stdin.read() if prompt == "-" else prompt
+    told = trying.try_one(read(config), question, model=model, system=system, max_tokens=max_tokens)
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    typer.echo(table(told["hops"]))
+    typer.echo(f"\n{told['text']}\n\nserved by {told['tier']}: {told['reason']}")
+
+
+def read(path: Path) -> Config:
+    from gateway import config
+
+    return config.read(path)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same keys as aligned text; absent values as a dash."""
+    names = list(rows[0]) if rows else []
+    cells = [names, *([cell(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    padded = ("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 a mistake told on stderr, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except GatewayError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(1)

@@ -1,0 +1,126 @@
+"""POST /v1/chat/completions. A plain ASGI endpoint: a framework's handler costs more than all the rest of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from gateway import cascade
+from gateway.errors import ClientGone
+from gateway.http import limits, reply, sse, wire
+from gateway.http.auth import Keyring
+from gateway.http.errors import RequestError, problem
+from gateway.http.hangup import or_hangup
+from gateway.http.reply import Call
+from gateway.nouns import Answer, Ask, Hop, Policy
+from gateway.snapshot import Snapshot
+from gateway.telemetry import Telemetry
+from gateway.written import unknown
+
+log = logging.getLogger(__name__)
+
+
+class Chat:
+    """The endpoint over one snapshot."""
+
+    def __init__(self, snapshot: Snapshot, keyring: Keyring, telemetry: Telemetry) -> None:
+        self._snapshot, self._keyring, self._telemetry = snapshot, keyring, telemetry
+        self._server = snapshot.config.server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, whatever becomes of it: an answer, an error, or nobody left to tell."""
+        now = asyncio.get_running_loop().time
+        began, route_id = now(), uuid.uuid4().hex
+        status, reason = 499, ""
+        with self._telemetry.in_flight.track_inprogress():
+            try:
+                status, reason, headers, pieces = await self._reply(scope, receive, route_id, began)
+                await asyncio.wait_for(respond(status, headers, pieces, send), self._server.request_seconds)
+            except (ClientGone, OSError, TimeoutError):  # left, broke off, or does not read
+                status = 499
+            finally:
+                self._telemetry.ended(status, reason, now() - began)
+
+    async def _reply(
+        self, scope: Scope, receive: Receive, route_id: str, began: float
+    ) -> tuple[int, str, Mapping[str, str], Iterable[bytes]]:
+        """Status, why the answer was served, headers and body. Raises ClientGone only."""
+        try:
+            call, answer = await self._decide(scope, receive, route_id, began)
+            self._telemetry.served(answer)
+            return 200, str(answer.reason), *written(answer, call)
+        except ClientGone:
+            raise
+        except Exception as error:
+            told = problem(error)
+            if told.status >= 500:
+                ours = error if told.status == 500 else None
+                log.error("request failed", extra={"route_id": route_id, "error": str(error)}, exc_info=ours)
+            return told.status, "", {"x-route-schema": reply.SCHEMA, "x-route-id": route_id} | told.headers, [told.body]
+
+    async def _decide(self, scope: Scope, receive: Receive, route_id: str, began: float) -> tuple[Call, Answer]:
+        """Everything up to the answer."""
+        server, headers = self._server, Headers(scope=scope)
+        self._keyring.who(headers.get("authorization"))
+        body = await limits.read_json(
+            scope, receive, max_bytes=int(server.max_body_mib * 2**20), deadline=began + server.receive_seconds
+        )
+        request = wire.read(body, server)
+        route = choose(request.model, self._snapshot)
+        ask, ignored = wire.to_ask(request, began + server.request_seconds, pin=server.sampler == "pin")
+        debug = request.debug or headers.get("x-route-debug", "").lower() in ("true", "1")
+        call = Call(request, route_id, int(time.time()), debug, tuple(ignored))
+        return call, await or_hangup(self._answer(ask, route, request.choices, route_id), receive)
+
+    async def _answer(self, ask: Ask, route: Policy, choices: int, route_id: str) -> Answer:
+        def note(hop: Hop) -> None:
+            self._telemetry.note(hop, route_id)
+
+        answer = await cascade.answer(ask, route, note)
+        return answer if choices == 1 else await cascade.with_siblings(answer, ask, choices, note)
+
+
+def choose(model: str, snapshot: Snapshot) -> Policy:
+    """The policy a model name stands for: `auto`, `auto:<policy>`, or a tier alone. Raises RequestError with 404."""
+    if model == "auto":
+        return snapshot.policies["default"]
+    if model.startswith("auto:") and model[5:] in snapshot.policies:
+        return snapshot.policies[model[5:]]
+    if model in snapshot.tiers:
+        tier = snapshot.tiers[model]
+        return Policy(name="bypass", tiers=(replace(tier, threshold=None),), bypass=True)
+    told = unknown("model", wire.shown(model), dict.fromkeys(names(snapshot)))
+    raise RequestError(404, f"There is {told}.", param="model", code="model_not_found")
+
+
+def names(snapshot: Snapshot) -> list[str]:
+    """Every model name a client may use."""
+    return ["auto", *(f"auto:{policy}" for policy in snapshot.policies), *snapshot.tiers]
+
+
+def written(answer: Answer, call: Call) -> tuple[dict[str, str], Iterable[bytes]]:
+    """An answer's headers and body, whole or replayed as a stream."""
+    headers = reply.headers(answer, call)
+    if call.request.stream:
+        return headers | {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}, sse.replay(
+            answer, call
+        )
+    return headers | {"content-type": "application/json"}, [reply.whole(answer, call)]
+
+
+async def respond(status: int, headers: Mapping[str, str], pieces: Iterable[bytes], send: Send) -> None:
+    """Send all of it. Waits for the client to take it."""
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    if isinstance(pieces, list):
+        raw.append((b"content-length", str(sum(map(len, pieces))).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    for piece in pieces:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,128 @@
+"""From our errors to HTTP, once and for all of them; a test proves that the table is total.
+
+An upstream's own words never get through: they may name hosts, paths or another client's prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gateway.errors import (
+    BadTrace,
+    ClientGone,
+    ConfigError,
+    DeadlinePassed,
+    EngineDown,
+    EngineGarbled,
+    EngineRefused,
+    EngineSlow,
+    EngineTooSmall,
+    GatewayError,
+    NoTierLeft,
+)
+from gateway.nouns import Reason
+
+RETRY_SECONDS = 1.0  # what to tell a client when no server said how long to wait
+
+
+class RequestError(GatewayError):
+    """The request itself cannot be served. param: the field at fault.  close: the rest of it was left unread."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, close: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.close = status, param, code, close
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a client is told. retry_after_seconds: sent as a header where trying again makes sense."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_seconds: float | None = None
+    close: bool = False
+
+    @property
+    def body(self) -> bytes:
+        told = {"message": self.message, "type": kind(self.status), "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": told})
+
+    @property
+    def headers(self) -> dict[str, str]:
+        told = {"content-type": "application/json"}
+        if self.retry_after_seconds is not None:
+            told["retry-after"] = str(max(1, math.ceil(self.retry_after_seconds)))
+        if self.status == 401:
+            told["www-authenticate"] = "Bearer"
+        if self.close:
+            told["connection"] = "close"
+        return told
+
+
+def kind(status: int) -> str:
+    """OpenAI's `type` for a status."""
+    named = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    return named.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+def too_small(error: EngineTooSmall) -> Problem:
+    """LiteLLM and LangChain look for this very sentence."""
+    window = f"This model's maximum context length is {error.window_tokens} tokens." if error.window_tokens else ""
+    asked = f" Your messages came to {error.prompt_tokens} tokens." if error.prompt_tokens else ""
+    message = f"{window or 'The messages exceed the maximum context length.'}{asked} Please shorten them."
+    return Problem(400, message, "messages", "context_length_exceeded")
+
+
+def refused(error: EngineRefused) -> Problem:
+    if error.status in (400, 413, 422):
+        return Problem(400, "The model does not take this request.")
+    if error.status == 429:
+        pause = error.retry_after_seconds
+        return Problem(429, "The model is busy.", None, "rate_limited", RETRY_SECONDS if pause is None else pause)
+    return Problem(502, "The model server did not let the gateway in.")
+
+
+def no_tier_left(error: NoTierLeft) -> Problem:
+    """429 when all were limited, 504 when the last was too slow, 503 when none was even asked, else 502."""
+    reasons = [reason for _, reason in error.reasons]
+    pause = RETRY_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
+    if not reasons or set(reasons) <= {Reason.BREAKER_OPEN, Reason.RATE_LIMITED}:
+        limited = bool(reasons) and set(reasons) == {Reason.RATE_LIMITED}
+        return Problem(
+            429 if limited else 503, "All models are busy.", None, "rate_limited" if limited else None, pause
+        )
+    if reasons[-1] == Reason.SLOW:
+        return Problem(504, "No model answered in time.")
+    return Problem(502, "No model could answer.")
+
+
+TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
+    RequestError: lambda error: Problem(error.status, str(error), error.param, error.code, close=error.close),
+    EngineTooSmall: too_small,
+    EngineRefused: refused,
+    EngineDown: lambda _: Problem(502, "The model server broke off."),
+    EngineGarbled: lambda _: Problem(502, "The model server answered with something that is no answer."),
+    EngineSlow: lambda _: Problem(504, "The model did not answer in time."),
+    DeadlinePassed: lambda _: Problem(504, "The request's time was up before any model had answered."),
+    NoTierLeft: no_tier_left,
+    ClientGone: lambda _: Problem(499, "The client left."),
+    ConfigError: lambda _: Problem(500, "The gateway is configured wrongly."),
+    BadTrace: lambda _: Problem(500, "The gateway made a mistake."),
+}
+
+
+def problem(error: BaseException) -> Problem:
+    """What to tell a client. Whatever is not one of ours is our mistake, and nothing of it is told."""
+    for family in type(error).__mro__:
+        if family in TABLE:
+            return TABLE[family](error)
+    return Problem(500, "The gateway made a mistake.")

@@ -1,0 +1,53 @@
+"""Is the process alive, and can it answer? Neither says anything about hosts or models to whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse
+
+from gateway.nouns import Engine
+from gateway.snapshot import Snapshot
+
+FRESH_SECONDS = 1.0  # asking often must not load the model servers
+
+
+def router(snapshot: Snapshot) -> APIRouter:
+    """Routes over one snapshot."""
+    routes = APIRouter(tags=["health"])
+    readiness = Readiness([tier.engine for tier in snapshot.tiers.values()])
+
+    @routes.get("/health")
+    async def health() -> dict[str, str]:
+        """The process lives."""
+        return {"status": "ok"}
+
+    @routes.get("/ready", responses={503: {"description": "no tier can answer"}})
+    async def ready() -> JSONResponse:
+        """200 when at least one tier can answer; `degraded` when not all of them can."""
+        able, of = await readiness.look()
+        word = "ready" if able == of else "degraded" if able else "unavailable"
+        return JSONResponse({"status": word}, 200 if able else 503)
+
+    return routes
+
+
+class Readiness:
+    """How many engines are ready, looked up at most once a second and by one request at a time."""
+
+    def __init__(self, engines: Iterable[Engine]) -> None:
+        self._engines = list(engines)
+        self._lock = asyncio.Lock()
+        self._until = 0.0
+        self._able = 0
+
+    async def look(self) -> tuple[int, int]:
+        """(ready, all)."""
+        now = asyncio.get_running_loop().time
+        async with self._lock:
+            if now() >= self._until:
+                self._able = sum(await asyncio.gather(*(engine.ready() for engine in self._engines)))
+                self._until = now() + FRESH_SECONDS
+        return self._able, len(self._engines)

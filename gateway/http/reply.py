@@ -1,0 +1,174 @@
+"""An Answer as clients see it: the chat completion, the x-route-* headers and, on demand, the route itself."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gateway.http.wire import ChatRequest
+from gateway.nouns import Answer, Completion, Hop, TokenTrace
+
+SCHEMA = "1"  # of the x-route-* headers
+PLAIN = re.compile(r"[^A-Za-z0-9._:@/ -]")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The facts of one HTTP request. route_id: names the decision.  created: Unix time, s.  ignored: field names."""
+
+    request: ChatRequest
+    route_id: str
+    created: int
+    debug: bool = False
+    ignored: tuple[str, ...] = ()
+
+
+def whole(answer: Answer, call: Call) -> bytes:
+    """The body of a whole answer."""
+    hops = (answer.served, *answer.siblings)
+    told: Json = {
+        "id": f"chatcmpl-{call.route_id}",
+        "object": "chat.completion",
+        "created": call.created,
+        "model": answer.completion.model,
+        "choices": [choice(number, answered(hop), call.request) for number, hop in enumerate(hops)],
+        "usage": usage(answer),
+        "system_fingerprint": system_fingerprint(answer),
+    }
+    if call.debug:
+        told["route"] = route(answer, call)
+    return msgspec.json.encode(told)
+
+
+def choice(number: int, completion: Completion, request: ChatRequest) -> Json:
+    return {
+        "index": number,
+        "message": {"role": "assistant", "content": completion.text, "refusal": None},
+        "logprobs": {"content": entries(completion.trace, request), "refusal": None} if asked(request) else None,
+        "finish_reason": completion.finish,
+    }
+
+
+def asked(request: ChatRequest) -> bool:
+    """Whether the client wants log-probs. Ours are never shown to one who does not."""
+    return bool(request.logprobs)
+
+
+def entries(trace: TokenTrace | None, request: ChatRequest, span: slice = slice(None)) -> list[Json] | None:
+    """Log-probs of a run of tokens; None where the engine did not tell them together with the tokens' texts."""
+    if trace is None or not trace.tokens:
+        return None
+    wanted = request.top_logprobs or 0
+    places = range(*span.indices(trace.chosen.size))
+    return [entry(trace, place, wanted) for place in places]
+
+
+def entry(trace: TokenTrace, place: int, wanted: int) -> Json:
+    told = spoken(trace.tokens[place], trace.chosen[place])
+    told["top_logprobs"] = []
+    if wanted and trace.candidates and trace.top is not None:
+        pairs = zip(trace.candidates[place][:wanted], trace.top[place, :wanted], strict=True)
+        told["top_logprobs"] = [spoken(text, nats) for text, nats in pairs]
+    return told
+
+
+def spoken(text: bytes, nats: float) -> Json:
+    return {"token": text.decode("utf-8", "replace"), "logprob": float(nats), "bytes": list(text)}
+
+
+def usage(answer: Answer) -> Json:
+    """What the returned choices took; tiers that were asked before are in route.usage_total."""
+    prompt = answer.completion.prompt_tokens
+    completion = sum(answered(hop).completion_tokens for hop in (answer.served, *answer.siblings))
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def answered(hop: Hop) -> Completion:
+    assert hop.completion is not None, "a hop without a completion is never served"
+    return hop.completion
+
+
+def system_fingerprint(answer: Answer) -> str:
+    """Changes when the model, its tier or its calibrator does."""
+    served = answer.served
+    facts = f"{served.tier}\n{answer.completion.model}\n{served.calibrator_id}"
+    return f"fp_{hashlib.blake2s(facts.encode(), digest_size=6).hexdigest()}"
+
+
+def headers(answer: Answer, call: Call) -> dict[str, str]:
+    """The facts every answer carries. Models and clients never write in here."""
+    served = answer.served
+    told = {
+        "x-route-schema": SCHEMA,
+        "x-route-id": call.route_id,
+        "x-route-model": plain(answer.completion.model),
+        "x-route-tier": plain(served.tier),
+        "x-route-policy": plain(call.request.model),
+        "x-route-tiers-tried": str(len(answer.hops)),
+        "x-route-confidence": number(served.p_correct),
+        "x-route-threshold": number(served.threshold),
+        "x-route-reason": str(answer.reason),
+        "x-route-calibrator": plain(served.calibrator_id),
+    }
+    if call.request.stream:
+        told["x-route-stream-mode"] = "buffer"
+    return told
+
+
+def plain(text: str) -> str:
+    """A name fit for a header: short, and nothing that could end a line."""
+    return PLAIN.sub("?", text[:256])
+
+
+def number(share: float | None) -> str:
+    return "null" if share is None else f"{share:.6g}"
+
+
+def route(answer: Answer, call: Call) -> Json:
+    """The whole way to the answer."""
+    served, spent = answer.served, answer.cost
+    return {
+        "schema": int(SCHEMA),
+        "id": call.route_id,
+        "model": answer.completion.model,
+        "tier": served.tier,
+        "policy": answer.policy.name,
+        "reason": answer.reason,
+        "confidence": served.p_correct,
+        "threshold": served.threshold,
+        "calibrator": served.calibrator_id,
+        "null_reason": served.null_reason,
+        "source": served.completion.trace.source if served.completion and served.completion.trace else None,
+        "hops": turns(answer.hops),
+        "siblings": turns(answer.siblings),
+        "usage_total": {
+            "prompt_tokens": spent.prompt_tokens,
+            "completion_tokens": spent.completion_tokens,
+            "total_tokens": spent.total_tokens,
+        },
+        "cost": {"usd": spent.usd},
+        "seconds": round(answer.seconds, 4),
+        "ignored": list(call.ignored),
+    }
+
+
+def turns(hops: Sequence[Hop]) -> list[Json]:
+    return [
+        {
+            "tier": hop.tier,
+            "reason": hop.reason,
+            "confidence": hop.p_correct,
+            "threshold": hop.threshold,
+            "null_reason": hop.null_reason,
+            "tokens": hop.cost.total_tokens,
+            "seconds": round(hop.seconds, 4),
+        }
+        for hop in hops
+    ]

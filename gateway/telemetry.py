@@ -1,0 +1,133 @@
+"""What operators see: one JSON log line per hop, and Prometheus metrics. Never a prompt, never an answer's text.
+
+Label values come from the configuration and from our own words only, so no client can grow the number of series.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gateway.nouns import Answer, Hop
+
+log = logging.getLogger("gateway.hop")
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+SHARES = tuple(step / 20 for step in range(1, 21))
+PREFIX = "confidence_gateway"
+
+# What every log record carries anyway, uvicorn's in colour too; the rest of its fields are ours.
+USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
+
+
+class Telemetry:
+    """Counters of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, told: str, *labels: str) -> Counter:
+            return Counter(f"{PREFIX}_{name}", told, labels, registry=registry)
+
+        def histogram(name: str, told: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"{PREFIX}_{name}", told, labels, registry=registry, buckets=buckets)
+
+        self._requests = counter(
+            "requests", "requests by HTTP status and why the answer was served", "status", "reason"
+        )
+        self._hops = counter("hops", "turns of tiers by how they ended", "tier", "reason")
+        self._escalated = counter("escalated_requests", "requests that more than one tier was asked for")
+        self._nulls = counter("null_confidence", "answers without a confidence, by why", "tier", "reason")
+        self._clamped = counter("clamped_tokens", "tokens whose log-prob was the engine's floor", "tier")
+        self._tokens = counter("tokens", "tokens by tier, rejected answers too", "tier", "kind")
+        self._usd = counter("cost_usd", "money by tier, rejected answers too", "tier")
+        self._confidence = histogram("confidence", "calibrated probability of each answer", SHARES, "tier")
+        self._hop_seconds = histogram("hop_seconds", "duration of one tier's turn", SECONDS, "tier")
+        self._seconds = histogram("request_seconds", "duration of one request", SECONDS)
+        self.in_flight = Gauge(f"{PREFIX}_in_flight", "requests being answered", registry=registry)
+        self._withheld = Gauge(
+            f"{PREFIX}_calibrator_withheld", "1 where a tier runs without its calibrator", ["tier"], registry=registry
+        )
+
+    def start(self, tiers: Mapping[str, object], withheld: Mapping[str, str]) -> None:
+        """Called once a snapshot is open."""
+        for tier in tiers:
+            self._withheld.labels(tier).set(tier in withheld)
+
+    def note(self, hop: Hop, route_id: str) -> None:
+        """One tier's turn."""
+        self._hops.labels(hop.tier, hop.reason).inc()
+        self._hop_seconds.labels(hop.tier).observe(hop.seconds)
+        self._tokens.labels(hop.tier, "prompt").inc(hop.cost.prompt_tokens)
+        self._tokens.labels(hop.tier, "completion").inc(hop.cost.completion_tokens)
+        self._usd.labels(hop.tier).inc(hop.cost.usd)
+        if hop.p_correct is not None:
+            self._confidence.labels(hop.tier).observe(hop.p_correct)
+        if hop.null_reason is not None:
+            self._nulls.labels(hop.tier, hop.null_reason).inc()
+        if hop.completion is not None and hop.completion.clamped_tokens:
+            self._clamped.labels(hop.tier).inc(hop.completion.clamped_tokens)
+        level = logging.INFO if hop.error is None else logging.WARNING
+        log.log(level, "hop", extra=fields(hop, route_id))
+
+    def served(self, answer: Answer) -> None:
+        """How a request that got an answer went."""
+        if len(answer.hops) > 1:
+            self._escalated.inc()
+
+    def ended(self, status: int, reason: str, seconds: float) -> None:
+        """One request, answered, refused or abandoned (499). reason: why the answer was served, "" for an error."""
+        self._requests.labels(str(status), reason).inc()
+        self._seconds.observe(seconds)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+def fields(hop: Hop, route_id: str) -> dict[str, object]:
+    """What the log says about one hop."""
+    told: dict[str, object] = {
+        "route_id": route_id,
+        "tier": hop.tier,
+        "reason": str(hop.reason),
+        "p_correct": hop.p_correct,
+        "threshold": hop.threshold,
+        "seconds": round(hop.seconds, 4),
+        "prompt_tokens": hop.cost.prompt_tokens,
+        "completion_tokens": hop.cost.completion_tokens,
+        "calibrator": hop.calibrator_id,
+    }
+    if hop.null_reason is not None:
+        told |= {"null_reason": str(hop.null_reason), "why": hop.note}
+    if hop.error is not None:
+        told["error"] = str(hop.error)
+    return told
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in USUAL}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def log_to_stderr(level: str) -> None:
+    """For a process that is ours alone: everything logged goes to stderr as JSON lines."""
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(JsonLines())
+    logging.basicConfig(level=level.upper(), handlers=[lines], force=True)

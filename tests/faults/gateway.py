@@ -1,0 +1,154 @@
+"""The gateway as users start it: a process of its own, reached over loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibrators import artifact
+from calibrators._linear import Linear
+from calibrators.base import Missing, Preprocess
+from calibrators.platt import Platt
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS = 20.0
+
+# logit p = 10 * mean log-prob + 4: tokens of -0.1 nats give p = .953, of -0.8 p = .018
+SURE, UNSURE = -0.1, -0.8
+P_SURE, P_UNSURE = 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(4))
+
+
+def write_artifact(path: Path, **fingerprint: str) -> str:
+    """A calibrator of the mean log-prob. Returns its label."""
+    pre = Preprocess(("lp_mean",), (Missing.REFUSE,), np.zeros(1), np.ones(1), np.array([-20.0]), np.zeros(1))
+    sealed = artifact.Artifact.seal(
+        id=path.stem,
+        kind="platt",
+        features=["lp_mean"],
+        params=Platt(Linear(pre, np.array([10.0]), 4.0)).to_params(),
+        fingerprint={"model": "small", "source": "chosen", "sampling": "greedy"} | fingerprint,
+        fit={
+            "data_sha256": "0" * 64,
+            "n": 100,
+            "n_rare": 40,
+            "objective": "erm",
+            "eta": 0,
+            "seed": 0,
+            "split": "none",
+            "slices": [],
+        },
+        metrics={},
+        validity={"conditions": [], "checks": {}},
+        created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    )
+    artifact.dump(sealed, path)
+    return sealed.label
+
+
+def cascade(url: str, **changes: Any) -> dict[str, Any]:
+    """Two tiers of one upstream, the small one calibrated; accept it at .8. JSON is YAML, too."""
+    return {
+        "server": {"port": 0, "request_seconds": 5, "receive_seconds": 1, "grace_seconds": 5, "max_body_mib": 0.25},
+        "keys": {"allow_anonymous": True},
+        "tiers": [
+            {
+                "name": "cheap",
+                "engine": {"kind": "openai_http", "url": url, "model": "small", "max_reply_mib": 4},
+                "calibrator": "cheap.json",
+                "prices": {"usd_per_mtok_in": 1, "usd_per_mtok_out": 2},
+                "patience_seconds": 1,
+            },
+            {
+                "name": "dear",
+                "engine": {"kind": "openai_http", "url": url, "model": "large"},
+                "prices": {"usd_per_mtok_in": 10, "usd_per_mtok_out": 20},
+                "patience_seconds": 3,
+            },
+        ],
+        "policies": {
+            "default": {"steps": [{"tier": "cheap", "accept_at": 0.8}, {"tier": "dear"}]},
+            "strict": {"steps": [{"tier": "cheap", "accept_at": 0.99}, {"tier": "dear"}], "serve_fallback": False},
+        },
+    } | changes
+
+
+def confgate(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "gateway", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def confgate_ends(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command that ends by itself."""
+    process = confgate(*arguments, **environment)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@dataclass
+class Gateway:
+    """A running gateway. log: where its stderr goes."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def running(folder: Path, config: dict[str, Any], **environment: str) -> Iterator[Gateway]:
+    """A gateway that is ready; terminated, and found to have ended well, at the end."""
+    path, log = folder / "cascade.yaml", folder / "gateway.log"
+    path.write_text(json.dumps(config, indent=1))
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "gateway", "serve", "--config", str(path)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    assert process.stdout is not None
+    with process, process.stdout:
+        line = process.stdout.readline()
+        assert line.startswith("ready on "), log.read_text()
+        try:
+            yield Gateway(process, line.split()[2], log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+    assert process.returncode == 0, log.read_text()
+
+
+def until(true: Any, seconds: float = 5.0) -> float:
+    """Wait for something to become true; how long it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, "it never happened"
+        time.sleep(0.005)
+    return time.monotonic() - began

@@ -1,0 +1,401 @@
+"""A chat-completions server that breaks on command: the wire is faked, nothing inside the gateway is.
+
+What happens is chosen per request, so that concurrent ones may differ: the last message is JSON,
+`{"<model>": {"fault": "...", "text": "...", "nats": -0.1, "seconds": 0.0}, ...}`; plain text gets a plain answer. Every
+request is recorded with what it held and when its peer let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import math
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+MODELS = ("small", "large")
+VERSION = "0.33.0"
+END = "<|im_end|>"
+
+
+@dataclass
+class Seen:
+    """One request that arrived. released_at: monotonic s when its peer closed the connection, None while it is open."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    at: float
+    connection: int
+    released_at: float | None = None
+    answered: bool = False
+
+    @property
+    def model(self) -> str:
+        return str(self.body.get("model"))
+
+
+@dataclass
+class Plan:
+    """What one request gets."""
+
+    fault: str = ""
+    text: str = "The answer is 42"
+    nats: float = -0.1
+    seconds: float = 0.0
+    value: Any = None
+
+
+@dataclass
+class Upstream:
+    """Runs in a thread of its own. Use as a context manager."""
+
+    seen: list[Seen] = field(default_factory=list)
+    port: int = 0
+    _connections: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def asked(self, model: str) -> list[Seen]:
+        """The questions that reached one model."""
+        return [seen for seen in self.seen if seen.path.endswith("/chat/completions") and seen.model == model]
+
+    def __enter__(self) -> Upstream:
+        started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+
+        def work() -> None:
+            asyncio.set_event_loop(self._loop)
+            server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", self.port))
+            self.port = server.sockets[0].getsockname()[1]
+            started.set()
+            self._loop.run_forever()
+            server.close()
+            waiting = asyncio.all_tasks(self._loop)
+            for task in waiting:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
+            self._loop.close()
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+        started.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        number = self._connections
+        try:
+            while await self._exchange(reader, writer, number):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> bool:
+        """One request and its answer; whether the connection may be used again."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, path, _ = head[0].split(" ", 2)
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        raw = await reader.readexactly(int(headers.get("content-length", 0)))
+        body = json.loads(raw) if raw else {}
+        seen = Seen(method, path, headers, body, time.monotonic(), number)
+        self.seen.append(seen)
+        watching = asyncio.ensure_future(self._watch(reader, seen))
+        try:
+            return await self._answer(seen, writer)
+        finally:
+            seen.answered = True
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch(self, reader: asyncio.StreamReader, seen: Seen) -> None:
+        """Notice the peer's hang-up while the answer is still being made. No client of ours pipelines."""
+        while not reader.at_eof():  # noqa: ASYNC110  a StreamReader tells nobody
+            await asyncio.sleep(0.005)
+        seen.released_at = time.monotonic()
+
+    async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        if seen.path == "/version":
+            return await send_json(writer, {"version": VERSION})
+        if seen.path == "/v1/models":
+            return await send_json(writer, {"data": [{"id": model, "owned_by": "vllm"} for model in MODELS]})
+        plan = plan_of(seen.body)
+        if plan.seconds:
+            await asyncio.sleep(plan.seconds)
+        if seen.body.get("stream"):
+            return await send_stream(writer, seen.body, plan)
+        if plan.fault in WIRE:
+            return await WIRE[plan.fault](writer, seen.body, plan)
+        if plan.fault in STATUS:
+            status, headers, told = STATUS[plan.fault]
+            return await send_json(writer, told, status=status, headers=headers)
+        told = completion(seen.body, plan)
+        if plan.fault in EDIT:
+            EDIT[plan.fault](told)
+        elif plan.fault:
+            raise KeyError(f"the fake upstream has no fault {plan.fault!r}")
+        return await send(writer, json.dumps(told).encode())  # NaN and Infinity go out as Python writes them
+
+
+def plan_of(body: dict[str, Any]) -> Plan:
+    text = body["messages"][-1]["content"]
+    try:
+        told = json.loads(text)
+        return Plan(**told.get(body["model"], {}))
+    except (ValueError, AttributeError):
+        return Plan()
+
+
+def completion(body: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """What vLLM would say: log-probs with the end token last, candidates with the chosen token among them."""
+    tokens = [*split(plan.text), END]
+    entries = [spoken(token, plan.nats, body.get("top_logprobs", 0)) for token in tokens]
+    return {
+        "id": "chatcmpl-upstream",
+        "object": "chat.completion",
+        "created": 1,
+        "model": body["model"],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": plan.text},
+                "logprobs": {"content": entries} if body.get("logprobs") else None,
+                "finish_reason": "stop",
+                "stop_reason": None,
+            }
+        ],
+        "usage": {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 7 + len(tokens)},
+    }
+
+
+def split(text: str) -> list[str]:
+    """Tokens: words with the space before them."""
+    words = text.split(" ")
+    return [words[0], *(f" {word}" for word in words[1:])] if text else []
+
+
+def spoken(token: str, nats: float, k: int) -> dict[str, Any]:
+    rivals = [candidate(f"{token}{rank}", nats - rank) for rank in range(1, k)]
+    return {**candidate(token, nats), "top_logprobs": [candidate(token, nats), *rivals][:k]}
+
+
+def candidate(token: str, nats: float) -> dict[str, Any]:
+    return {"token": token, "logprob": nats, "bytes": list(token.encode())}
+
+
+async def send_json(
+    writer: asyncio.StreamWriter, told: object, *, status: int = 200, headers: dict[str, str] | None = None
+) -> bool:
+    return await send(writer, json.dumps(told).encode(), status=status, headers=headers)
+
+
+async def send(
+    writer: asyncio.StreamWriter, body: bytes, *, status: int = 200, headers: dict[str, str] | None = None
+) -> bool:
+    told = {"content-type": "application/json", "content-length": str(len(body))} | (headers or {})
+    lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+    writer.write(f"HTTP/1.1 {status} Whatever\r\n{lines}\r\n".encode("latin-1") + body)
+    await writer.drain()
+    return True
+
+
+async def send_stream(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    """The same answer as server-sent events. The fault `cut` ends it without a finish_reason and without [DONE]."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+    async for event in events(body, plan):
+        writer.write(b"data: " + event + b"\n\n")
+        await writer.drain()
+    return False
+
+
+async def events(body: dict[str, Any], plan: Plan) -> AsyncIterator[bytes]:
+    for place, token in enumerate(split(plan.text)):
+        if plan.fault == "cut" and place == 1:
+            return
+        delta = {"role": "assistant", "content": token} if place == 0 else {"content": token}
+        yield json.dumps(chunk(body, delta, None)).encode()
+    yield json.dumps(chunk(body, {}, "stop")).encode()
+    yield b"[DONE]"
+
+
+def chunk(body: dict[str, Any], delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    told = {"id": "chatcmpl-upstream", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+    return {**told, "choices": [choice]}
+
+
+# Faults of the connection and of HTTP itself. Each returns whether the connection may be used again.
+
+
+async def reset(writer: asyncio.StreamWriter, *_: object) -> bool:
+    """RST instead of an answer."""
+    connection: socket.socket = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+    return False
+
+
+async def hang_up(*_: object) -> bool:
+    """FIN instead of an answer."""
+    return False
+
+
+async def reset_in_body(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    await end_in_body(writer, body, plan)
+    return await reset(writer)
+
+
+async def end_in_body(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    whole = json.dumps(completion(body, plan)).encode()
+    await send(writer, whole[: len(whole) // 2], headers={"content-length": str(len(whole))})
+    return False
+
+
+async def silent(writer: asyncio.StreamWriter, *_: object) -> bool:
+    await asyncio.sleep(60)
+    return False
+
+
+async def drip(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    whole = json.dumps(completion(body, plan)).encode()
+    await send(writer, b"", headers={"content-length": str(len(whole))})
+    for byte in whole:
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0.2)
+    return False
+
+
+def raw(reply: bytes) -> Callable[..., Any]:
+    async def write(writer: asyncio.StreamWriter, *_: object) -> bool:
+        writer.write(reply)
+        await writer.drain()
+        return False
+
+    return write
+
+
+def bodied(body: bytes, status: int = 200, **headers: str) -> Callable[..., Any]:
+    async def write(writer: asyncio.StreamWriter, *_: object) -> bool:
+        return await send(writer, body, status=status, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    return write
+
+
+async def endless(writer: asyncio.StreamWriter, *_: object) -> bool:
+    """A body that never ends, until the peer has had enough."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n")
+    while True:
+        writer.write(b" " * 2**20)
+        await writer.drain()
+
+
+async def cut_json(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    return await send(writer, json.dumps(completion(body, plan)).encode()[:-20])
+
+
+async def twin_keys(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    """A twin key and a NaN: the careful reader has to notice the first on its way to forgive the second."""
+    told = completion(body, plan)
+    told["choices"][0]["logprobs"]["content"][0]["logprob"] = math.nan
+    whole = json.dumps(told)
+    return await send(writer, f'{whole[:-1]}, "choices": {json.dumps(told["choices"])}}}'.encode())
+
+
+WIRE: dict[str, Callable[..., Any]] = {
+    "reset": reset,
+    "hang_up": hang_up,
+    "reset_in_body": reset_in_body,
+    "end_in_body": end_in_body,
+    "silent": silent,
+    "drip": drip,
+    "bad_status_line": raw(b"ICY 200 OK\r\n\r\n"),
+    "bad_chunk": raw(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"),
+    "two_lengths": raw(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}x"),
+    "huge_header": raw(b"HTTP/1.1 200 OK\r\nx: " + b"a" * 2**20 + b"\r\n\r\n"),
+    "bad_gzip": bodied(b"\x1f\x8b garbage", content_encoding="gzip"),
+    "gzip_bomb": bodied(gzip.compress(b" " * 2**24), content_encoding="gzip"),
+    "endless": endless,
+    "redirect": bodied(b"", 302, location="http://127.0.0.1:1/"),
+    "no_content": bodied(b"", 204),
+    "html": bodied(b"<html>ok</html>", content_type="text/html"),
+    "plain_text": bodied(b"ok", content_type="text/plain"),
+    "json_list": bodied(b"[]"),
+    "json_null": bodied(b"null"),
+    "cut_json": cut_json,
+    "twin_keys": twin_keys,
+    "bad_utf8": bodied(b'{"choices": [{"message": {"content": "\xff"}}], "model": "small"}'),
+    "deep_json": bodied(b"[" * 200_000 + b"]" * 200_000),
+    "huge_integer": bodied(b'{"created": ' + b"9" * 20_000 + b', "choices": ' + b"9" * 20_000 + b"}"),
+    "error_in_200": bodied(b'{"error": {"message": "secret-host.internal failed", "code": 500}}'),
+}
+
+
+def complaint(message: str, code: object = 400, kind: str = "BadRequestError") -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+WINDOW = "This model's maximum context length is 64 tokens. However, your request has 90 input tokens. Please reduce."
+
+STATUS: dict[str, tuple[int, dict[str, str], object]] = {
+    "500": (500, {}, complaint("Traceback: /srv/secret.py", 500, "InternalServerError")),
+    "502": (502, {}, {}),
+    "503": (503, {}, {}),
+    "429": (429, {"retry-after": "7"}, complaint("slow down", 429)),
+    "429_day": (429, {"retry-after": "86400"}, complaint("slow down", 429)),
+    "429_junk": (429, {"retry-after": "soon"}, complaint("slow down", 429)),
+    "overflow": (400, {}, complaint(WINDOW)),
+    "overflow_openai": (400, {}, complaint("too long", "context_length_exceeded", "invalid_request_error")),
+    "bad_request": (400, {}, complaint("secret-host.internal does not like it")),
+    "unprocessable": (422, {}, complaint("no", 422)),
+    "unauthorized": (401, {}, {"error": "Unauthorized"}),
+    "forbidden": (403, {}, complaint("no", 403)),
+    "not_found": (404, {}, complaint("The model `x` does not exist.", 404, "NotFoundError")),
+}
+
+
+# Faults inside a well-formed body.
+
+
+def choice(told: dict[str, Any]) -> dict[str, Any]:
+    return told["choices"][0]  # type: ignore[no-any-return]
+
+
+def first(told: dict[str, Any]) -> dict[str, Any]:
+    return choice(told)["logprobs"]["content"][0]  # type: ignore[no-any-return]
+
+
+EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no_choices": lambda told: told.update(choices=[]),
+    "null_content": lambda told: choice(told)["message"].update(content=None),
+    "number_content": lambda told: choice(told)["message"].update(content=42),
+    "abort": lambda told: choice(told).update(finish_reason="abort"),
+    "no_finish": lambda told: choice(told).update(finish_reason=None),
+    "length": lambda told: choice(told).update(finish_reason="length"),
+    "other_model": lambda told: told.update(model="an-impostor"),
+    "no_logprobs": lambda told: choice(told).update(logprobs=None),
+    "null_logprob": lambda told: first(told).update(logprob=None),
+    "nan_logprob": lambda told: first(told).update(logprob=math.nan),
+    "infinite_logprob": lambda told: first(told).update(logprob=-math.inf),
+    "positive_logprob": lambda told: first(told).update(logprob=0.5),
+    "string_logprob": lambda told: first(told).update(logprob="-0.1"),
+    "floor_logprob": lambda told: first(told).update(logprob=-9999.0),
+    "too_few_candidates": lambda told: first(told).update(top_logprobs=[]),
+    "no_usage": lambda told: told.update(usage=None),
+    "negative_usage": lambda told: told["usage"].update(prompt_tokens=-1),
+}
