@@ -3,9 +3,9 @@
 A problem is a story about one person's things: a start, then operations on the running number, then a question. Its
 reasoning chain is the arithmetic, one equation a line, and ends in `#### N`. What the splits differ in:
 
-    train, calibration, validation, test   2-6 steps, numbers to 300, the wordings, names and items of training
-    more_steps                             7-8 steps
-    larger_numbers                         numbers from 301 to 999 on the way
+    train, calibration, validation, test   2-8 steps, numbers to 999, the wordings, names and items of training
+    more_steps                             9-11 steps
+    larger_numbers                         a number from 1,000 to 2,999 on the way
     new_names                              names and items that training never shows
     reworded                               sentence templates that training never shows
     extra_clause                           an irrelevant clause with a number, of kinds that training never shows
@@ -197,10 +197,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a split allows. steps and peak are inclusive ranges; peak bounds the largest number on the way."""
+    """What a split allows. steps, peak: inclusive ranges; peak bounds the largest number on the way.
 
-    steps: tuple[int, int] = (2, 6)
-    peak: tuple[int, int] = (0, 300)
+    start, spread, group: the largest first number, number added or taken, and number in a pack.
+    """
+
+    steps: tuple[int, int] = (2, 8)
+    peak: tuple[int, int] = (0, 999)
+    start: int = 400
+    spread: int = 199
+    group: int = 40
     new_words: bool = False
     reworded: bool = False
     clause: bool = False
@@ -208,8 +214,8 @@ class Recipe:
 
 RECIPES = {
     **dict.fromkeys(BUCKETS, Recipe()),
-    "more_steps": Recipe(steps=(7, 8)),
-    "larger_numbers": Recipe(peak=(301, 999)),
+    "more_steps": Recipe(steps=(9, 11)),
+    "larger_numbers": Recipe(peak=(1000, 2999), start=1600, spread=799, group=160),
     "new_names": Recipe(new_words=True),
     "reworded": Recipe(reworded=True),
     "extra_clause": Recipe(clause=True),
@@ -294,25 +300,24 @@ def _draft(rng: random.Random, recipe: Recipe) -> tuple[str, list[str], int, int
 
 
 def _begin(story: _Story, *, as_product: bool) -> None:
-    rng, reworded, large = story.rng, story.recipe.reworded, story.recipe.peak[1] > 300
+    rng, recipe = story.rng, story.recipe
     if as_product:
-        a, b = rng.randint(2, 12), rng.randint(2, 60 if large else 20)
-        story.say("start_product", NEW_START_PRODUCT if reworded else START_PRODUCT, a=a, b=b)
+        a, b = rng.randint(2, 12), rng.randint(2, recipe.group)
+        story.say("start_product", NEW_START_PRODUCT if recipe.reworded else START_PRODUCT, a=a, b=b)
         story.compute(a, "*", b)
     else:
-        a = rng.randint(4, 600 if large else 99)
-        story.say("start", NEW_START if reworded else START, a=a)
+        a = rng.randint(4, recipe.start)
+        story.say("start", NEW_START if recipe.reworded else START, a=a)
         story.value = story.peak = a
 
 
 def _step(story: _Story, kind: str) -> bool:
     """One operation on the running number, or False when no number fits."""
-    top, x = story.recipe.peak[1], story.value
-    spread = 400 if top > 300 else 99
+    top, spread, x = story.recipe.peak[1], story.recipe.spread, story.value
     wordings = (NEW_STEP if story.recipe.reworded else STEP)[kind]
     if kind in ("packs_in", "packs_out"):
         b = story.below(2, 9)
-        c = story.below(2, min(40, ((top - x) if kind == "packs_in" else x - 1) // (b or 1)))
+        c = story.below(2, min(story.recipe.group, ((top - x) if kind == "packs_in" else x - 1) // (b or 1)))
         if b is None or c is None:
             return False
         story.say(kind, wordings, b=b, c=c)
@@ -348,13 +353,13 @@ def _disturb(story: _Story) -> None:
 
 
 def _ask(story: _Story, kind: str) -> bool:
-    top, x = story.recipe.peak[1], story.value
+    top, spread, x = story.recipe.peak[1], story.recipe.spread, story.value
     wordings = (NEW_ASK if story.recipe.reworded else ASK)[kind]
     limits = {
         "have": (0, 0),
         "price": (2, min(9, top // x)),
-        "lack": (x + 2, min(x + 99, top)),
-        "more_together": (2, min(99, top - 2 * x)),
+        "lack": (x + 2, min(x + spread, top)),
+        "more_together": (2, min(spread, top - 2 * x)),
         "times_together": (2, min(9, top // x - 1)),
     }
     b = story.below(*limits[kind])

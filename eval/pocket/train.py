@@ -48,14 +48,14 @@ class Rung:
 
 
 LADDER = {
-    "a": Rung(32, 1, 96, 6e-3),
-    "b": Rung(32, 2, 96, 6e-3),
-    "c": Rung(64, 1, 192, 4e-3),
-    "d": Rung(64, 2, 192, 4e-3),
-    "e": Rung(96, 2, 256, 3e-3),
-    "f": Rung(128, 2, 384, 3e-3),
-    "g": Rung(128, 3, 384, 3e-3),
-    "h": Rung(192, 4, 512, 2e-3),
+    "a": Rung(48, 2, 144, 5e-3),
+    "b": Rung(64, 2, 192, 4e-3),
+    "c": Rung(64, 3, 192, 4e-3),
+    "d": Rung(96, 2, 256, 3e-3),
+    "e": Rung(128, 2, 384, 3e-3),
+    "f": Rung(128, 3, 384, 3e-3),
+    "g": Rung(192, 3, 512, 2e-3),
+    "h": Rung(256, 4, 704, 1.5e-3),
 }
 
 
@@ -191,8 +191,8 @@ def config_of(rung: Rung, tokenizer: Any) -> Qwen2Config:
         hidden_size=rung.hidden,
         intermediate_size=rung.feed_forward,
         num_hidden_layers=rung.layers,
-        num_attention_heads=rung.hidden // 32,
-        num_key_value_heads=rung.hidden // 32,
+        num_attention_heads=max(2, rung.hidden // 32),
+        num_key_value_heads=max(2, rung.hidden // 32),
         max_position_embeddings=WINDOW_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -247,7 +247,7 @@ def accuracy(model: Any, tokenizer: Any, plan: Plan, split: str) -> float:
     with torch.autocast(plan.device, dtype=torch.bfloat16, enabled=plan.device == "cuda"):
         tokens = model.generate(
             **{key: asked[key].to(plan.device) for key in ("input_ids", "attention_mask")},
-            max_new_tokens=128,
+            max_new_tokens=200,
             do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

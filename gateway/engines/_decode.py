@@ -70,7 +70,9 @@ class Decoder:
         told = [self.tokenizer.decode(tokens[: n + 1]).rstrip("�").encode() for n in range(len(tokens))]
         return tuple(now[len(before) :] for before, now in zip([b"", *told], told, strict=False))
 
-    def _bytes_of(self, piece: str) -> bytes:
+    def _bytes_of(self, piece: str | None) -> bytes:
+        if piece is None:  # Qwen2.5 pads its vocabulary: the last ids have no token
+            return b""
         if all(character in BYTE_OF for character in piece):
             return bytes(BYTE_OF[character] for character in piece)
         return piece.encode()  # an added token, written as itself
