@@ -34,6 +34,7 @@ class Seen:
     body: dict[str, Any]
     at: float
     connection: int
+    reused: bool = False
     released_at: float | None = None
     answered: bool = False
 
@@ -97,23 +98,25 @@ class Upstream:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
-        number = self._connections
+        number, reused = self._connections, False
         try:
-            while await self._exchange(reader, writer, number):
-                pass
+            while await self._exchange(reader, writer, number, reused=reused):
+                reused = True
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> bool:
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, *, reused: bool
+    ) -> bool:
         """One request and its answer; whether the connection may be used again."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, path, _ = head[0].split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         body = json.loads(raw) if raw else {}
-        seen = Seen(method, path, headers, body, time.monotonic(), number)
+        seen = Seen(method, path, headers, body, time.monotonic(), number, reused)
         self.seen.append(seen)
         watching = asyncio.ensure_future(self._watch(reader, seen))
         try:
@@ -139,6 +142,8 @@ class Upstream:
             await asyncio.sleep(plan.seconds)
         if seen.body.get("stream"):
             return await send_stream(writer, seen.body, plan)
+        if plan.fault == "stale":  # as if an idle connection had been closed just when it was used again
+            return not seen.reused and await send_json(writer, completion(seen.body, plan))
         if plan.fault in WIRE:
             return await WIRE[plan.fault](writer, seen.body, plan)
         if plan.fault in STATUS:

@@ -1,0 +1,84 @@
+"""A client that leaves frees the model server, in both modes, in under a second."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from gateway.errors import ClientGone
+from gateway.http.hangup import or_hangup
+from tests.faults.ask import ask
+from tests.faults.gateway import Gateway, until
+from tests.faults.upstream import Upstream
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_upstream_is_freed(stream: bool, gateway: Gateway, upstream: Upstream) -> None:
+    address = urlsplit(gateway.url)
+    assert address.hostname is not None
+    body = json.dumps(ask({"fault": "silent"}, {"fault": "silent"}, stream=stream) | {"model": "dear"}).encode()
+    with socket.create_connection((address.hostname, address.port or 80)) as raw:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        raw.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: upstream.asked("large"))
+        assert upstream.asked("large")[0].released_at is None
+    left = time.monotonic()
+    until(lambda: upstream.asked("large")[0].released_at is not None, 1.0)
+    assert time.monotonic() - left < 1.0
+
+
+async def never() -> dict[str, str]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def leaves() -> dict[str, str]:
+    return {"type": "http.disconnect"}
+
+
+def test_the_work_has_ended_before_the_hang_up_is_told() -> None:
+    ended: list[bool] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(True)
+
+    with pytest.raises(ClientGone):
+        asyncio.run(or_hangup(work(), leaves))
+    assert ended == [True]
+
+
+def test_the_works_own_error_comes_through_unwrapped() -> None:
+    async def work() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        asyncio.run(or_hangup(work(), never))
+
+
+def test_being_cancelled_cancels_the_work() -> None:
+    async def outer() -> bool:
+        cancelled = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        task = asyncio.ensure_future(or_hangup(work(), never))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return cancelled.is_set()
+
+    assert asyncio.run(outer())

@@ -1,0 +1,160 @@
+"""Every way in which a model server can fail, met by a real gateway: the client gets a good answer all the same."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from tests.faults.ask import ask
+from tests.faults.gateway import SURE, UNSURE, until
+from tests.faults.upstream import EDIT, STATUS, WIRE, Upstream
+
+# What the hop at the broken tier is called. Everything here is hidden from the client behind the next tier's answer.
+BROKEN = {
+    **dict.fromkeys(WIRE, "failed"),
+    **dict.fromkeys(STATUS, "failed"),
+    "silent": "slow",
+    "drip": "slow",
+    "429": "rate_limited",
+    "429_day": "rate_limited",
+    "429_junk": "rate_limited",
+    "overflow": "too_small",
+    "overflow_openai": "too_small",
+    "no_choices": "failed",
+    "null_content": "failed",
+    "number_content": "failed",
+    "abort": "failed",
+    "negative_usage": "failed",
+}
+SAYS_NO = {"bad_request", "unprocessable"}
+
+# The answer is good, its evidence is not: the confidence is null and the next tier is asked.
+NO_EVIDENCE = {
+    "no_logprobs": "no_evidence",
+    "null_logprob": "no_evidence",
+    "nan_logprob": "no_evidence",
+    "infinite_logprob": "no_evidence",
+    "positive_logprob": "no_evidence",
+    "string_logprob": "no_evidence",
+    "other_model": "no_evidence",
+    "length": "truncated",
+}
+HARMLESS = {"no_finish", "no_usage"}
+
+
+def test_every_fault_of_the_upstream_has_its_place_here() -> None:
+    placed = set(BROKEN) | set(NO_EVIDENCE) | HARMLESS | {"floor_logprob", "too_few_candidates"}
+    assert placed == set(WIRE) | set(STATUS) | set(EDIT)
+
+
+@pytest.mark.parametrize("fault", sorted(set(BROKEN) - SAYS_NO))
+def test_a_broken_tier_is_passed_over(fault: str, http: httpx2.Client, upstream: Upstream) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": fault}, {"text": "43"}, route={"debug": True}))
+    assert told.status_code == 200, told.text
+    route = told.json()["route"]
+    assert [hop["reason"] for hop in route["hops"]] == [BROKEN[fault], "last"]
+    assert told.json()["choices"][0]["message"]["content"] == "43"
+    assert upstream.asked("small"), "the fault was never reached"
+
+
+@pytest.mark.parametrize("fault", sorted(NO_EVIDENCE))
+def test_bad_evidence_costs_the_confidence_not_the_answer(fault: str, http: httpx2.Client) -> None:
+    body = ask({"fault": fault}, {"text": "43"}, route={"debug": True})
+    hop = http.post("/v1/chat/completions", json=body).json()["route"]["hops"][0]
+    assert (hop["reason"], hop["confidence"]) == (NO_EVIDENCE[fault], None)
+    alone = http.post("/v1/chat/completions", json=body | {"model": "cheap"})
+    assert alone.json()["choices"][0]["message"]["content"] == "The answer is 42"
+    assert alone.headers["x-route-confidence"] == "null"
+
+
+@pytest.mark.parametrize("fault", sorted(HARMLESS))
+def test_what_is_merely_sloppy_is_tolerated(fault: str, http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": fault, "nats": SURE}))
+    assert told.headers["x-route-tier"] == "cheap"
+    assert told.json()["usage"]["completion_tokens"] == 5
+
+
+def test_a_clamped_log_prob_is_legal_and_counted(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": "floor_logprob"}, route={"debug": True})).json()
+    assert 0 <= told["route"]["hops"][0]["confidence"] < 0.01
+    assert 'clamped_tokens_total{tier="cheap"}' in http.get("/metrics").text
+
+
+def test_too_few_candidates_are_no_evidence(http: httpx2.Client) -> None:
+    body = ask({"fault": "too_few_candidates"}, logprobs=True, top_logprobs=3, route={"debug": True})
+    assert http.post("/v1/chat/completions", json=body).json()["route"]["hops"][0]["reason"] == "no_evidence"
+
+
+@pytest.mark.parametrize("fault", sorted(SAYS_NO))
+def test_a_request_no_model_would_take_is_refused_in_our_words(fault: str, http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": fault}))
+    assert told.status_code == 400
+    assert told.json()["error"]["type"] == "invalid_request_error"
+    assert "secret" not in told.text
+
+
+def test_a_prompt_that_fits_nowhere_is_told_in_the_words_clients_look_for(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": "overflow"}, {"fault": "overflow"}))
+    assert told.status_code == 400
+    assert told.json()["error"]["code"] == "context_length_exceeded"
+    assert "maximum context length is 64 tokens" in told.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [("500", 502), ("reset", 502), ("null_content", 502), ("unauthorized", 502), ("429", 429)]
+)
+def test_when_every_tier_is_down_the_status_says_how(fault: str, status: int, http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": fault}, {"fault": fault}))
+    assert told.status_code == status
+    assert "secret" not in told.text
+    assert "127.0.0.1" not in told.text
+    if status == 429:
+        assert told.headers["retry-after"] == "7"
+
+
+def test_a_day_of_retry_after_is_a_minute(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": "429_day"}, {"fault": "429_day"}))
+    assert told.headers["retry-after"] == "60"
+
+
+def test_an_unsure_answer_is_served_when_the_last_tier_is_down(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"nats": UNSURE}, {"fault": "500"}))
+    assert told.headers["x-route-reason"] == "fallback"
+    assert told.headers["x-route-tier"] == "cheap"
+    strict = http.post("/v1/chat/completions", json=ask({"nats": UNSURE}, {"fault": "500"}) | {"model": "auto:strict"})
+    assert strict.status_code == 502
+
+
+def test_a_silent_last_tier_ends_in_a_504(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": "silent"}) | {"model": "cheap"})
+    assert told.status_code == 504
+    assert told.json()["error"]["type"] == "server_error"
+
+
+def test_an_errors_stream_is_an_ordinary_error(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": "500"}, {"fault": "500"}, stream=True))
+    assert told.status_code == 502
+    assert told.headers["content-type"] == "application/json"
+
+
+def test_an_empty_answer_is_legal_and_says_nothing_about_itself(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"text": ""}, route={"debug": True})).json()
+    assert told["route"]["hops"][0]["reason"] == "no_evidence"
+
+
+def test_a_slow_tier_is_let_go_of(http: httpx2.Client, upstream: Upstream) -> None:
+    http.post("/v1/chat/completions", json=ask({"fault": "silent"}))
+    until(lambda: upstream.asked("small")[0].released_at is not None, 1.0)
+
+
+def test_a_pooled_connection_that_died_is_replaced_unseen(http: httpx2.Client, upstream: Upstream) -> None:
+    http.post("/v1/chat/completions", json=ask({"nats": SURE}))
+    told = http.post("/v1/chat/completions", json=ask({"fault": "stale", "nats": SURE}))
+    assert told.headers["x-route-tier"] == "cheap"
+    assert [seen.reused for seen in upstream.asked("small")[-2:]] == [True, False]
+
+
+def test_there_is_one_more_try_and_no_third(http: httpx2.Client, upstream: Upstream) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": "hang_up"}, route={"debug": True})).json()
+    assert len(upstream.asked("small")) == 2
+    assert told["route"]["hops"][0]["reason"] == "failed"

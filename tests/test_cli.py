@@ -1,0 +1,154 @@
+"""The command, run as users run it."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.faults.ask import ask
+from tests.faults.gateway import ROOT, cascade, confgate, confgate_ends, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+
+def write(folder: Path, url: str = "http://127.0.0.1:1/v1", **changes: object) -> str:
+    path = folder / "cascade.yaml"
+    path.write_text(json.dumps(cascade(url, **changes), indent=1))
+    return str(path)
+
+
+def test_help_costs_less_than_a_third_of_a_second_of_cpu() -> None:
+    """CPU time, because a shared machine's clock says nothing about us."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, out, _ = confgate_ends("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == 0
+    assert all(command in out for command in ("serve", "check", "route", "collect", "fit", "demo", "card"))
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+def test_importing_the_gateway_imports_no_torch() -> None:
+    heavy = "[m for m in ('torch', 'transformers', 'rich') if m in sys.modules]"
+    program = f"import gateway.serving, sys; print({heavy})"
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_check_prints_what_the_file_says(tmp_path: Path) -> None:
+    label = write_artifact(tmp_path / "cheap.json")
+    code, out, _ = confgate_ends("check", "-c", write(tmp_path), "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["tiers"][0]["calibrator"] == label
+    assert told["policies"][0]["steps"] == "cheap (p >= 0.8) -> dear"
+
+
+def test_check_names_file_and_line_of_a_missing_artefact(tmp_path: Path) -> None:
+    code, _, err = confgate_ends("check", "-c", write(tmp_path))
+    assert code == 1
+    assert "cascade.yaml:21: tiers[0].calibrator: " in err
+    assert "cheap.json" in err
+    assert "Traceback" not in err
+
+
+def test_check_live_finds_an_artefact_of_another_model(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json", model="another")
+    with Upstream() as upstream:
+        path = write(tmp_path, upstream.url)
+        assert confgate_ends("check", "-c", path)[0] == 0
+        code, _, err = confgate_ends("check", "-c", path, "--live")
+    assert code == 1
+    assert "fitted on 'another', served 'small'" in err
+
+
+def test_check_prints_the_schema() -> None:
+    code, out, _ = confgate_ends("check", "--schema")
+    assert code == 0
+    assert "policies" in json.loads(out)["properties"]
+
+
+def test_route_shows_the_way_to_the_answer(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    with Upstream() as upstream:
+        path = write(tmp_path, upstream.url)
+        code, out, err = confgate_ends("route", json.dumps({"small": {"nats": -0.8}}), "-c", path, "--json")
+        assert code == 0, err
+        assert [hop["reason"] for hop in json.loads(out)["hops"]] == ["unsure", "last"]
+        code, out, _ = confgate_ends("route", "hello", "-c", path)
+        assert "served by cheap: confident" in out
+        code, _, err = confgate_ends("route", "hello", "-c", path, "--model", "atuo")
+        assert (code, "did you mean 'auto'" in err) == (1, True)
+
+
+def test_serve_refuses_a_bad_file_with_its_line(tmp_path: Path) -> None:
+    path = Path(write(tmp_path))
+    path.write_text(path.read_text().replace('"accept_at"', '"acept_at"', 1))
+    code, _, err = confgate_ends("serve", "-c", str(path))
+    assert code == 1
+    assert "no key 'acept_at'; did you mean 'accept_at'?" in err
+    assert "Traceback" not in err
+
+
+def test_serve_says_which_port_is_taken_and_what_to_do(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    with socket.socket() as taken, Upstream() as upstream:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = confgate_ends("serve", "-c", write(tmp_path, upstream.url), "--port", str(port))
+    assert code == 1
+    assert f"port {port} on 127.0.0.1 is in use" in err
+    assert "--port" in err
+    assert "Traceback" not in err
+
+
+def test_a_bad_artefact_stops_the_start_or_costs_the_confidence(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json", model="another")
+    with Upstream() as upstream:
+        code, _, err = confgate_ends("serve", "-c", write(tmp_path, upstream.url))
+        assert code == 1
+        assert "on_bad_artifact" in err
+        with running(tmp_path, cascade(upstream.url, on_bad_artifact="escalate")) as gateway:
+            told = httpx2.post(f"{gateway.url}/v1/chat/completions", json=ask(route={"debug": True})).json()
+            assert told["route"]["hops"][0]["null_reason"] == "uncalibrated"
+            assert told["route"]["tier"] == "dear"
+            assert 'calibrator_withheld{tier="cheap"} 1.0' in httpx2.get(f"{gateway.url}/metrics").text
+            assert any("another" in line.get("why", "") for line in gateway.lines())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_request_in_flight_end(stop: signal.Signals, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    answers: list[httpx2.Response] = []
+    with Upstream() as upstream, running(tmp_path, cascade(upstream.url)) as gateway:
+
+        def post() -> None:
+            answers.append(httpx2.post(f"{gateway.url}/v1/chat/completions", json=ask({"seconds": 0.7})))
+
+        asking = threading.Thread(target=post)
+        asking.start()
+        until(lambda: upstream.asked("small"))
+        gateway.process.send_signal(stop)
+        time.sleep(0.2)
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(f"{gateway.url}/health")
+        asking.join()
+        assert gateway.process.wait(timeout=10) == 0
+    assert answers[0].status_code == 200
+
+
+def test_a_command_of_a_package_that_is_not_there_says_what_to_install() -> None:
+    process = confgate("card", "--help")
+    _, err = process.communicate(timeout=30)
+    if process.returncode:
+        assert "pip install" in err
+        assert "Traceback" not in err

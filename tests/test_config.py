@@ -1,0 +1,134 @@
+"""The configuration file: what is right is read, what is wrong is told with its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway import config, engines
+from gateway.errors import ConfigError
+
+GOOD = """\
+server:
+  port: 9000
+keys:
+  allow_anonymous: true
+tiers:
+  - name: small
+    engine: {kind: openai_http, url: "http://127.0.0.1:1/v1", model: m}
+    calibrator: here/small.json
+  - name: large
+    engine:
+      kind: openai_http
+      url: http://127.0.0.1:2/v1
+      model: l
+      api_key: env:LARGE_KEY
+policies:
+  default:
+    steps:
+      - {tier: small, accept_at: 0.8}
+      - tier: large
+"""
+
+FILE = Path("/somewhere/cascade.yaml")
+
+
+def told(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, FILE)
+    return str(caught.value)
+
+
+def test_a_good_file_is_read_and_paths_start_at_its_folder() -> None:
+    read = config.parse(GOOD, FILE)
+    assert read.server.port == 9000
+    assert read.tiers[0].calibrator == Path("/somewhere/here/small.json")
+    assert [step.accept_at for step in read.policies["default"].steps] == [0.8, None]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line", "words"),
+    [
+        ("port: 9000", "prot: 9000", 2, "no key 'prot'; did you mean 'port'?"),
+        ("port: 9000", "port: 90000", 2, "less than or equal to 65535"),
+        ("server:", "serve:", 1, "no key 'serve'; did you mean 'server'?"),
+        ("url: http://127.0.0.1:2/v1", "ulr: x", 12, "no key 'ulr'; did you mean 'url'?"),
+        ("kind: openai_http\n", "kind: openai\n", 11, "local, openai_http"),
+        ("api_key: env:LARGE_KEY", "api_key: sk-123", 14, "pattern"),
+        ("calibrator: here/small.json", "calibrator: 7", 8, "path"),
+        ("allow_anonymous: true", "allow_anonymous: false", 3, "nobody may ask"),
+        ("accept_at: 0.8", "accept_at: 1.8", 18, "less than or equal to 1"),
+        ("{tier: small, accept_at: 0.8}", "{tier: smal, accept_at: 0.8}", 18, "did you mean 'small'?"),
+        (", accept_at: 0.8", "", 18, "only the last step may lack accept_at"),
+        ("- tier: large", "- {tier: large, accept_at: 0.5}", 19, "always answers"),
+        ("- tier: large", "- tier: small", 19, "only once"),
+        ("    calibrator: here/small.json\n", "", 17, "no calibrator"),
+        ("default:", "defalt:", 15, "must be called default"),
+        ("name: large", "name: small", 5, "same name"),
+        ("name: large", "name: auto", 9, "whole cascade"),
+        ("name: large", 'name: "a\\r\\nb"', 9, "pattern"),
+        ("port: 9000", "port: 9000\n  port: 9001", 3, "written twice"),
+        ("port: 9000", "port: [", 4, "no YAML"),
+        ("port: 9000", "port: !!python/object:os.system x", 2, "no YAML"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(right: str, wrong: str, line: int, words: str) -> None:
+    assert right in GOOD
+    message = told(GOOD.replace(right, wrong, 1))
+    assert message.startswith(f"{FILE}:{line}: "), message
+    assert words in message
+    assert "sk-123" not in message
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    message = told(GOOD.replace("port:", "prot:").replace("accept_at: 0.8", "accept_at: 8"))
+    assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "a: &x [*x]\n"])
+def test_what_is_no_configuration_is_refused(text: str) -> None:
+    assert str(FILE) in told(text)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        config.read(tmp_path / "nowhere.yaml")
+
+
+def test_a_model_folder_that_is_missing_is_named_with_its_line(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        'engine: {kind: openai_http, url: "http://127.0.0.1:1/v1", model: m}', "engine: {kind: local, model: ./gone}"
+    )
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, tmp_path / "c.yaml")
+    assert "c.yaml:7: tiers[0].engine.model: " in str(caught.value)
+    assert "gone" in str(caught.value)
+
+
+def test_a_key_is_a_hash_or_a_reference_never_itself() -> None:
+    for client in (
+        "{name: a, sha256: sk-1}",
+        "{name: a, key: sk-1}",
+        "{name: a}",
+        '{name: a, key: "env:X", sha256: ""}',
+    ):
+        assert "sk-1" not in told(GOOD.replace("allow_anonymous: true", f"clients: [{client}]"))
+
+
+def test_the_schema_knows_every_engine() -> None:
+    text = json.dumps(config.schema())
+    assert "accept_at" in text
+    for kind in engines.kinds():
+        assert kind in text
+
+
+def test_every_engine_file_keeps_the_contract() -> None:
+    for kind in engines.kinds():
+        file = engines.find(kind)
+        assert issubclass(file.Options, engines.Options)
+        assert kind in str(file.Options.model_fields["kind"].annotation)
+        assert callable(file.open_engine)
+    with pytest.raises(ConfigError, match="openai_http"):
+        engines.find("nothing")
