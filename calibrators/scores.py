@@ -9,7 +9,7 @@ error: the outcome is an `Insufficient` in words. Definitions and pitfalls: the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal, cast
@@ -361,8 +361,8 @@ def aurc(p: Floats, y: Floats) -> float:
 
 def best_aurc(y: Floats) -> float:
     """The AURC of a perfect ranking: about r + (1 - r) ln(1 - r) at error rate r; here exact for this n."""
-    y = np.asarray(y, dtype=np.float64)
-    return aurc(y, y) if y.size else 0.0
+    kept, right = np.arange(1, np.size(y) + 1), int(np.sum(y))
+    return float((np.maximum(kept - right, 0) / kept).mean())
 
 
 def excess_aurc(p: Floats, y: Floats) -> float:
@@ -412,7 +412,7 @@ def risk_curve(p: Floats, y: Floats) -> tuple[Floats, Floats]:
 def _errors_among_surest(p: Floats, y: Floats) -> Floats:
     """Expected number of wrong among the i surest, i = 1..N, over random orders of equal p."""
     p, y = check(p, y)
-    order = np.argsort(-p, kind="stable")
+    order = np.argsort(p, kind="stable")[::-1]
     wrong = np.cumsum(1 - y[order])
     ends = np.flatnonzero(np.append(np.diff(p[order]) < 0, True))
     whole: Floats = np.interp(np.arange(1, p.size + 1), np.append(0, ends + 1), np.append(0.0, wrong[ends]))
@@ -667,11 +667,34 @@ def bootstrap(
     the mirrored one, since the estimate too may be pure noise. Simulated coverage of the 95 % interval at n = 1,319
     for true errors of 0, .024 and .068: debiased_ece .91, .96, .93; ks_ce .89, .91, .93.
     """
+    return bootstrap_all({"": score}, p, y, rng, question=question, resamples=resamples, level=level)[""]
+
+
+def bootstrap_all(
+    several: Mapping[str, ScoreFunction],
+    p: Floats,
+    y: Floats,
+    rng: np.random.Generator,
+    *,
+    question: npt.NDArray[Any] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> dict[str, Score]:
+    """`bootstrap` of several scores over the same resamples, by their names here. Faster than one after another."""
     p, y = check(p, y)
-    refuse_biased(score)
-    value = float(score(p, y))
-    seen = np.array([score(p[rows], y[rows]) for rows in _resampled(p.size, y, rng, question, resamples)])
-    return _percentile(score, value, seen, p.size, resamples, level)
+    for score in several.values():
+        refuse_biased(score)
+    order = np.argsort(p, kind="stable")  # resamples of a sorted p are sorted below, and a sorted array sorts fast
+    p, y, question = p[order], y[order], None if question is None else np.asarray(question)[order]
+    seen: dict[str, list[float]] = {name: [] for name in several}
+    for rows in _resampled(p.size, y, rng, question, resamples):
+        p_drawn, y_drawn = p[rows], y[rows]
+        for name, score in several.items():
+            seen[name].append(score(p_drawn, y_drawn))
+    return {
+        name: _percentile(score, float(score(p, y)), np.array(seen[name]), p.size, resamples, level)
+        for name, score in several.items()
+    }
 
 
 def bootstrap_difference(
@@ -720,8 +743,8 @@ def refuse_biased(score: ScoreFunction) -> None:
 
 def _resampled(
     n: int, y: Floats, rng: np.random.Generator, question: npt.NDArray[Any] | None, resamples: int
-) -> list[Ints]:
-    """Row numbers of each resample. One without right or without wrong answers is drawn again: ranking needs both."""
+) -> Iterator[Ints]:
+    """Row numbers of each resample, rising. One without right or wrong answers is drawn again: ranking needs both."""
     if question is not None and np.shape(question) != (n,):
         raise BadScores(f"need one question id per row, got {np.shape(question)} for {n} rows")
     ids = np.arange(n) if question is None else np.unique(question, return_inverse=True)[1]
@@ -729,18 +752,17 @@ def _resampled(
     count = np.bincount(ids)
     start = np.cumsum(count) - count
     mixed = bool(np.all((y.sum(axis=-1) > 0) & (y.sum(axis=-1) < n)))
-    drawn: list[Ints] = []
-    tries = 0
-    while len(drawn) < resamples:
+    done = tries = 0
+    while done < resamples:
         chosen = rng.integers(count.size, size=count.size)
         size = count[chosen]
         within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        rows = order[np.repeat(start[chosen], size) + within]
+        rows = np.sort(order[np.repeat(start[chosen], size) + within])
         right, tries = y[..., rows].sum(axis=-1), tries + 1
         if mixed and bool(np.any((right == 0) | (right == rows.size))) and tries < 10 * resamples:
             continue
-        drawn.append(rows)
-    return drawn
+        done += 1
+        yield rows
 
 
 def _percentile(score: ScoreFunction, value: float, seen: Floats, n: int, resamples: int, level: float) -> Score:

@@ -475,11 +475,12 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error() -> None:
 def test_copies_of_a_question_do_not_make_the_interval_narrower() -> None:
     p, y = honest(300, chance())
     question = np.repeat(np.arange(300), 4)
-    alone = scores.bootstrap(scores.brier, p, y, chance(), resamples=500)
-    copied = scores.bootstrap(scores.brier, p.repeat(4), y.repeat(4), chance(), question=question, resamples=500)
-    naive = scores.bootstrap(scores.brier, p.repeat(4), y.repeat(4), chance(), resamples=500)
+    p_copied, y_copied = p.repeat(4), y.repeat(4)
+    alone = scores.bootstrap(scores.brier, p, y, chance())
+    copied = scores.bootstrap(scores.brier, p_copied, y_copied, chance(), question=question)
+    naive = scores.bootstrap(scores.brier, p_copied, y_copied, chance())
     width = [s.high - s.low for s in (alone, copied, naive)]  # type: ignore[operator]
-    assert width[1] == pytest.approx(width[0], rel=0.01)
+    assert width[1] == pytest.approx(width[0], rel=0.1)
     assert width[2] < 0.6 * width[0]
 
 
@@ -502,8 +503,8 @@ def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
 
 def test_a_perfect_forecaster_has_zero_inside_its_ks_interval() -> None:
     rng = chance()
-    found = [scores.bootstrap(scores.ks_ce, *honest(600, rng), rng, resamples=200) for _ in range(20)]
-    assert sum(score.low == 0 for score in found) >= 15
+    found = [scores.bootstrap(scores.ks_ce, *honest(600, rng), rng, resamples=200) for _ in range(60)]
+    assert sum(score.low == 0 for score in found) >= 45  # 88 % of 300 such samples
 
 
 # What is refused
