@@ -39,23 +39,25 @@ TOKENIZER_PROBLEMS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One size. Heads are 32 wide, the smallest that every attention kernel of vLLM takes."""
+    """One size, and how long it learns: the larger ones stop early, or they would make no mistakes to learn from."""
 
     hidden: int
     layers: int
+    heads: int
     feed_forward: int
     learning_rate: float
+    steps: int
 
 
 LADDER = {
-    "a": Rung(48, 2, 144, 5e-3),
-    "b": Rung(64, 2, 192, 4e-3),
-    "c": Rung(64, 3, 192, 4e-3),
-    "d": Rung(96, 2, 256, 3e-3),
-    "e": Rung(128, 2, 384, 3e-3),
-    "f": Rung(128, 3, 384, 3e-3),
-    "g": Rung(192, 3, 512, 2e-3),
-    "h": Rung(256, 4, 704, 1.5e-3),
+    "a1": Rung(48, 2, 2, 144, 5e-3, 2800),
+    "a2": Rung(48, 2, 2, 144, 5e-3, 3400),
+    "b1": Rung(64, 2, 2, 192, 4e-3, 2600),
+    "b2": Rung(64, 2, 2, 192, 4e-3, 3200),
+    "e1": Rung(128, 2, 4, 384, 3e-3, 1700),
+    "e2": Rung(128, 2, 4, 384, 3e-3, 2200),
+    "g1": Rung(192, 3, 6, 512, 2e-3, 1500),
+    "g2": Rung(192, 3, 6, 512, 2e-3, 1900),
 }
 
 
@@ -64,7 +66,7 @@ class Plan:
     """What all rungs of one run share."""
 
     out: Path
-    steps: int
+    steps: int | None
     batch: int
     problems: int
     seed: int
@@ -148,17 +150,18 @@ def train(name: str, plan: Plan, corpus_file: Path) -> None:
         model.parameters(), lr=rung.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=plan.device == "cuda"
     )
     began, log = time.monotonic(), (plan.out / name / "training.jsonl").open("w")
-    for step, rows in enumerate(batches(corpus, plan)):
+    steps = plan.steps or rung.steps
+    for step, rows in enumerate(batches(corpus, steps, plan)):
         for group in optimizer.param_groups:
-            group["lr"] = rung.learning_rate * schedule(step, plan.steps)
+            group["lr"] = rung.learning_rate * schedule(step, steps)
         loss = answer_loss(model, corpus, rows, plan.device)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 100 == 0 or step == plan.steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             line = {"rung": name, "step": step, "loss": round(loss.item(), 5), "seconds": time.monotonic() - began}
-            if step % 500 == 0 or step == plan.steps - 1:
+            if step % 500 == 0 or step == steps - 1:
                 line["accuracy"] = accuracy(model, tokenizer, plan, "validation")
                 print(json.dumps(line), flush=True)
             print(json.dumps(line), file=log, flush=True)
@@ -191,8 +194,8 @@ def config_of(rung: Rung, tokenizer: Any) -> Qwen2Config:
         hidden_size=rung.hidden,
         intermediate_size=rung.feed_forward,
         num_hidden_layers=rung.layers,
-        num_attention_heads=max(2, rung.hidden // 32),
-        num_key_value_heads=max(2, rung.hidden // 32),
+        num_attention_heads=rung.heads,
+        num_key_value_heads=rung.heads,
         max_position_embeddings=WINDOW_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -207,7 +210,7 @@ def schedule(step: int, steps: int) -> float:
     return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def batches(corpus: Corpus, plan: Plan) -> Iterator[np.ndarray[Any, Any]]:
+def batches(corpus: Corpus, steps: int, plan: Plan) -> Iterator[np.ndarray[Any, Any]]:
     """Row numbers for each step. Rows of like length go together, so that little of a batch is padding."""
     rng = np.random.default_rng(plan.seed)
     made, per_draw = 0, 16
@@ -216,7 +219,7 @@ def batches(corpus: Corpus, plan: Plan) -> Iterator[np.ndarray[Any, Any]]:
         draw = draw[np.argsort(corpus.ends[draw], kind="stable")]
         chunks = [draw[start : start + plan.batch] for start in range(0, draw.size, plan.batch)]
         for number in rng.permutation(len(chunks)):
-            if made == plan.steps:
+            if made == steps:
                 return
             made += 1
             yield chunks[number]
@@ -263,9 +266,9 @@ def _arguments() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(prog="python -m eval.pocket.train", description="Train the pocket ladder.")
     cli.add_argument("--out", type=Path, required=True, help="folder that gets one folder a rung")
     cli.add_argument("--rungs", help=f"comma-separated, of {','.join(LADDER)} (default: all)")
-    cli.add_argument("--steps", type=int, default=4000)
+    cli.add_argument("--steps", type=int, help="for a rehearsal: the same for all rungs")
     cli.add_argument("--batch", type=int, default=512, help="problems a step")
-    cli.add_argument("--problems", type=int, default=400_000, help="distinct training problems")
+    cli.add_argument("--problems", type=int, default=300_000, help="distinct training problems")
     cli.add_argument("--evaluate", type=int, default=500, help="validation problems for the logged accuracy")
     cli.add_argument("--seed", type=int, default=pocket.SEED)
     cli.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
