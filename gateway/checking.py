@@ -26,18 +26,18 @@ def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
     mistakes: list[str] = []
     tiers: list[Row] = []
     for position, entry in enumerate(config.tiers):
-        label = "-"
+        row: Row = {"tier": entry.name, "engine": entry.engine.kind, "calibrator": "-", "withheld": None}
         try:
-            label = label_of(entry)
+            row["calibrator"] = label_of(entry)
         except (artifacts.ArtifactError, ConfigError) as error:
             line, where = configs.locate(text, path, ("tiers", position, "calibrator"))
             mistakes.append(f"{path}:{line}: {where}: {error}")
-        tiers.append({"tier": entry.name, "engine": entry.engine.kind, "calibrator": label})
+            row["withheld"] = str(error)
+        tiers.append(row)
     if mistakes and config.on_bad_artifact == "refuse":
         raise ConfigError("\n".join(mistakes))
-    withheld = asyncio.run(open_once(config)) if live else {}
-    for row in tiers:
-        row["withheld"] = withheld.get(row["tier"])
+    for name, why in (asyncio.run(open_once(config)) if live else {}).items():
+        next(row for row in tiers if row["tier"] == name)["withheld"] = why
     return {"tiers": tiers, "policies": policies(config)}
 
 

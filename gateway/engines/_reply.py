@@ -190,8 +190,18 @@ def spell(entries: Sequence[Entry], text: str, finish: Finish) -> tuple[tuple[by
     vLLM lists the end token (and a stop string, which it cuts from the text) behind the text's own tokens. A token may
     stick out of the text's end when a stop string cut it; it still is one of the text's.
     """
-    wanted = text.encode("utf-8", "replace")
-    tokens = tuple(entry.token.encode("utf-8", "replace") for entry in entries)
+    words = [entry.token for entry in entries]
+    tokens = tuple([word.encode("utf-8", "replace") for word in words])
+    over = sum(map(len, words)) - len(text)
+    if over in (0, len(words[-1])) and words[-1] and "".join(words).startswith(text):
+        return tokens[: len(tokens) - (over > 0)], True  # nearly always: the text, and at most one token more
+    return spell_bytes(entries, tokens, text.encode("utf-8", "replace"), finish)
+
+
+def spell_bytes(
+    entries: Sequence[Entry], tokens: tuple[bytes, ...], wanted: bytes, finish: Finish
+) -> tuple[tuple[bytes, ...], bool]:
+    """The same where tokens are parts of characters, or more than one of them came after the text."""
     if not b"".join(tokens).startswith(wanted):
         tokens = tuple(token_bytes(entry) for entry in entries)
     joined = b"".join(tokens)
@@ -199,13 +209,13 @@ def spell(entries: Sequence[Entry], text: str, finish: Finish) -> tuple[tuple[by
         # Pieces of one character, each sent as U+FFFD: the tokens can be counted, but not placed in the text.
         ended = finish is Finish.STOP and not wanted.endswith(tokens[-1])
         return tokens[:-1] if ended else tokens, False
+    if finish is not Finish.STOP:
+        # cut: no end token was drawn, so empty tokens (parts of an unfinished character) are the text's too
+        return tokens, joined == wanted
     length = count = 0
     while length < len(wanted):
         length += len(tokens[count])
         count += 1
-    if finish is not Finish.STOP:
-        # cut: no end token was drawn, so empty tokens (parts of an unfinished character) are the text's too
-        return tokens, joined == wanted
     return tokens[:count], length == len(wanted)
 
 
