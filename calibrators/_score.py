@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from calibrators._linear import Linear
-from calibrators.base import BadParams, FitData, Floats, Preprocess, folds
+from calibrators.base import BadObjective, BadParams, FitData, Floats, Preprocess, folds
 from calibrators.logistic import solve
+from calibrators.objectives import Objective
+from calibrators.objectives.erm import Erm
 
 
 def standardised(data: FitData, direction: int = 1, *, learn: bool = False) -> tuple[Linear, Floats]:
@@ -32,6 +34,15 @@ def standardised(data: FitData, direction: int = 1, *, learn: bool = False) -> t
     return score, score.margin(data.X)
 
 
+def ranked(data: FitData, direction: int = 1, *, learn: bool = False) -> tuple[Linear, Floats]:
+    """The same for families that look at ranks: one column is not winsorised, which would tie its outermost answers."""
+    score, z = standardised(data, direction, learn=learn)
+    if learn or len(score.preprocess.columns) > 1:
+        return score, z
+    score = Linear(score.preprocess.unwinsorised(), score.slopes, 0.0)
+    return score, score.margin(data.X)
+
+
 def as_logit(data: FitData, *, learn: bool = False) -> tuple[Linear, Floats]:
     """The same, but one column is read as a logit already: 0 means 50/50."""
     if learn or data.X.shape[1] > 1:
@@ -40,10 +51,14 @@ def as_logit(data: FitData, *, learn: bool = False) -> tuple[Linear, Floats]:
     return score, score.margin(data.X)
 
 
+def only_mean(objective: Objective | None, kind: str) -> None:
+    """Raises BadObjective when a family that counts answers is asked to minimise anything but their mean loss."""
+    if objective is not None and not isinstance(objective, Erm):
+        raise BadObjective(f"{kind} is fitted by counting and takes no objective but erm; weights in FitData do count")
+
+
 def from_saved(params: Mapping[str, Any]) -> Linear:
     """The score saved under "score". Raises BadParams."""
-    if not isinstance(params["score"], Mapping):
-        raise BadParams("score must be an object with preprocess, slopes and intercept")
     return Linear.from_params(params["score"])
 
 

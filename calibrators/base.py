@@ -302,6 +302,7 @@ class Preprocess:
     sd: Floats
     low: Floats
     high: Floats
+    indicated: tuple[str, ...] = field(init=False)  # features that have an indicator column
 
     def __post_init__(self) -> None:
         for part in (self.mean, self.sd, self.low, self.high):
@@ -312,6 +313,8 @@ class Preprocess:
             raise BadParams(f"preprocessing needs {len(self.names)} missing-value policies, got {len(self.missing)}")
         if bool((self.sd <= 0).any()) or bool((self.low >= self.high).any()):
             raise BadParams("preprocessing needs sd > 0 and low < high")
+        flagged = zip(self.names, self.missing, strict=True)
+        _set(self, indicated=tuple(name for name, policy in flagged if policy is Missing.INDICATE))
 
     @classmethod
     def fit(cls, data: FitData) -> Self:
@@ -331,6 +334,11 @@ class Preprocess:
                 raise ConstantFeature(name, float(lowest))
         return cls(data.names, data.missing, mean, sd, low, high)
 
+    def unwinsorised(self) -> Self:
+        """The same, with bounds so wide (1e9 sd) that none is met: for families that look at ranks only."""
+        reach = 1e9 * self.sd
+        return type(self)(self.names, self.missing, self.mean, self.sd, self.mean - reach, self.mean + reach)
+
     @classmethod
     def identity(cls, name: str) -> Self:
         """For one column that is a logit already: passed on as it is, within +-LOGIT_MAX."""
@@ -341,10 +349,6 @@ class Preprocess:
     def columns(self) -> tuple[str, ...]:
         """Names of the output columns."""
         return self.names + tuple(f"{name} missing" for name in self.indicated)
-
-    @property
-    def indicated(self) -> tuple[str, ...]:
-        return tuple(n for n, policy in zip(self.names, self.missing, strict=True) if policy is Missing.INDICATE)
 
     def fill(self, X: Floats) -> tuple[Floats, Floats]:
         """(X with NaN replaced by the mean (N, F), indicators (N, I)). Raises BadFeatures."""
@@ -393,7 +397,9 @@ def check_width(X: Floats, width: int) -> Floats:
 
 
 def check_keys(saved: Mapping[str, Any], expected: set[str], what: str) -> None:
-    """Raises BadParams unless `saved` has exactly the expected keys."""
+    """Raises BadParams unless `saved` is an object with exactly the expected keys."""
+    if not isinstance(saved, Mapping):
+        raise BadParams(f"{what} must be an object with {', '.join(sorted(expected))}; got {type(saved).__name__}")
     if set(saved) != expected:
         raise BadParams(
             f"{what} needs exactly {', '.join(sorted(expected))}; got {', '.join(sorted(saved)) or 'nothing'}"

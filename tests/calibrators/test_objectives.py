@@ -10,9 +10,16 @@ from calibrators import objectives
 from calibrators._linear import task
 from calibrators.base import BadObjective, BadSlices, FitData, logit, sigmoid
 from calibrators.minimise import newton
+from calibrators.objectives import effective_share
+from calibrators.objectives.chi_square import ChiSquare
+from calibrators.objectives.cvar import Cvar
 from calibrators.objectives.erm import Erm
+from calibrators.objectives.group_dro import GroupDro
 from calibrators.objectives.group_tilt import GroupTilt
+from calibrators.objectives.importance import Importance, domain_ratios
+from calibrators.objectives.robust_filtered import RobustFiltered
 from calibrators.objectives.tilt import Tilt
+from calibrators.objectives.tilt_selfnorm import TiltSelfnorm
 
 RNG = np.random.default_rng(3)
 LOSSES = RNG.gamma(1.0, 0.7, size=30)
@@ -181,3 +188,144 @@ def test_the_tilt_over_slices_stays_calibrated_when_slices_agree_on_the_truth(pi
     data = FitData(np.zeros((8, 1)), y, weights=truth * mix, slices=np.repeat([0, 1], 4))
     z = task(data, design).solve(GroupTilt(10.0))
     assert sigmoid(z) == pytest.approx([pi, others], abs=1e-6)
+
+
+# The comparators
+
+SELFNORM = TiltSelfnorm(2.0)
+OTHERS = [
+    SELFNORM,
+    GroupDro(),
+    GroupDro(adjust=0.5),
+    Cvar(0.3),
+    Cvar(0.3, sharpness=5.0),
+    ChiSquare(0.5),
+    ChiSquare(5.0),
+]
+ROW_BOUND = [Importance(RNG.gamma(1.0, size=30)), RobustFiltered(RNG.random((30, 4)) < 0.4)]
+
+
+@pytest.mark.parametrize("objective", [*OTHERS, *ROW_BOUND], ids=lambda o: type(o).__name__)
+def test_every_objectives_weights_are_its_exact_derivative(objective):
+    _, weights = objective(LOSSES, SLICES, BASE)
+    assert weights == pytest.approx(differences(objective, LOSSES), abs=1e-6)
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights.min() >= 0 or objective is SELFNORM
+
+
+@pytest.mark.parametrize(
+    "objective", [*OTHERS, Importance(np.ones(4)), RobustFiltered(np.eye(4, dtype=bool))], ids=repr
+)
+@pytest.mark.parametrize("losses", [[1e4, 0.0, 3.0, 1e4], [2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 1e4]])
+def test_every_objective_is_finite_and_between_mean_and_maximum_for_extreme_and_equal_losses(objective, losses):
+    losses = np.array(losses)
+    value, weights = objective(losses, np.array([0, 0, 1, 1]))
+    assert np.isfinite(weights).all()
+    assert weights.sum() == pytest.approx(1.0)
+    assert (
+        losses.mean() - 0.01 <= value <= losses.max() + 0.8
+    )  # 0.8: group DRO's C / sqrt(n) = 0.35; rounding below 0.01
+
+
+def test_the_self_normalised_tilt_has_the_gradient_of_the_paper_and_pays_for_making_easy_examples_worse():
+    softmax = Tilt(2.0)(LOSSES)[1]
+    value, weights = SELFNORM(LOSSES)
+    assert value == pytest.approx(softmax @ LOSSES)
+    assert weights == pytest.approx(softmax * (1 + 2.0 * (LOSSES - value)))
+    assert ((weights < 0) == (value - 0.5 > LOSSES)).all()
+    assert (weights < 0).any()
+    divergence = (softmax * np.log(softmax * len(LOSSES))).sum()
+    assert value == pytest.approx(Tilt(2.0)(LOSSES)[0] + divergence / 2.0)
+
+
+def test_the_self_normalised_tilt_shrinks_ninety_percent_further_than_the_tilt_does():
+    """To .6156: found by a grid over p as well. Science 3.3 prints .614."""
+
+    def j(p):
+        w = np.array([0.9 * p**-2.0, 0.1 * (1 - p) ** -2.0])
+        return -(w @ np.log([p, 1 - p])) / w.sum()
+
+    def value_and_gradient(theta):
+        losses = np.logaddexp(0, theta[0]) - np.array([theta[0], 0.0])
+        value, weights = SELFNORM(losses, None, np.array([0.9, 0.1]))
+        return value, np.array([weights @ (sigmoid(theta) - np.array([1.0, 0.0]))])
+
+    p = float(sigmoid(newton(value_and_gradient, np.zeros(1)))[0])
+    grid = np.linspace(0.5, 0.95, 4501)
+    assert p == pytest.approx(grid[np.argmin([j(q) for q in grid])], abs=1e-4)
+    assert p == pytest.approx(0.6156, abs=5e-5)
+
+
+def test_group_dro_is_the_worst_slice_and_small_slices_are_told_to_do_better():
+    slices = np.repeat([0, 1], [25, 5])
+    means = np.array([LOSSES[:25].mean(), LOSSES[25:].mean()])
+    assert GroupDro()(LOSSES, slices)[0] == pytest.approx(means.max(), abs=1e-3)
+    adjusted = means + 9.0 / np.sqrt([25, 5])
+    value, weights = GroupDro(adjust=9.0)(LOSSES, slices)
+    assert value == pytest.approx(adjusted.max(), abs=1e-3)
+    assert weights[25:].sum() > 0.99
+
+
+def test_group_dro_brings_the_slices_to_the_same_loss():
+    rng = np.random.default_rng(0)
+    data = FitData(
+        np.zeros((400, 1)), rng.permutation(np.arange(400) % 5 > 0).astype(float), slices=np.arange(400) // 300
+    )
+    (z,) = task(data, np.ones((400, 1))).solve(GroupDro())
+    losses = np.logaddexp(0, z) - z * data.y
+    worst = max(losses[data.slices == s].mean() for s in (0, 1))
+    assert (
+        worst
+        <= min(
+            max((np.logaddexp(0, t) - t * data.y)[data.slices == s].mean() for s in (0, 1))
+            for t in np.linspace(-1, 3, 400)
+        )
+        + 2e-3
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.33, 0.5, 1.0])
+def test_cvar_is_the_mean_of_the_worst_share(alpha):
+    grid = np.linspace(0, LOSSES.max(), 20_001)
+    excess = np.maximum(LOSSES[None, :] - grid[:, None], 0).mean(axis=1)
+    exact = (grid + excess / alpha).min()  # Rockafellar and Uryasev's form
+    value, weights = Cvar(alpha)(LOSSES)
+    assert value == pytest.approx(exact, abs=np.log(1 / alpha) / 1000 + 1e-6)
+    assert weights.max() <= 1 / (alpha * 30) + 1e-9
+
+
+def test_cvar_on_log_loss_degenerates_to_one_half():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=500)
+    data = FitData(z[:, None], rng.random(500) < sigmoid(2 * z + 1))
+    theta = task(data, np.column_stack([z, np.ones(500)])).solve(Cvar(0.3, sharpness=100.0))
+    assert sigmoid(np.column_stack([z, np.ones(500)]) @ theta) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.5, 3.0, 100.0])
+def test_chi_square_is_the_infimum_over_its_dual_variable(rho):
+    grid = np.linspace(-60, LOSSES.max() - 1e-9, 200_001)
+    dual = np.sqrt(1 + 2 * rho) * np.sqrt(np.mean([np.maximum(x - grid, 0) ** 2 for x in LOSSES], axis=0)) + grid
+    assert ChiSquare(rho)(LOSSES)[0] == pytest.approx(dual.min(), abs=1e-4)
+
+
+def test_importance_weights_recover_the_target_distribution():
+    rng = np.random.default_rng(0)
+    source, target = rng.normal(size=(6000, 1)), rng.normal(size=(6000, 1)) + 0.7
+    data = FitData(source, rng.random(6000) < 0.5)
+    ratios = domain_ratios(data, target)
+    _, weights = Importance(ratios)(np.ones(6000))
+    assert weights @ source[:, 0] == pytest.approx(0.7, abs=0.06)
+    assert domain_ratios(data, target + 1).max() == 10.0
+    with pytest.raises(BadObjective, match="ratios for 6000"):
+        Importance(ratios)(np.ones(3))
+
+
+def test_an_objective_bound_to_rows_cannot_be_named_in_a_configuration():
+    with pytest.raises(BadObjective, match=r"importance needs ratios.*Python"):
+        objectives.find("importance")
+
+
+def test_effective_share_counts_how_many_rows_carry_the_weight():
+    assert effective_share(np.full(8, 1 / 8)) == pytest.approx(1.0)
+    assert effective_share(np.array([1.0, 0, 0, 0])) == pytest.approx(0.25)
