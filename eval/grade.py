@@ -13,7 +13,7 @@ from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
 
-from gateway.answers import STRICT, Rule, last_box, last_clause, read_answer
+from gateway.answers import MAX_TAIL, STRICT, Rule, last_box, last_clause, read_answer
 from gateway.errors import GatewayError
 from gateway.nouns import Finish
 from gateway.numerals import read_number
@@ -113,6 +113,7 @@ def _read_number(text: str) -> tuple[Rule, str]:
 
 def _read_letter(text: str) -> tuple[Rule, str]:
     """The option letter of a multiple-choice answer: boxed, after "answer is", or the last one that stands alone."""
+    text = text[-MAX_TAIL:]
     box = last_box(text)
     if box is not None:
         match = _LETTER_IN_BOX.search(text[slice(*box)])

@@ -22,7 +22,7 @@ from gateway.numerals import (
     only_number,
 )
 
-MAX_TAIL = 100_000  # characters searched from the end when no pattern marks the answer
+MAX_TAIL = 100_000  # characters read from the end; five times the longest answer a model of ours can give
 
 _BRACES = re.compile(r"\\f?boxed\s{0,3}\{|\\[{}\\]|[{}]")
 _CLAUSE = re.compile(r"\banswers?[*_]{0,3}(?:\s{1,3}is\b|\s{0,2}[:=])[\s*_:$]*+", re.IGNORECASE | re.ASCII)
@@ -62,12 +62,10 @@ def read_answer(text: str) -> Reading:
 
     A box, or a "####", that holds a range or two numbers is read as no number; later rules are not tried then.
     """
-    plain = one_for_one(text)
-    for rule in (_boxed, _hashes, _answer_is, _last):
-        reading = rule(plain)
-        if reading is not None:
-            return reading
-    return Reading(Rule.NONE, None, len(text))
+    skipped = max(0, len(text) - MAX_TAIL)
+    plain = one_for_one(text[skipped:])
+    found = (reading for rule in (_boxed, _hashes, _answer_is, _last) if (reading := rule(plain)) is not None)
+    return _shifted(next(found, Reading(Rule.NONE, None, len(plain))), skipped)
 
 
 def last_box(text: str) -> tuple[int, int] | None:
@@ -120,7 +118,7 @@ def _answer_is(text: str) -> Reading | None:
 def _last(text: str) -> Reading | None:
     end = len(text)
     rule = Rule.LAST_LINE
-    for line in reversed(text[-MAX_TAIL:].splitlines(keepends=True)):
+    for line in reversed(text.splitlines(keepends=True)):
         start = end - len(line)
         if _HAS_DIGIT.search(line):
             found = numbers(text, max(start, end - MAX_REGION), end, line_start=start)
@@ -134,6 +132,11 @@ def _last(text: str) -> Reading | None:
 
 def _reading(rule: Rule, number: Number | None, end: int) -> Reading:
     return Reading(rule, number, end if number is None else number.end)
+
+
+def _shifted(reading: Reading, by: int) -> Reading:
+    number = reading.number and Number(reading.number.value, reading.number.start + by, reading.number.end + by)
+    return Reading(reading.rule, number, reading.stop + by)
 
 
 def _line_end(text: str, start: int) -> int:

@@ -86,14 +86,17 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A number as it is written; value is absent when it cannot be read exactly (3/0, a power, too many digits)."""
+    """A number as it is written, not yet read: of ten on a line, one matters."""
 
     start: int
     end: int
-    value: Fraction | None
+    negative: bool
+    match: re.Match[str]
 
     def number(self) -> Number | None:
-        return None if self.value is None else Number(self.value, self.start, self.end)
+        """None when it cannot be read exactly (3/0, a power, too many digits)."""
+        value = _value(self.match)
+        return None if value is None else Number(-value if self.negative else value, self.start, self.end)
 
 
 def read_number(text: str) -> Fraction | None:
@@ -132,8 +135,7 @@ def numbers(text: str, start: int, end: int, line_start: int | None = None) -> l
             if not bullet and _is_sign(before, spaced=spaced):
                 begin = match.start()
                 negative ^= match["sign"] == "-"
-        value = None if _POWER.match(text, match.end(), end) else _value(match)
-        found.append(Written(begin, match.end(), -value if value is not None and negative else value))
+        found.append(Written(begin, match.end(), negative, match))
     return found
 
 
@@ -171,11 +173,15 @@ def first_number(text: str, found: Sequence[Written]) -> Number | None:
 def last_number(text: str, found: Sequence[Written], line_start: int) -> Number | None:
     """The last number outside brackets, or else the last; none when it is part of a sum or a range."""
     line = _MATH_BRACKET.sub("  ", text[line_start : found[-1].end])
-    depths = [line.count("(", 0, n.start - line_start) - line.count(")", 0, n.start - line_start) for n in found]
-    i = ([i for i, depth in enumerate(depths) if depth <= 0] or [len(found) - 1])[-1]
+    outside = (i for i in reversed(range(len(found))) if _depth(line, found[i].start - line_start) <= 0)
+    i = next(outside, len(found) - 1)
     before = _link(text, found[i - 1], found[i], lists=False) if i > 0 else ""
     behind = _link(text, found[i], found[i + 1], lists=False) if i + 1 < len(found) else ""
     return None if "op" in (before, behind) else found[i].number()
+
+
+def _depth(line: str, position: int) -> int:
+    return line.count("(", 0, position) - line.count(")", 0, position)
 
 
 def _link(text: str, one: Written, other: Written, *, lists: bool) -> str:
@@ -208,7 +214,8 @@ def _is_sign(before: str, *, spaced: bool) -> bool:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    if match.end("body") - match.start("body") > MAX_DIGITS:
+    too_long = match.end("body") - match.start("body") > MAX_DIGITS
+    if too_long or _POWER.match(match.string, match.end(), match.endpos):
         return None
     if match["decimal"] is not None:
         exponent = match["e1"] or match["e2"] or match["e3"] or "0"

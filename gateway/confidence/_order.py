@@ -8,7 +8,7 @@ import numpy as np
 
 from gateway.nouns import Floats
 
-# 0.1 * 30 is 3.0000000000000004 and 0.29 * 100 is 28.999999999999996: without slack ceil and floor miss by one.
+# 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996: without slack ceil and floor miss by one.
 SLACK = 1e-9
 
 
