@@ -9,6 +9,7 @@ from typing import Any
 from calibrators import _svg
 
 Json = Mapping[str, Any]
+FAILS_BELOW = 0.05
 REGIONS = {
     "all": "all questions, reached or not",
     "reached": "questions that reached this tier",
@@ -67,6 +68,8 @@ def blocks(twin: Json) -> list[Block]:
         Heading(2, "Where the claim ends"),
         Text("What is said here holds under these conditions. Outside any one of them it does not."),
         _bullets(twin["operating_conditions"]),
+        Text("What the measurements say against it:"),
+        Bullets(_failures(twin)),
         Heading(2, "The routed whole"),
         Text(
             "What a client sees: one served answer per question with the confidence that came with it, on "
@@ -102,7 +105,8 @@ def blocks(twin: Json) -> list[Block]:
                 f"Fewer than {method['rare_needed']} right or {method['rare_needed']} wrong answers give no number but "
                 "the word insufficient.",
                 f"The log loss clips p to {method['clip']:g} from 0 and 1; how often is said.",
-                "A slice fails when its KS p-value is below 0.05 divided by the number of slices tested in its table.",
+                "The whole, or a shift, fails when its KS p-value is below 0.05; a slice when its own is below 0.05 divided "
+                "by the number of slices tested in its table.",
             )
         ),
         Heading(2, "Rebuild"),
@@ -127,6 +131,27 @@ def _facts(twin: Json) -> Table:
         ("Made", twin["created"]),
     ]
     return Table(("", ""), tuple(rows), numbers=False)
+
+
+def _failures(twin: Json) -> tuple[str, ...]:
+    """Slices and shifts on which the claim was seen to fail, and how many had too few answers to tell."""
+    wholes = [("the routed whole", twin["routed"]), *((shift["name"], shift) for shift in twin["shifts"])]
+    tables = [(name, whole["slices"]) for name, whole in wholes]
+    tables += [(f"tier {tier['tier']}", tier["slices"]) for tier in twin["tiers"]]
+    failed = [f"{name}: {row['column']} = {row['slice']}" for name, rows in tables for row in rows if row["fails"]]
+    untold = sum("insufficient" in row for _, rows in tables for row in rows)
+    total = sum(len(rows) for _, rows in tables)
+    said = []
+    for name, whole in wholes:
+        region = whole["region"]
+        if "insufficient" in region:
+            said.append(f"{name}: unknown, insufficient: {region['insufficient']}")
+            continue
+        floor = region["floors"]["ks_ce"]
+        verdict = "calibration fails" if floor["p_value"] < FAILS_BELOW else "no failure seen"
+        said.append(f"{name}: {verdict} (KS error {floor['value']:.3f}, {_p_value(floor)}, n = {floor['n']:,})")
+    slices = f"{len(failed)} of {total} slices fail" + (": " + "; ".join(failed) if failed else "")
+    return (*said, f"{slices}; {untold} have too few answers to tell.")
 
 
 def _tier_word(tier: Json) -> str:

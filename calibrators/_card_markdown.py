@@ -58,5 +58,11 @@ def _table(table: Table) -> str:
 
 def _escaped(text: str) -> str:
     """Words of a model's or a file's name must not become markup: `code` stays, tags, pipes, stars and links do not."""
-    one_line = re.sub(r"\s+", " ", text)
-    return re.sub(r"([\\|*_\[\]<>])", r"\\\1", one_line) if "`" not in text else one_line.replace("|", r"\|")
+    pieces = re.sub(r"\s+", " ", text).split("`")
+    if len(pieces) % 2 == 0:  # a tick without its partner would swallow what follows
+        pieces = ["".join(pieces)]
+    said = [
+        piece.replace("|", r"\|") if i % 2 else re.sub(r"([\\|*_\[\]<>])", r"\\\1", piece)
+        for i, piece in enumerate(pieces)
+    ]
+    return "`".join(said)

@@ -112,4 +112,6 @@ def _kind(cell: str) -> str:
 def _words(text: str) -> str:
     """Escaped, with `code` set as code."""
     pieces = escape(text).split("`")
+    if len(pieces) % 2 == 0:  # a tick without its partner
+        return escape(text)
     return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from scipy.special import expit, logit
 
-from calibrators import _svg, scores
+from calibrators import _card_markdown, _card_page, _svg, scores
 from calibrators._card_schema import SCHEMA
 from calibrators.artifact import Artifact
 from calibrators.card import AggregateEvidence, BadEvidence, Card, Facts, Guarantee, TierEvidence, build
@@ -433,3 +433,21 @@ def test_a_region_that_is_another_is_measured_once_and_drawn_once(card: Card) ->
     assert last["accepted"] == last["reached"]
     assert "Reliability, 0.5B, reached" not in card.html()
     assert "Reliability, 3B, reached" in card.html()
+
+
+def test_failures_are_told_before_any_success(card: Card) -> None:
+    text = card.markdown()
+    told = text[text.index("Where the claim ends") : text.index("The routed whole")]
+    assert "larger numbers: calibration fails (KS error" in told
+    failing = [row["slice"] for row in card.twin["tiers"][1]["slices"] if row["fails"]]
+    assert failing
+    for name in failing:
+        assert f"tier 3B: steps = {name}" in told
+    assert "have too few answers to tell" in told
+
+
+def test_ticks_mark_code_and_open_no_door() -> None:
+    assert _card_markdown._escaped("run `a_b|c` <now>") == r"run `a_b\|c` \<now\>"
+    assert _card_markdown._escaped("one ` <b>") == r"one  \<b\>"
+    assert _card_page._words("run `<a>` <b>") == "run <code>&lt;a&gt;</code> &lt;b&gt;"
+    assert _card_page._words("one ` <b>") == "one ` &lt;b&gt;"
