@@ -105,8 +105,8 @@ def blocks(twin: Json) -> list[Block]:
                 f"Fewer than {method['rare_needed']} right or {method['rare_needed']} wrong answers give no number but "
                 "the word insufficient.",
                 f"The log loss clips p to {method['clip']:g} from 0 and 1; how often is said.",
-                "The whole, or a shift, fails when its KS p-value is below 0.05; a slice when its own is below 0.05 divided "
-                "by the number of slices tested in its table.",
+                "The whole, or a shift, fails when its KS p-value is below 0.05; a slice when its own is below 0.05 "
+                "divided by the number of slices tested in its table.",
             )
         ),
         Heading(2, "Rebuild"),
