@@ -97,7 +97,7 @@ async def take_hop(ask: Ask, tier: Tier, earlier: Sequence[Earlier], *, last: bo
     patience_ends = began + tier.patience_seconds
     try:
         async with asyncio.timeout_at(min(ask.deadline, patience_ends)):
-            completion = await tier.engine.complete(replace(ask, top_k=max(ask.top_k, tier.top_k)))
+            completion = await tier.engine.complete(as_needed(ask, tier))
     except TimeoutError:
         seconds = now() - began
         reason = Reason.SLOW if patience_ends < ask.deadline else Reason.DEADLINE
@@ -119,6 +119,11 @@ async def take_hop(ask: Ask, tier: Tier, earlier: Sequence[Earlier], *, last: bo
         note=verdict.note,
         null_reason=verdict.null_reason,
     )
+
+
+def as_needed(ask: Ask, tier: Tier) -> Ask:
+    """The ask with the evidence that the tier's calibrator and the client need between them, and no more."""
+    return replace(ask, top_k=max(ask.top_k, tier.top_k), evidence=ask.texts or tier.calibrator is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,7 @@ from gateway import confidence
 from gateway import config as configs
 from gateway.config import Config, TierEntry
 from gateway.errors import ConfigError
+from gateway.http.auth import Keyring
 from gateway.snapshot import open_cascade
 
 Row = dict[str, Any]
@@ -53,6 +54,7 @@ def label_of(entry: TierEntry) -> str:
 
 async def open_once(config: Config) -> dict[str, str]:
     """Which tiers would run without their calibrator, and why. Raises ConfigError where serving would not start."""
+    Keyring.of(config.keys)
     async with open_cascade(config) as snapshot:
         return dict(snapshot.withheld)
 

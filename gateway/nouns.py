@@ -97,6 +97,7 @@ class Ask:
     max_tokens: completion tokens wanted, None for the engine's own limit.  deadline: seconds on the loop's clock.
     top_k: how many most-likely tokens per position the engine must report (0: the chosen token alone).
     texts: the candidates' texts are wanted too (a client asked for log-probs); features never need them.
+    evidence: whether log-probs are needed at all; a server is a third faster without.
     """
 
     messages: tuple[Message, ...]
@@ -105,6 +106,7 @@ class Ask:
     sampling: Sampling = GREEDY
     top_k: int = 0
     texts: bool = False
+    evidence: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,18 +15,27 @@ import uvicorn
 from gateway.config import Config, Server
 from gateway.errors import ConfigError
 from gateway.http.app import create_app
+from gateway.http.auth import Keyring
 from gateway.snapshot import open_cascade
+from gateway.telemetry import Telemetry
+
+KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so that they, not we, close first
 
 
 def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
-    with listen(config.server) as listener:
-        try:
-            import uvloop
+    keyring = Keyring.of(config.keys)
+    with listen(config.server) as listener, asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(serve(config, keyring, listener))
 
-            uvloop.run(serve(config, listener))
-        except ImportError:  # there is none for Windows
-            asyncio.run(serve(config, listener))
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """The faster loop, where there is one (not for Windows)."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def listen(server: Server) -> socket.socket:
@@ -50,17 +59,18 @@ def listen(server: Server) -> socket.socket:
     return listener
 
 
-async def serve(config: Config, listener: socket.socket) -> None:
+async def serve(config: Config, keyring: Keyring, listener: socket.socket) -> None:
     """Open, serve, and close again, in this order."""
     async with open_cascade(config) as snapshot:
         settings = uvicorn.Config(
-            create_app(snapshot),
+            create_app(snapshot, keyring, Telemetry()),
             lifespan="off",
             ws="none",
             access_log=False,
             log_config=None,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=round(config.server.grace_seconds),
         )
         await Process(settings, announce=url(listener)).serve([listener])

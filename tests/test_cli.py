@@ -111,6 +111,13 @@ def test_serve_says_which_port_is_taken_and_what_to_do(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_serve_says_which_secret_is_missing(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    path = write(tmp_path, keys={"clients": [{"name": "alice", "key": "env:NO_SUCH_KEY"}]})
+    code, _, err = confgate_ends("serve", "-c", path)
+    assert (code, "NO_SUCH_KEY is not set" in err) == (1, True)
+
+
 def test_a_bad_artefact_stops_the_start_or_costs_the_confidence(tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json", model="another")
     with Upstream() as upstream:

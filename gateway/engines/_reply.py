@@ -167,7 +167,7 @@ def finished(reason: str | None, usage: Usage, ask: Ask, engine: str) -> Finish:
 def read_trace(entries: Sequence[Entry], text: str, finish: Finish, ask: Ask) -> TokenTrace:
     """The evidence for one text. Raises BadTrace with the reason when there is none."""
     if not entries:
-        raise BadTrace("the engine sent no log-probs")
+        raise BadTrace("the engine sent no log-probs" if ask.evidence else "log-probs were not asked for")
     tokens, spelled = spell(entries, text, finish)
     body, tail = entries[: len(tokens)], entries[len(tokens) :]
     if not body:

@@ -215,11 +215,11 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "logprobs": True,
-        "top_logprobs": ask.top_k,
         "n": 1,
         "stream": False,
     }
+    if ask.evidence:
+        body |= {"logprobs": True, "top_logprobs": ask.top_k}
     if ask.max_tokens is not None:
         body["max_tokens"] = ask.max_tokens
     if sampling.seed is not None:

@@ -25,11 +25,9 @@ from gateway.telemetry import Telemetry
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 
-def create_app(snapshot: Snapshot, telemetry: Telemetry | None = None) -> ASGIApp:
-    """Everything a client can reach. Raises ConfigError for a client key that the environment does not have."""
-    telemetry = telemetry or Telemetry()
+def create_app(snapshot: Snapshot, keyring: Keyring, telemetry: Telemetry) -> ASGIApp:
+    """Everything a client can reach."""
     telemetry.start(snapshot.tiers, snapshot.withheld)
-    keyring = Keyring.of(snapshot.config.keys)
 
     async def known(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
         keyring.who(authorization)

@@ -66,6 +66,14 @@ def test_the_upstream_gets_what_is_on_the_list_and_nothing_else(http: httpx2.Cli
     assert upstream.seen[0].headers["accept-encoding"] == "identity"
 
 
+def test_log_probs_are_asked_for_only_where_somebody_needs_them(http: httpx2.Client, upstream: Upstream) -> None:
+    http.post("/v1/chat/completions", json=ask({"nats": UNSURE}))
+    assert upstream.asked("small")[0].body["logprobs"] is True
+    assert "logprobs" not in upstream.asked("large")[0].body
+    http.post("/v1/chat/completions", json=ask({"nats": UNSURE}, logprobs=True, top_logprobs=2))
+    assert upstream.asked("large")[1].body["top_logprobs"] == 2
+
+
 def test_unknown_fields_are_named_in_the_route(http: httpx2.Client) -> None:
     told = http.post("/v1/chat/completions", json=ask(best_of=7, foo=None, route={"debug": True})).json()
     assert told["route"]["ignored"] == ["best_of"]
