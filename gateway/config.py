@@ -43,6 +43,9 @@ class Server(Written):
     port: int = Field(default=8080, ge=0, le=65535, description="0 takes any free port")
     request_seconds: float = Field(default=120, gt=0, description="one total deadline per request, over all tiers")
     receive_seconds: float = Field(default=10, gt=0, description="how long a client may take to send its request")
+    start_seconds: float = Field(
+        default=0, ge=0, description="how long to wait at start for model servers that are still loading"
+    )
     grace_seconds: float = Field(default=30, ge=0, description="how long SIGTERM waits for requests in flight")
     max_body_mib: float = Field(default=4, gt=0, le=1024)
     max_choices: int = Field(default=8, ge=1, le=128, description="largest `n`")

@@ -73,24 +73,22 @@ async def serve(config: Config, keyring: Keyring, listener: socket.socket) -> No
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=round(config.server.grace_seconds),
         )
-        await Process(settings, announce=url(listener)).serve([listener])
+        await Process(settings, invitation(url(listener), config)).serve([listener])
 
 
 class Process(uvicorn.Server):
     """uvicorn, except that it says how to try it, and that a signal ends it with 0 once everything is closed."""
 
-    def __init__(self, config: uvicorn.Config, *, announce: str) -> None:
+    def __init__(self, config: uvicorn.Config, invitation: str) -> None:
         super().__init__(config)
-        self._url = announce
+        self._invitation = invitation
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
         except OSError as error:  # somebody else began to listen while we loaded
-            raise ConfigError(f"cannot listen on {self._url}: {error.strerror or error}") from None
-        body = '{"model": "auto", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}'
-        curl = f"curl -i {self._url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
-        sys.stdout.write(f"ready on {self._url}   try: {curl}\n")
+            raise ConfigError(f"cannot listen any more: {error.strerror or error}") from None
+        sys.stdout.write(self._invitation)
         sys.stdout.flush()
 
     @contextlib.contextmanager
@@ -105,6 +103,14 @@ class Process(uvicorn.Server):
         finally:
             for number in caught:
                 loop.remove_signal_handler(number)
+
+
+def invitation(address: str, config: Config) -> str:
+    """One line: where we are, and a command to try it with."""
+    key = "" if config.keys.allow_anonymous else " -H 'authorization: Bearer YOUR-KEY'"
+    body = '{"model": "auto", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}'
+    curl = f"curl -i {address}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
+    return f"ready on {address}   try: {curl}\n"
 
 
 def url(listener: socket.socket) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -11,10 +12,12 @@ from dataclasses import dataclass, replace
 from calibrators import artifact as artifacts
 from gateway import confidence, engines
 from gateway.config import Config, PolicyEntry, TierEntry
-from gateway.errors import ConfigError, EngineError
+from gateway.errors import ConfigError, EngineDown, EngineError
 from gateway.nouns import Engine, Policy, Prices, Source, Tier
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.5  # between looks at a server that is still loading; vLLM takes minutes
 
 # What no server can tell before it answers; the cascade compares it with every answer instead.
 TOLD_BY_ANSWERS = frozenset({"source", "k", "sampling"})
@@ -42,12 +45,13 @@ async def open_cascade(config: Config) -> AsyncIterator[Snapshot]:
     is missing, broken or fitted on something else than what its engine serves.
     """
     async with open_engines(config) as opened:
+        patience_ends = asyncio.get_running_loop().time() + config.server.start_seconds
         tiers: dict[str, Tier] = {}
         withheld: dict[str, str] = {}
         for entry in config.tiers:
             tier = bare_tier(entry, opened[entry.name])
             try:
-                tiers[entry.name] = await calibrated(tier, entry)
+                tiers[entry.name] = await calibrated(tier, entry, patience_ends)
             except (artifacts.ArtifactError, EngineError, ConfigError) as error:
                 if config.on_bad_artifact == "refuse":
                     advice = "fix it, or set on_bad_artifact: escalate to run the tier without a confidence"
@@ -76,16 +80,18 @@ def bare_tier(entry: TierEntry, engine: Engine) -> Tier:
     return Tier(entry.name, engine, prices=prices, patience_seconds=entry.patience_seconds)
 
 
-async def calibrated(tier: Tier, entry: TierEntry) -> Tier:
+async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float) -> Tier:
     """The tier with its calibrator, when the artefact belongs to what the engine serves.
 
+    patience_ends: until when a server may stay away, seconds on the loop's clock.
     Raises ArtifactError naming the difference, EngineError when the engine is not there to be compared with, and
     ConfigError when the artefact wants a feature that we do not have.
     """
     if entry.calibrator is None:
         return tier
     artifact = artifacts.load(entry.calibrator)
-    unverified = artifact.check(await tier.engine.fingerprint(), dt.datetime.now(dt.UTC).date())
+    served = await identity(tier.engine, patience_ends)
+    unverified = artifact.check(served, dt.datetime.now(dt.UTC).date())
     silent = [field for field in unverified if field not in TOLD_BY_ANSWERS]
     if silent:
         log.warning("fingerprint incomplete", extra={"tier": tier.name, "unverified": silent})
@@ -97,6 +103,18 @@ async def calibrated(tier: Tier, entry: TierEntry) -> Tier:
         source=source(artifact),
         top_k=confidence.needs(artifact.features).top_k,
     )
+
+
+async def identity(engine: Engine, patience_ends: float) -> Mapping[str, str]:
+    """The engine's fingerprint, asked for until it can be had. Raises EngineError when patience ends."""
+    now = asyncio.get_running_loop().time
+    while True:
+        try:
+            return await engine.fingerprint()
+        except EngineDown:
+            if now() >= patience_ends:
+                raise
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 def source(artifact: artifacts.Artifact) -> Source:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from gateway.errors import EngineRefused
 from gateway.nouns import Answer, Hop
 
 log = logging.getLogger("gateway.hop")
@@ -72,8 +73,7 @@ class Telemetry:
             self._nulls.labels(hop.tier, hop.null_reason).inc()
         if hop.completion is not None and hop.completion.clamped_tokens:
             self._clamped.labels(hop.tier).inc(hop.completion.clamped_tokens)
-        level = logging.INFO if hop.error is None else logging.WARNING
-        log.log(level, "hop", extra=fields(hop, route_id))
+        log.log(urgency(hop), "hop", extra=fields(hop, route_id))
 
     def served(self, answer: Answer) -> None:
         """How a request that got an answer went."""
@@ -88,6 +88,13 @@ class Telemetry:
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def urgency(hop: Hop) -> int:
+    """A server that does not let us in is our own mistake and will not heal by itself."""
+    if isinstance(hop.error, EngineRefused) and hop.error.status in (401, 403, 404):
+        return logging.ERROR
+    return logging.INFO if hop.error is None else logging.WARNING
 
 
 def fields(hop: Hop, route_id: str) -> dict[str, object]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,8 +14,13 @@ import httpx2
 import openai
 import pytest
 
+from gateway import config as configs
 from gateway.errors import ConfigError, EngineError, GatewayError
+from gateway.http.app import create_app
+from gateway.http.auth import Keyring
 from gateway.http.errors import TABLE, problem
+from gateway.snapshot import open_cascade
+from gateway.telemetry import Telemetry
 from tests.faults.ask import ask
 from tests.faults.gateway import Gateway, cascade, running, write_artifact
 from tests.faults.upstream import Upstream
@@ -192,3 +199,23 @@ def test_nothing_of_an_unknown_error_is_told() -> None:
     told = problem(RuntimeError("/srv/secret"))
     assert (told.status, b"secret" in told.body) == (500, False)
     assert b"secret" not in problem(ConfigError("/srv/secret")).body
+
+
+def test_a_mistake_of_ours_is_a_500_that_tells_nothing(upstream: Upstream, tmp_path: Path) -> None:
+    """Through the application itself, because no request is known to bring one about."""
+    write_artifact(tmp_path / "cheap.json")
+    config = configs.parse(json.dumps(cascade(upstream.url)), tmp_path / "cascade.yaml")
+
+    async def work() -> tuple[int, bytes]:
+        async with open_cascade(config) as snapshot:
+            broken = {name: replace(tier, engine=None) for name, tier in snapshot.tiers.items()}
+            app = create_app(replace(snapshot, tiers=broken, policies={}), Keyring((), True), Telemetry())
+            transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://x") as inside:
+                told = await inside.post("/v1/chat/completions", json=ask() | {"model": "cheap"})
+                return told.status_code, told.content
+
+    status, body = asyncio.run(work())
+    assert status == 500
+    assert json.loads(body)["error"]["type"] == "server_error"
+    assert b"NoneType" not in body

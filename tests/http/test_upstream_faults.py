@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, until
+from tests.faults.gateway import SURE, UNSURE, cascade, running, until, write_artifact
 from tests.faults.upstream import EDIT, STATUS, WIRE, Upstream
 
 # What the hop at the broken tier is called. Everything here is hidden from the client behind the next tier's answer.
@@ -129,6 +132,18 @@ def test_a_silent_last_tier_ends_in_a_504(http: httpx2.Client) -> None:
     told = http.post("/v1/chat/completions", json=ask({"fault": "silent"}) | {"model": "cheap"})
     assert told.status_code == 504
     assert told.json()["error"]["type"] == "server_error"
+
+
+def test_the_whole_request_has_one_deadline(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    config = cascade(upstream.url)
+    config["server"]["request_seconds"] = 0.5
+    with running(tmp_path, config) as hurried:
+        began = time.monotonic()
+        told = httpx2.post(f"{hurried.url}/v1/chat/completions", json=ask({"fault": "silent"}))
+        assert told.status_code == 504
+        assert 0.4 < time.monotonic() - began < 1.0
+        assert not upstream.asked("large"), "there was no time left for it"
 
 
 def test_an_errors_stream_is_an_ordinary_error(http: httpx2.Client) -> None:
