@@ -75,3 +75,9 @@ def test_a_missing_model_folder_is_told_with_its_line(tmp_path: Path) -> None:
     assert "tiers[1].engine.model: " in err
     assert "gone" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
+def test_no_role_upsets_it(role: str, local: Gateway) -> None:
+    body = {"model": "tiny", "messages": [{"role": role, "content": "a\x00b ☃"}], "max_tokens": 2}
+    assert httpx2.post(f"{local.url}/v1/chat/completions", json=body, timeout=30).status_code == 200
