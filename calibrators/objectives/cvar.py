@@ -48,7 +48,7 @@ class Cvar:
         ]  # the loss at the alpha-quantile: exponents from here on neither vanish nor overflow
         height = np.exp(np.clip(self.sharpness * (falling - pivot), -700.0, 700.0))
         rest = np.cumsum((base * height)[::-1])[::-1]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             fits = possible & ((1 - before) / rest * height <= (1 + 1e-12) / self.alpha)
         k = int(fits.argmax()) if fits.any() else int(possible.sum()) - 1
         weights = base / self.alpha

@@ -153,7 +153,7 @@ def test_a_monotone_family_never_ranks_two_answers_against_its_score(name, seed)
     rng = np.random.default_rng(seed)
     x = rng.normal(size=500)
     y = (rng.random(500) < sigmoid(np.round(x, 1) + rng.normal())).astype(float)
-    y[:60] = np.arange(60) % 2
+    y[:140] = np.arange(140) % 2
     try:
         fit = fitted(name, FitData(x[:, None], y))
     except NotConverged:
