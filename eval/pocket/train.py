@@ -1,11 +1,12 @@
 """Train the pocket ladder: four Qwen2-architecture models, from scratch, on generated word problems.
 
-    python -m eval.pocket.train --out deploy/pocket                      # the ladder that is shipped
+    python -m eval.pocket.train --out deploy/pocket/models                # the ladder that is shipped
     python -m eval.pocket.train --out runs/x --rungs nano,micro          # some rungs
     python -m eval.pocket.train --out runs/x --steps 50 --problems 2000  # a rehearsal, also on a CPU
 
-Rungs train side by side, one process each. Every process logs loss and accuracy to OUT/<rung>/training.jsonl. The loss
-is taken on the answer alone. Weights are saved as float16 safetensors beside the tokenizer and a generation config.
+Rungs train side by side, one process each. Every process logs loss and accuracy to OUT/pocket-<rung>/training.jsonl.
+The loss is taken on the answer alone. Weights are saved as float16 safetensors beside the tokenizer and a generation
+config. On one H200 the ladder takes five minutes; the same seed gave the same losses there run after run.
 """
 
 from __future__ import annotations
@@ -50,14 +51,10 @@ class Rung:
 
 
 LADDER = {
-    "a1": Rung(48, 2, 2, 144, 5e-3, 2800),
-    "a2": Rung(48, 2, 2, 144, 5e-3, 3400),
-    "b1": Rung(64, 2, 2, 192, 4e-3, 2600),
-    "b2": Rung(64, 2, 2, 192, 4e-3, 3200),
-    "e1": Rung(128, 2, 4, 384, 3e-3, 1700),
-    "e2": Rung(128, 2, 4, 384, 3e-3, 2200),
-    "g1": Rung(192, 3, 6, 512, 2e-3, 1500),
-    "g2": Rung(192, 3, 6, 512, 2e-3, 1900),
+    "nano": Rung(48, 2, 2, 144, 5e-3, 4500),
+    "micro": Rung(64, 2, 2, 192, 4e-3, 3800),
+    "small": Rung(96, 2, 3, 256, 3e-3, 4100),
+    "base": Rung(192, 3, 6, 512, 2e-3, 1900),
 }
 
 
@@ -95,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         (p.text + "\n" + p.chain for p in _draw("train", TOKENIZER_PROBLEMS, seed=plan.seed)), VOCABULARY
     )
     for rung in rungs:
-        tokenizer.save_pretrained(plan.out / rung)
+        tokenizer.save_pretrained(folder(plan, rung))
     corpus = plan.out / "corpus.npz"
     np.savez(corpus, **asdict(tokenize(tokenizer, plan)))
     print(f"{plan.problems} problems ready after {time.monotonic() - began:.0f} s", flush=True)
@@ -144,12 +141,12 @@ def train(name: str, plan: Plan, corpus_file: Path) -> None:
     rung, corpus = LADDER[name], Corpus(**np.load(corpus_file))
     torch.manual_seed(plan.seed)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
-    tokenizer = AutoTokenizer.from_pretrained(plan.out / name)
+    tokenizer = AutoTokenizer.from_pretrained(folder(plan, name))
     model = Qwen2ForCausalLM(config_of(rung, tokenizer)).to(plan.device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rung.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=plan.device == "cuda"
     )
-    began, log = time.monotonic(), (plan.out / name / "training.jsonl").open("w")
+    began, log = time.monotonic(), (folder(plan, name) / "training.jsonl").open("w")
     steps = plan.steps or rung.steps
     for step, rows in enumerate(batches(corpus, steps, plan)):
         for group in optimizer.param_groups:
@@ -171,7 +168,7 @@ def train(name: str, plan: Plan, corpus_file: Path) -> None:
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(plan.out / name)
+    model.save_pretrained(folder(plan, name))
     note = {
         "rung": name,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -185,7 +182,11 @@ def train(name: str, plan: Plan, corpus_file: Path) -> None:
             "transformers": transformers.__version__,
         },
     }
-    (plan.out / name / "training.json").write_text(json.dumps(note, indent=1) + "\n")
+    (folder(plan, name) / "training.json").write_text(json.dumps(note, indent=1) + "\n")
+
+
+def folder(plan: Plan, rung: str) -> Path:
+    return plan.out / f"pocket-{rung}"
 
 
 def config_of(rung: Rung, tokenizer: Any) -> Qwen2Config:
@@ -257,9 +258,8 @@ def accuracy(model: Any, tokenizer: Any, plan: Plan, split: str) -> float:
         )[:, asked["input_ids"].shape[1] :]
     model.train()
     answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return sum(a.rsplit("#### ", 1)[-1].strip() == str(p.answer) for a, p in zip(answers, problems, strict=True)) / len(
-        problems
-    )
+    right = [a.rsplit("#### ", 1)[-1].strip() == str(p.answer) for a, p in zip(answers, problems, strict=True)]
+    return sum(right) / len(right)
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -140,12 +140,12 @@ class LocalEngine:
                 except Exception as error:  # a broken step must fail its own requests, not the worker
                     batches.remove(batch)
                     for row in members:
-                        if (job := jobs.pop(id(row), None)) is not None:
-                            job.fail(EngineDown(self._name, f"{type(error).__name__}: {error}"))
+                        if failed := jobs.pop(id(row), None):
+                            failed.fail(EngineDown(self._name, f"{type(error).__name__}: {error}"))
                     continue
                 for row in ended:
-                    if (job := jobs.pop(id(row), None)) is not None:
-                        job.succeed(self._completion(job))
+                    if done := jobs.pop(id(row), None):
+                        done.succeed(self._completion(done))
                 for row in members:
                     if row.cancelled:
                         jobs.pop(id(row), None)
