@@ -59,12 +59,15 @@ class Choice:
     tried: tuple[Tried, ...] = ()
 
 
-def auto(data: FitData, *, objective: Objective | None = None, prior: bool = False, seed: int = 0) -> Choice:
+def auto(
+    data: FitData, *, objective: Objective | None = None, prior: bool = False, direction: int = 1, seed: int = 0
+) -> Choice:
     """Choose a family by sample size, then by log-loss on five folds of questions, and fit it.
 
     Of the families within one standard error of the best, the simplest wins.
     prior: the one column is the logit of an earlier calibrator; then intercept and temperature are candidates, and
     the intercept alone is fitted when there are fewer than 30 of the rarer class.
+    direction: of a single feature, -1 when lower is surer (as an entropy is); Platt and isotonic keep to it.
     Raises OneClass, TooFewRare and what the fits raise.
     """
     if prior and data.X.shape[1] != 1:
@@ -74,7 +77,7 @@ def auto(data: FitData, *, objective: Objective | None = None, prior: bool = Fal
         fitted = find("intercept").fit(data, objective=objective)
         why = f"only {data.n_rare} answers of the rarer class: the earlier calibrator's intercept is shifted, no more"
         return Choice("intercept", why, fitted)
-    open_to, closed = _candidates(data, objective, prior)
+    open_to, closed = _candidates(data, objective, prior, direction)
     fold = folds(data, 5, seed)
     losses = {name: _held_out_losses(name, options, data, fold, objective) for name, options in open_to.items()}
     best = min(losses, key=lambda name: float(data.base @ losses[name]))
@@ -85,7 +88,7 @@ def auto(data: FitData, *, objective: Objective | None = None, prior: bool = Fal
 
 
 def _candidates(
-    data: FitData, objective: Objective | None, prior: bool
+    data: FitData, objective: Objective | None, prior: bool, direction: int
 ) -> tuple[dict[str, dict[str, Any]], list[Tried]]:
     """(families to try with their options, simplest first; the others with why not)."""
     many, mean = data.X.shape[1] > 1, objective is None or isinstance(objective, Erm)
@@ -95,12 +98,12 @@ def _candidates(
     families: list[tuple[str, dict[str, Any], str]] = [
         ("intercept", {}, "" if prior else "needs an earlier calibrator's logit"),
         ("temperature", {}, "" if prior else "needs an earlier calibrator's logit"),
-        ("platt", {}, "more than one feature: logistic weighs them" if many else ""),
+        ("platt", {"direction": direction}, "more than one feature: logistic weighs them" if many else ""),
         # more slopes than the rare class pays for: the ridge takes back what is too many
         ("logistic", {"ridge": 10.0 if thin else 1.0}, "" if many else "one feature: Platt is the same"),
         ("beta", learn, _needs(data, rare=3 * PER_PARAMETER)),
         ("quadratic", {}, _needs(data, rare=3 * PER_PARAMETER)),
-        ("isotonic", {}, _needs(data, rows=1000, rare=10 * PER_PARAMETER) or _only_mean(mean)),
+        ("isotonic", {"direction": direction}, _needs(data, rows=1000, rare=10 * PER_PARAMETER) or _only_mean(mean)),
         ("gbdt", {}, _needs(data, rows=2000, rare=300)),
     ]
     open_to = {name: options for name, options, why_not in families if not why_not}

@@ -23,6 +23,14 @@ def test_one_feature_and_a_straight_truth_get_platt_and_the_reason_says_on_how_m
     assert next(t for t in choice.tried if t.family == "isotonic").why_not == "600 answers, needs 1000"
 
 
+def test_one_feature_whose_low_values_are_sure_is_turned_around_when_told():
+    data = sample(600)
+    turned = FitData(-data.X, data.y)
+    here, there = choose.auto(data), choose.auto(turned, direction=-1)
+    assert there.family == "platt"
+    assert there.calibrator.predict(turned.X) == pytest.approx(here.calibrator.predict(data.X), abs=1e-6)
+
+
 def test_a_bent_truth_with_many_answers_gets_a_family_that_can_bend():
     data = sample(3000, curve=lambda z: z**2 - 1)
     choice = choose.auto(data)
