@@ -24,7 +24,7 @@ _LETTER = re.compile(r"[A-E]")
 # In running text a capital A is an article, so a letter counts when it is in brackets, has one behind it or is alone.
 _LETTER_IN_BOX = re.compile(r"^\W*(?:\\text\w*\{\W*)?([A-E])\b")
 _LETTER_IN_CLAUSE = re.compile(r"^\W*(?:option\W+|choice\W+)?([A-E])\b(?!['’]|\s+[a-z])")
-_LETTER_ALONE = re.compile(r"\(([A-E])\)|\b([A-E])\)|^\W*([A-E])\W*$", re.MULTILINE)
+_LETTER_ALONE = re.compile(r"\(([A-E])\)|\b([A-E])\)|^[^\w\n]*+([A-E])[^\w\n]*+$", re.MULTILINE)
 
 
 class Grade(StrEnum):

@@ -26,7 +26,7 @@ MAX_TAIL = 100_000  # characters read from the end; five times the longest answe
 
 _BRACES = re.compile(r"\\f?boxed\s{0,3}\{|\\[{}\\]|[{}]")
 _CLAUSE = re.compile(r"\banswers?[*_]{0,3}(?:\s{1,3}is\b|\s{0,2}[:=])[\s*_:$]*+", re.IGNORECASE | re.ASCII)
-_MARKUP = re.compile(rf"(?:[\s*_`:=(\[$]|\\[(\[$]|{CURRENCY})*")
+_MARKUP = re.compile(rf"(?:[\s*_`:=(\[]|\\[(\[]|{CURRENCY})*+")
 _HEADING = re.compile(r"[.):]\**\s+\**[A-Za-z]")
 _HAS_DIGIT = re.compile(rf"[0-9{''.join(VULGAR)}]")
 

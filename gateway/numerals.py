@@ -29,8 +29,8 @@ _SEPARATOR = r"(?:,(?:\\!)?|\{,\}|\\[,;:!\ ]|[\ '])"
 _DECIMAL = rf"(?:(?:[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![.0-9A-Za-z)])\.[0-9]+)"
 _NUMBER = re.compile(
     rf"""
-    (?: (?P<sign>[-+]){SPACE}* | (?<![A-Za-z0-9_^]) (?<!\^\{{) (?<!_\{{) )
-    (?: {CURRENCY}{SPACE}* )*
+    (?: (?P<sign>[-+]){SPACE}*+ | (?<![A-Za-z0-9_^]) (?<!\^\{{) (?<!_\{{) )
+    (?: {CURRENCY}{SPACE}*+ ){{0,3}}+
     (?P<inner>-)?
     (?P<body>
         (?: (?P<whole>[0-9]+) (?: {SPACE}+ | \\[\ ,;] | (?=[\\{_VULGARS}]) ) )?
@@ -65,7 +65,7 @@ _HARMLESS = frozenset({
     "rm", "pounds", "euro", "yen", "dollars",
 })  # fmt: skip
 _OPERATOR_BEFORE = re.compile(r"[-+/×÷±^<>≤≥]\s*$|\b(?:or|to)\b")
-_OPERATOR_BEHIND = re.compile(r"^\s*(?:[+×÷±^]|-\s*[a-zA-Z]\b)|\b(?:or|to)\b")
+_OPERATOR_BEHIND = re.compile(r"^\s*(?:[+×÷±]|-\s*[a-zA-Z]\b)|\b(?:or|to)\b")
 
 _FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
 _LOOKALIKES = {

@@ -13,7 +13,7 @@ from gateway.answers import Reading, read_answer
 from gateway.nouns import TokenTrace
 from gateway.numerals import one_for_one
 
-_AFTER_EQUALS = re.compile(r"=[^\S\n]*[$€£]?[^\S\n]*-?[^\S\n]*[$€£]?(?P<digits>[0-9]+(?:[,.][0-9]+)*+)")
+_AFTER_EQUALS = re.compile(r"=[^\S\n]*+[$€£]?+[^\S\n]*+-?+[^\S\n]*+[$€£]?+(?P<digits>[0-9]+(?:[,.][0-9]+)*+)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
