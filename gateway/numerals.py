@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 MAX_DIGITS = 1_000  # no word problem has more, and Python itself refuses integers past 4,300 digits
 MAX_REGION = 2_000  # characters read of one box, line or clause
@@ -29,6 +30,7 @@ _SEPARATOR = r"(?:,(?:\\!)?|\{,\}|\\[,;:!\ ]|[\ '])"
 _DECIMAL = rf"(?:(?:[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![.0-9A-Za-z)])\.[0-9]+)"
 _NUMBER = re.compile(
     rf"""
+    (?= [-+.\\0-9{_VULGARS}$€£¥₹₽₩UEGR] )    # nothing else begins a number; three characters in four fail here
     (?: (?P<sign>[-+]){SPACE}*+ | (?<![A-Za-z0-9_^]) (?<!\^\{{) (?<!_\{{) )
     (?: {CURRENCY}{SPACE}*+ ){{0,3}}+
     (?P<inner>-)?
@@ -84,8 +86,7 @@ class Number:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """A number as it is written, not yet read: of ten on a line, one matters."""
 
     start: int
@@ -124,9 +125,10 @@ def numbers(text: str, start: int, end: int, line_start: int | None = None) -> l
     """
     found = []
     for match in _NUMBER.finditer(text, start, end):
-        begin = match.start("inner") if match["inner"] else match.start("body")
-        negative = match["inner"] is not None
-        if match["sign"]:
+        sign, inner = match["sign"], match["inner"]
+        begin = match.start("inner" if inner else "body")
+        negative = inner is not None
+        if sign:
             before = text[max(start, match.start() - 8) : match.start()]
             if before.endswith(("^", "^{", "_", "_{")):
                 continue
@@ -134,7 +136,7 @@ def numbers(text: str, start: int, end: int, line_start: int | None = None) -> l
             bullet = spaced and line_start is not None and not text[line_start : match.start()].strip()
             if not bullet and _is_sign(before, spaced=spaced):
                 begin = match.start()
-                negative ^= match["sign"] == "-"
+                negative ^= sign == "-"
         found.append(Written(begin, match.end(), negative, match))
     return found
 
@@ -218,7 +220,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if too_long or _POWER.match(match.string, match.end(), match.endpos):
         return None
     if match["decimal"] is not None:
-        exponent = match["e1"] or match["e2"] or match["e3"] or "0"
+        exponent = match["e1"] or match["e2"] or match["e3"]
+        if exponent is None:
+            return _decimal(match["decimal"])
         if len(exponent) > 5 or abs(int(exponent)) > MAX_DIGITS:
             return None
         return _decimal(match["decimal"]) * Fraction(10) ** int(exponent)
@@ -235,4 +239,5 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _decimal(text: str) -> Fraction:
-    return Fraction(_NOT_DECIMAL.sub("", text))
+    whole, _, part = _NOT_DECIMAL.sub("", text).partition(".")
+    return Fraction(int(whole + part), 10 ** len(part))  # four times as fast as Fraction("1.5")

@@ -1,0 +1,5 @@
+from hypothesis import settings
+
+# A busy machine is no failure; what must be fast has a test of its own.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
