@@ -32,12 +32,10 @@ START_SECONDS = 240
 
 
 def command(folder: Path, port: int) -> list[str]:
-    told = f"--model {folder} --served-model-name {folder.name} --host 127.0.0.1 --port {port} --max-model-len 1024"
-    return [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", *told.split()),
-        *"--max-logprobs 20 --logprobs-mode raw_logprobs --generation-config vllm --dtype float16".split(),
-        *"--enforce-eager --gpu-memory-utilization 0.15 --kv-cache-memory-bytes 2G".split(),
-    ]
+    told = f"""--model {folder} --served-model-name {folder.name} --host 127.0.0.1 --port {port} --max-model-len 1024
+        --max-logprobs 20 --logprobs-mode raw_logprobs --generation-config vllm --dtype float16
+        --enforce-eager --gpu-memory-utilization 0.15 --kv-cache-memory-bytes 2G"""
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *told.split()]
 
 
 def post(port: int, body: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def post(port: int, body: dict[str, Any]) -> dict[str, Any]:
         return dict(json.load(reply))
 
 
-async def wait_ready(port: int, server: subprocess.Popen[bytes]) -> float:
+def wait_ready(port: int, server: subprocess.Popen[bytes]) -> float:
     began = time.monotonic()
     while time.monotonic() - began < START_SECONDS:
         if server.poll() is not None:
@@ -57,7 +55,7 @@ async def wait_ready(port: int, server: subprocess.Popen[bytes]) -> float:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
             return time.monotonic() - began
         except OSError:
-            await asyncio.sleep(0.5)
+            time.sleep(0.5)
     raise SystemExit(f"the server on {port} was not ready after {START_SECONDS} s")
 
 
@@ -107,20 +105,32 @@ def compare(problems: list[pocket.Problem], here: list[Completion], there: list[
     }
 
 
-async def main() -> None:
+async def hold(folder: Path, port: int, problems: list[pocket.Problem]) -> dict[str, Any]:
+    """Both engines over the same problems. Returns what the server says of itself and how the two compare."""
+    options = openai_http.Options(kind="openai_http", url=f"http://127.0.0.1:{port}/v1", model=folder.name)
+    remote = await openai_http.open_engine(options, name=folder.name)
+    told = dict(await remote.fingerprint())
+    there = await answers(remote, problems)
+    near = await local.open_engine(local.Options(model=str(folder), device="cuda"), name=folder.name)
+    here = await answers(near, problems)
+    return {"fingerprint": told, "compare": compare(problems, here, there)}
+
+
+def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("models", type=Path, nargs="+")
     cli.add_argument("--out", type=Path, required=True)
     cli.add_argument("--questions", type=int, default=200)
     args = cli.parse_args()
     problems = list(pocket.problems("test", args.questions))
+    gpu = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
+    )
     result: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "versions": {name: version(name) for name in ("vllm", "torch", "transformers")},
         "python": platform.python_version(),
-        "gpu": subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
-        ).stdout.strip(),
+        "gpu": gpu.stdout.strip(),
         "models": {},
     }
     servers = []
@@ -130,7 +140,7 @@ async def main() -> None:
             servers.append(subprocess.Popen(command(folder, FIRST_PORT + n), stdout=log, stderr=log))
         for n, folder in enumerate(args.models):
             port = FIRST_PORT + n
-            ready = await wait_ready(port, servers[n])
+            wait_ready(port, servers[n])
             raw_ask = {
                 "model": folder.name,
                 "messages": [{"role": "user", "content": problems[0].text}],
@@ -139,22 +149,11 @@ async def main() -> None:
                 "logprobs": True,
                 "top_logprobs": 5,
             }
-            raw = post(port, raw_ask)
-            url = f"http://127.0.0.1:{port}/v1"
-            remote = await openai_http.open_engine(
-                openai_http.Options(kind="openai_http", url=url, model=folder.name), name=folder.name
-            )
-            told = dict(await remote.fingerprint())
-            there = await answers(remote, problems)
-            near = await local.open_engine(local.Options(model=str(folder), device="cuda"), name=folder.name)
-            here = await answers(near, problems)
             result["models"][folder.name] = {
                 "command": " ".join(["python", *command(folder, port)[1:]]),
-                "ready_seconds": ready,
-                "fingerprint": told,
-                "compare": compare(problems, here, there),
+                **asyncio.run(hold(folder, port, problems)),
                 "ask": raw_ask,
-                "reply": raw,
+                "reply": post(port, raw_ask),
             }
             print(folder.name, json.dumps(result["models"][folder.name]["compare"]), flush=True)
     finally:
@@ -164,4 +163,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()
