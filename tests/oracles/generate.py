@@ -5,7 +5,7 @@ Run in an environment of its own, for netcal brings 2 GB of PyTorch and an old N
     python -m venv /tmp/oracles && /tmp/oracles/bin/pip install venn-abers netcal
     /tmp/oracles/bin/python tests/oracles/generate.py
 
-The tests read the stored figures only. A package that is not installed leaves its file as it is, and the script says so.
+The tests read the stored figures only. A package that is not installed leaves its file as it is, and is named.
 """
 
 import json
@@ -70,7 +70,7 @@ def venn_abers():
 
 
 def netcal():
-    """Its histogram binning is left out: version 1.4.0 refuses to transform with equal-mass bins, the only ones ours has."""
+    """Its histogram binning is left out: version 1.4.0 refuses equal-mass bins, the only ones that ours has."""
     from netcal.binning import IsotonicRegression
     from netcal.metrics import ECE
     from netcal.scaling import BetaCalibration, LogisticCalibration, TemperatureScaling
