@@ -1,8 +1,8 @@
 """Token-by-token generation with a causal language model, watched: raw log-probs are kept at every step.
 
-Plain torch and transformers, no asyncio: `local.py` runs it in a thread. A batch is prefilled together, steps together,
-and shrinks as its rows end or are cancelled. Everything measured is measured on the raw logits, before temperature,
-penalties or bias, as vLLM's `raw_logprobs` mode does.
+Plain torch and transformers, no asyncio: `local.py` runs it in a thread. Rows are prefilled together, join the batch
+that is running, step together, and leave as they end or are cancelled. Everything measured is measured on the raw
+logits, before temperature, penalties or bias, as vLLM's `raw_logprobs` mode does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import decoders
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
-from gateway.nouns import Sampling
+from gateway.nouns import GREEDY, Sampling
 
 # The 256 stand-ins that byte-level tokenizers (GPT-2, Qwen, Llama 3) write bytes as: printable bytes stand for
 # themselves, the rest follow from U+0100 in order.
@@ -85,7 +86,10 @@ class Decoder:
 
 
 class Batch:
-    """Rows that were prefilled together. `step` makes one token for each and returns the rows that ended by it."""
+    """Rows that step together. `step` makes one token for each and returns the rows that ended by it.
+
+    Prompts are padded on the left, so that the newest token of every row stands in the last column.
+    """
 
     def __init__(self, decoder: Decoder, rows: list[Row]) -> None:
         self.decoder, self.rows = decoder, rows
@@ -115,27 +119,48 @@ class Batch:
             logits_to_keep=1,
         ).logits[:, -1, :]
         picked = self._note(logits.float())
-        ended = [row for row, token in zip(self.rows, picked, strict=True) if self._ends(row, token)]
+        going = [not self._ends(row, token) for row, token in zip(self.rows, picked, strict=True)]
+        ended = [row for row, goes in zip(self.rows, going, strict=True) if not goes]
         self._tokens = torch.tensor(picked, device=self.decoder.device)[:, None]
         self._positions = self._positions[:, -1:] + 1
-        self._mask = torch.cat([self._mask, torch.ones_like(self._tokens)], dim=1)
-        self._keep([n for n, row in enumerate(self.rows) if row not in ended])
+        self._mask = functional.pad(self._mask, (0, 1), value=1)
+        self._keep([n for n, goes in enumerate(going) if goes])
         return ended
+
+    def can_take(self, other: Batch) -> bool:
+        """Whether another batch, which has stepped too, can join this one: not where a layer forgets old tokens."""
+        return bool(self.rows and other.rows) and not any(layer.is_sliding for layer in self._cache.layers)
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def take(self, other: Batch) -> None:
+        """Let the other's rows join; the shorter of the two gets more padding on its left."""
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
+            mine.keys = torch.cat([_widen(mine.keys, width - 1), _widen(theirs.keys, width - 1)])
+            mine.values = torch.cat([_widen(mine.values, width - 1), _widen(theirs.values, width - 1)])
+        masks = [functional.pad(batch._mask, (width - batch._mask.shape[1], 0)) for batch in (self, other)]
+        self._mask = torch.cat(masks)
+        self._tokens = torch.cat([self._tokens, other._tokens])
+        self._positions = torch.cat([self._positions, other._positions])
+        self.rows += other.rows
 
     def _note(self, logits: torch.Tensor) -> list[int]:
         """Choose each row's next token and write down what the raw distribution said. logits: (rows, V)."""
         nats = torch.log_softmax(logits, dim=-1)
-        picked = [_pick(row, logits[n]) for n, row in enumerate(self.rows)]
-        chosen = nats.gather(1, torch.tensor(picked, device=logits.device)[:, None])[:, 0].cpu().numpy()
+        picked: list[int] = logits.argmax(dim=-1).tolist()
+        for n, row in enumerate(self.rows):
+            if not row.sampling.draws_like(GREEDY):
+                picked[n] = _pick(row, logits[n])
+        chosen = nats.gather(1, torch.tensor(picked, device=logits.device)[:, None])[:, 0].tolist()
         width = min(max(row.top_k for row in self.rows), logits.shape[1])
         if width:
             values, tokens = (part.cpu().numpy() for part in nats.topk(width, dim=-1))
         for n, (row, token) in enumerate(zip(self.rows, picked, strict=True)):
             if token in self.decoder.end_tokens:
-                row.end_nats = float(chosen[n])
+                row.end_nats = chosen[n]
                 continue
             row.tokens.append(token)
-            row.chosen_nats.append(float(chosen[n]))
+            row.chosen_nats.append(chosen[n])
             if row.top_k:
                 row.top_nats.append(values[n, : row.top_k])
                 row.top_tokens.append(tokens[n, : row.top_k])
@@ -167,15 +192,26 @@ class Batch:
         return kept
 
     def _keep(self, kept: list[int]) -> None:
+        """Drop the other rows, and the columns that no row left uses."""
         if len(kept) == len(self.rows):
             return
         self.rows = [self.rows[n] for n in kept]
-        if self.rows:
-            index = torch.tensor(kept, device=self.decoder.device)
-            self._tokens, self._mask = self._tokens[index], self._mask[index]
-            self._positions = self._positions[index]
-            if self._cache.get_seq_length():
-                self._cache.batch_select_indices(index)
+        if not self.rows:
+            return
+        index = torch.tensor(kept, device=self.decoder.device)
+        self._tokens, self._positions = self._tokens[index], self._positions[index]
+        self._mask = self._mask[index]
+        if self._cache.get_seq_length():
+            unused = int(self._mask.any(dim=0).to(torch.int8).argmax())
+            self._mask = self._mask[:, unused:]
+            for layer in self._cache.layers:
+                first = 0 if layer.is_sliding else unused
+                layer.keys, layer.values = layer.keys[index, :, first:], layer.values[index, :, first:]
+
+
+def _widen(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Keys or values (rows, heads, T, D) with zeros on the left of T up to width; the mask hides them."""
+    return functional.pad(states, (0, 0, width - states.shape[2], 0))
 
 
 def _pick(row: Row, logits: torch.Tensor) -> int:

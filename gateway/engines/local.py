@@ -1,8 +1,8 @@
 """Any local or hub model, in this process: transformers on the CPU or a GPU, for laptops, tests and the pocket cascade.
 
-One worker thread owns the model. Requests that arrive together are prefilled as one batch; later ones start a batch of
-their own at once, and all batches take turns, a token at a time, so nobody waits for somebody else's long answer. A
-cancelled request leaves its batch before the next token.
+One worker thread owns the model. Requests that arrive while others are being answered are prefilled at once and join
+the running batch at the next token, so nobody waits for somebody else's long answer. A cancelled request leaves before
+the next token.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ class Options(engines.Options):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     device: str = "cpu"
     max_batch: int = Field(default=32, ge=1, le=1024)
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads of one step, for all models of this process; 1 is fastest for models of a few million "
+        "parameters; by default torch's own choice, the number of cores",
+    )
     max_tokens: int = Field(default=512, ge=1, description="completion limit when the client names none")
 
     @field_validator("model", mode="after")
@@ -57,11 +63,15 @@ class Options(engines.Options):
 async def open_engine(options: Options, *, name: str) -> LocalEngine:
     """Load the model in a thread. Raises ConfigError when it cannot be had."""
     try:
+        import torch
+
         from gateway.engines._decode import Decoder
     except ImportError as error:
         raise ConfigError(
             f"tier {name!r} runs in process and needs: pip install 'confidence-gateway[local]'"
         ) from error
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     try:
         decoder = await asyncio.to_thread(
             Decoder, options.model, dtype=options.dtype, device=options.device, revision=options.revision
@@ -80,6 +90,7 @@ class LocalEngine:
         self._fingerprint = fingerprint(decoder, options)
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
+        self._jobs: dict[int, _Job] = {}  # by id of their row; the worker's own
         self._closed = False
         self._worker.start()
 
@@ -121,36 +132,36 @@ class LocalEngine:
         return _Job(Row(prompt, limit, ask.sampling, ask.top_k), ask, loop)
 
     def _work(self) -> None:
-        """The worker: admit what has arrived, give every batch one token, hand over what ended."""
+        """The worker: admit what has arrived, give every row one token, hand over what ended."""
         batches: list[Batch] = []
-        jobs: dict[int, _Job] = {}
         while True:
-            arrived = self._arrived(wait=not batches, room=self._options.max_batch - len(jobs))
+            arrived = self._arrived(wait=not batches, room=self._options.max_batch - len(self._jobs))
             if arrived is None:
-                for job in jobs.values():
-                    job.fail(EngineDown(self._name, "the engine was closed while it answered"))
-                return
-            jobs.update((id(job.row), job) for job in arrived)
+                break
             if arrived:
+                self._jobs.update((id(job.row), job) for job in arrived)
                 batches.append(self._decoder.start([job.row for job in arrived]))
-            for batch in list(batches):
-                members = list(batch.rows)
-                try:
-                    ended = batch.step()
-                except Exception as error:  # a broken step must fail its own requests, not the worker
-                    batches.remove(batch)
-                    for row in members:
-                        if failed := jobs.pop(id(row), None):
-                            failed.fail(EngineDown(self._name, f"{type(error).__name__}: {error}"))
-                    continue
-                for row in ended:
-                    if done := jobs.pop(id(row), None):
-                        done.succeed(self._completion(done))
-                for row in members:
-                    if row.cancelled:
-                        jobs.pop(id(row), None)
-                if not batch.rows:
-                    batches.remove(batch)
+            batches = _joined([batch for batch in batches if self._step(batch)])
+        for job in self._jobs.values():
+            job.fail(EngineDown(self._name, "the engine was closed while it answered"))
+
+    def _step(self, batch: Batch) -> bool:
+        """One token for every row of a batch. Returns whether any row goes on."""
+        members = list(batch.rows)
+        try:
+            ended = batch.step()
+        except Exception as error:  # a broken step must fail its own requests, not the worker
+            for row in members:
+                if failed := self._jobs.pop(id(row), None):
+                    failed.fail(EngineDown(self._name, f"{type(error).__name__}: {error}"))
+            return False
+        for row in ended:
+            if done := self._jobs.pop(id(row), None):
+                done.succeed(self._completion(done))
+        for row in members:
+            if row.cancelled:
+                self._jobs.pop(id(row), None)
+        return bool(batch.rows)
 
     def _arrived(self, *, wait: bool, room: int) -> list[_Job] | None:
         """Jobs to admit now, at most `room`; None when the engine is being closed."""
@@ -191,6 +202,14 @@ class LocalEngine:
             trace=trace,
             no_trace=no_trace,
         )
+
+
+def _joined(batches: list[Batch]) -> list[Batch]:
+    """The newest batch joins the oldest, where the model allows it."""
+    if len(batches) > 1 and batches[0].can_take(batches[-1]):
+        batches[0].take(batches[-1])
+        return batches[:-1]
+    return batches
 
 
 class _Job:
