@@ -5,6 +5,7 @@ Never by ECE: a constant predictor can have an ECE of 0 (science 4.4).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,12 +52,13 @@ class Tried:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """The chosen family, fitted on all data; why; and everything that was tried, simplest first."""
+    """The chosen family, fitted on all data with `options`; why; and everything that was tried, simplest first."""
 
     family: str
     reason: str
     calibrator: Fitted = field(repr=False)
     tried: tuple[Tried, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def auto(
@@ -79,12 +81,15 @@ def auto(
         return Choice("intercept", why, fitted)
     open_to, closed = _candidates(data, objective, prior, direction)
     fold = folds(data, 5, seed)
-    losses = {name: _held_out_losses(name, options, data, fold, objective) for name, options in open_to.items()}
+    margins = {
+        name: held_out_margins(data, fold, name, objective=objective, **options) for name, options in open_to.items()
+    }
+    losses = {name: log_losses(z, data.y) for name, z in margins.items()}
     best = min(losses, key=lambda name: float(data.base @ losses[name]))
     tried = tuple(_compare(name, losses[name], losses[best], data) for name in losses)
     chosen = next(t for t in tried if t.worse is not None and t.se is not None and t.worse <= t.se)
     calibrator = find(chosen.family).fit(data, objective=objective, **open_to[chosen.family])
-    return Choice(chosen.family, _reason(chosen, best, data), calibrator, (*tried, *closed))
+    return Choice(chosen.family, _reason(chosen, best, data), calibrator, (*tried, *closed), open_to[chosen.family])
 
 
 def _candidates(
@@ -120,20 +125,20 @@ def _only_mean(mean: bool) -> str:
     return "" if mean else "takes no objective but erm"
 
 
-def _held_out_losses(
-    name: str, options: Mapping[str, Any], data: FitData, fold: Ints, objective: Objective | None
+def held_out_margins(
+    data: FitData, fold: Ints, family: str, *, objective: Objective | None = None, **options: Any
 ) -> Floats:
-    """Log-loss of each row by the fit without its fold, (N,), nats.
+    """Logit of each row by the fit without its fold, (N,), nats.  fold: (N,) in 0..k-1.  options: of the family's fit.
 
     Size limits do not apply to the folds: they were checked on all the data, of which a fold's fit has four fifths.
     """
-    size = {"min_rare": 1, **({"min_rows": 1} if name in ("isotonic", "gbdt") else {})}
-    losses = np.empty(data.n)
+    limits = {"min_rare", "min_rows"} & inspect.signature(find(family).fit).parameters.keys()
+    margins = np.empty(data.n)
     for k in range(int(fold.max()) + 1):
         out = fold == k
-        fitted = find(name).fit(data.rows(~out), objective=objective, **options, **size)
-        losses[out] = log_losses(fitted.margin(data.X[out]), data.y[out])
-    return losses
+        fitted = find(family).fit(data.rows(~out), objective=objective, **options, **dict.fromkeys(limits, 1))
+        margins[out] = fitted.margin(data.X[out])
+    return margins
 
 
 def _compare(name: str, losses: Floats, best: Floats, data: FitData) -> Tried:

@@ -23,6 +23,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
+from eval.datasets import Question
+from gateway.errors import ConfigError
+
 SHIFTS = ("more_steps", "larger_numbers", "new_names", "reworded", "extra_clause")
 SPLITS = ("train", "calibration", "validation", "test", *SHIFTS)
 SEED = 2026
@@ -220,6 +223,29 @@ RECIPES = {
     "reworded": Recipe(reworded=True),
     "extra_clause": Recipe(clause=True),
 }
+
+
+def load(*, split: str = "test", n: int = 1000, seed: int = SEED) -> list[Question]:
+    """The first n problems of a split as questions; needs no files. Slices: steps, magnitude, shift ("none" at home).
+
+    Raises ConfigError for a split that does not exist.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"pocket has no split {split!r}; have {', '.join(SPLITS)}")
+    shift = split if split in SHIFTS else "none"
+    return [
+        Question(
+            id=drawn.id,
+            text=drawn.text,
+            target=str(drawn.answer),
+            dataset="pocket",
+            split=split,
+            solution=drawn.chain,
+            family=drawn.identity,
+            slices={"steps": drawn.steps, "magnitude": drawn.magnitude, "shift": shift},
+        )
+        for drawn in problems(split, n, seed=seed)
+    ]
 
 
 def problems(split: str, n: int, *, seed: int = SEED) -> Iterator[Problem]:

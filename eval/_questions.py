@@ -1,0 +1,49 @@
+"""Which questions a command line means: a dataset, some of its splits, and how many of each."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval import datasets
+from eval.datasets import Question
+from gateway.errors import ConfigError
+
+
+def questions(
+    dataset: str, splits: Sequence[str], *, data: Path | None, n: int | None, seed: int | None
+) -> list[Question]:
+    """The first n questions of each split, the splits one after another.
+
+    data: folder or file, for datasets that are read from one.  n: None for all.  seed: for datasets that are generated.
+    Raises ConfigError and BadQuestions.
+    """
+    found = [question for split in splits for question in _one(dataset, split, data, n, seed)]
+    twice = {(q.split, q.id) for q in found}
+    if len(twice) < len(found):
+        raise ConfigError(f"{dataset}: {len(found) - len(twice)} questions come twice; name each split once")
+    return found
+
+
+def _one(dataset: str, split: str, data: Path | None, n: int | None, seed: int | None) -> list[Question]:
+    takes = _parameters(dataset)
+    options: dict[str, Any] = {"split": split} if "split" in takes else {}
+    place = [name for name in ("folder", "file") if name in takes]
+    if place and data is None:
+        raise ConfigError(f"dataset {dataset} is read from a {place[0]}: say which with --data")
+    if data is not None and not place:
+        raise ConfigError(f"dataset {dataset} needs no files; leave --data out")
+    if seed is not None:
+        options["seed"] = seed
+    if n is not None and "n" in takes:
+        options["n"] = n
+    return datasets.load(dataset, *([data] if place else []), **options)[:n]
+
+
+def _parameters(dataset: str) -> set[str]:
+    if dataset not in datasets.names():
+        raise ConfigError(f"no dataset {dataset!r}; have {', '.join(datasets.names())}")
+    return set(inspect.signature(importlib.import_module(f"eval.datasets.{dataset}").load).parameters)

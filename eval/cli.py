@@ -1,0 +1,239 @@
+"""`confgate collect|fit|demo`. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from eval import _report
+from gateway.cli import AsJson, ConfigFile
+from gateway.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from eval.fit import How
+    from gateway.config import Config
+
+Word = TypeVar("Word", bound=StrEnum)
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Whatever a file, a fit or a disk finds wrong is told in one line, as the gateway's own errors are."""
+    from calibrators.artifact import ArtifactError
+    from calibrators.base import CalibrationError
+    from calibrators.scores import BadScores
+
+    try:
+        yield
+    except (CalibrationError, ArtifactError, BadScores) as error:
+        raise GatewayError(str(error)) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise GatewayError(f"{where}{error.strerror or error}") from error
+
+
+def listed(words: str | None) -> tuple[str, ...]:
+    """ "a,b(c=1,d=2)" as ("a", "b(c=1,d=2)")."""
+    return tuple(part.strip() for part in re.split(r",(?![^()]*\))", words or "") if part.strip())
+
+
+# collect
+
+
+@app.command()
+def collect(
+    config: ConfigFile = Path("cascade.yaml"),
+    dataset: Annotated[str, typer.Option(help="A dataset's name; a wrong one lists them.")] = "pocket",
+    split: Annotated[str, typer.Option(help="One split, or several with commas between.")] = "calibration",
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Questions per split. Without it: all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the records; named again, the collection goes on.")] = Path(
+        "records"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(envvar="CONFGATE_DATA", help="Folder or file of the dataset, where it has one.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Text file of the user message, {question} where the question goes.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Per answer. Without it: the engine's limit.")] = None,
+    top_k: Annotated[int, typer.Option(min=0, help="Most likely tokens to record per position.")] = 20,
+    concurrency: Annotated[int, typer.Option(min=1, help="Questions in flight per tier.")] = 32,
+    attempts: Annotated[int, typer.Option(min=1, help="Per answer and run, before it counts as failed.")] = 3,
+    patience: Annotated[float, typer.Option(min=0.1, help="Seconds that one attempt may take.")] = 600,
+    seed: Annotated[int | None, typer.Option(help="For datasets that are generated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask every tier every question and record the answers with their log-probs. Stopped, it goes on when run again.
+
+    Example:  confgate collect -c deploy/pocket/cascade.yaml --dataset pocket --n 1500 --out runs/calibration
+    """
+    from eval import _questions
+    from eval import collect as collecting
+    from gateway import config as configs
+
+    with one_line():
+        settings = configs.read(config)
+        share_cores(settings)
+        plan = collecting.Plan(
+            template=collecting.PLAIN if template is None else template.read_text(encoding="utf-8"),
+            max_tokens=max_tokens,
+            top_k=top_k,
+            seed=seed or 0,
+            concurrency=concurrency,
+            attempts=attempts,
+            patience_seconds=patience,
+            command=shlex.join(["confgate", *sys.argv[1:]]),
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        )
+        asked = _questions.questions(dataset, listed(split), data=data, n=n, seed=seed)
+        path = run(settings, asked, out, plan)
+        rows = collecting.summary(path)
+    typer.echo(
+        json.dumps({"records": str(path), "tiers": rows}, indent=2) if as_json else _report.collected(rows, path)
+    )
+
+
+def run(settings: Config, asked: Sequence[Any], out: Path, plan: Any) -> Path:
+    """Collect, showing how far it is; Ctrl-C says how to go on."""
+    from eval._progress import Progress
+    from eval.collect import collect as collect_all
+
+    shown: list[Progress] = []
+
+    def watch(total: int, done: int) -> Progress:
+        shown.append(Progress(total, done, sys.stderr, time.monotonic))
+        return shown[0]
+
+    try:
+        return asyncio.run(collect_all(settings, asked, out, plan, watch))
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; {out} keeps what is done, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        for progress in shown:
+            progress.close()
+
+
+def share_cores(settings: Config) -> None:
+    """In-process tiers compute side by side. Each gets its share of the cores, for threads of torch that wait for each
+    other on a busy core are ten times slower than one; and no progress bar of theirs comes between our lines."""
+    local = sum(entry.engine.kind == "local" for entry in settings.tiers)
+    if local:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+# fit
+
+
+@app.command()
+def fit(
+    records: Annotated[
+        Path, typer.Option("--records", "-r", help="Folder of `collect`, or your own .parquet, .jsonl or .csv table.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the artefacts. Without it: calibrators, beside.")] = None,
+    features: Annotated[str | None, typer.Option(help="Specs with commas between; columns, of your own table.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="For every feature that has a window.")] = None,
+    family: Annotated[str, typer.Option(help="auto, or a calibrator family; a wrong one lists them.")] = "auto",
+    objective: Annotated[str, typer.Option(help="erm, tilt, group_tilt, ...; a wrong one lists them.")] = "erm",
+    eta: Annotated[float | None, typer.Option(help="Strength of the objective.")] = None,
+    tune: Annotated[str | None, typer.Option(help="Shifted splits to choose eta on, with commas between.")] = None,
+    slices: Annotated[str | None, typer.Option(help="Columns that a group objective groups by.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split to fit on, when the records hold several.")] = None,
+    upstream: Annotated[str, typer.Option(help="auto, on or off: do later tiers see earlier confidences?")] = "auto",
+    tiers: Annotated[str | None, typer.Option(help="Tiers to fit, in the cascade's order. Without it: all.")] = None,
+    missing: Annotated[str | None, typer.Option(help="refuse, impute or indicate: an undefined feature.")] = None,
+    days: Annotated[int, typer.Option("--expires-days", min=1, help="How long the artefacts are good.")] = 90,
+    no_expiry: Annotated[bool, typer.Option("--no-expiry", help="They do not expire.")] = False,
+    created: Annotated[
+        str | None, typer.Option(help="ISO time for the artefacts, to make them again byte by byte.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of folds and intervals.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit one calibrator per tier and measure it out of fold. A time in SOURCE_DATE_EPOCH works like --created.
+
+    Example:  confgate fit --records runs/calibration --objective group_tilt --eta 10 --slices steps
+    """
+    with one_line():
+        from eval import fit as fits
+        from eval import seal, tables
+
+        how = choices(
+            family=family, objective=objective, eta=eta, tune=listed(tune), slices=listed(slices), split=split,
+            upstream=upstream, missing=missing, chosen=bool(features), seed=seed,
+        )  # fmt: skip
+        specs = tables.windowed(listed(features) or tables.FEATURES, window) if features or window else None
+        every, manifest = tables.read(records, specs, how.slices)
+        if manifest is None and not tiers and how.upstream is fits.Upstream.AUTO:
+            how = replace(how, upstream=fits.Upstream.OFF)  # a table does not say which model is asked first
+        done = fits.fit(tables.ordered(every, listed(tiers)), how)
+        terms = seal.Terms(
+            manifest=manifest,
+            split=fits.the_split(every, how),
+            seed=seed,
+            created=moment(created),
+            days=None if no_expiry else days,
+        )
+        folder = out or (records if records.is_dir() else records.parent) / "calibrators"
+        paths = seal.save([seal.seal(one, terms) for one in done if isinstance(one, fits.Fitting)], folder)
+    rows = [_report.row(one) for one in done]
+    typer.echo(json.dumps({"tiers": rows, "artifacts": list(map(str, paths))}, indent=2) if as_json else
+               _report.fitted(rows, paths))  # fmt: skip
+    if len(paths) < len(done):
+        raise typer.Exit(1)
+
+
+def choices(
+    *, objective: str, eta: float | None, tune: tuple[str, ...], upstream: str, missing: str | None, **rest: Any
+) -> How:
+    """The fit's choices from the words on the command line. Raises ConfigError for words that do not go together."""
+    from calibrators.base import Missing
+    from eval.fit import How, Upstream
+
+    if tune and (eta is not None or "(" in objective or objective == "erm"):
+        raise ConfigError("--tune chooses eta itself: give it --objective tilt or group_tilt, and no --eta")
+    if eta is not None:
+        objective = f"{objective}(eta={eta!r})"
+    return How(
+        objective=objective,
+        tune=tune,
+        upstream=one_of(Upstream, upstream, "--upstream"),
+        missing=None if missing is None else one_of(Missing, missing, "--missing"),
+        **rest,
+    )
+
+
+def one_of(words: type[Word], given: str, option: str) -> Word:
+    try:
+        return words(given)
+    except ValueError:
+        raise ConfigError(f"{option} is one of {', '.join(words)}, got {given!r}") from None
+
+
+def moment(created: str | None) -> dt.datetime:
+    """When the artefacts are made: as told, as SOURCE_DATE_EPOCH says, or now."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        if created is not None:
+            told = dt.datetime.fromisoformat(created)
+            return told if told.tzinfo else told.replace(tzinfo=dt.UTC)
+        return dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else dt.datetime.now(dt.UTC)
+    except ValueError:
+        raise ConfigError(f"no time: {created or epoch!r}; write it like 2026-05-17T12:00:00+00:00") from None

@@ -1,0 +1,364 @@
+"""Answers as numbers: what a calibrator is fitted on, made from collected records or from a table of the user's own.
+
+Answers that failed in a way that needs no confidence to see (cut at the limit, empty, no final answer in them) are kept
+out and counted: the gateway escalates them by rule, and a calibrator fitted on them would learn to detect a format.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from calibrators.base import BadLabels
+from eval import records
+from eval.datasets import Slice
+from eval.grade import Grade
+from eval.records import MANIFEST, RECORDS, BadRecords, Manifest, Record
+from gateway import confidence
+from gateway.errors import BadTrace, ConfigError
+from gateway.nouns import Evidence, Finish, Floats, Source
+
+# Of both families, and what arithmetic shows; docs/records.md says how they were chosen.
+FEATURES = (
+    "lp_mean",
+    "lp_bottom",
+    "lp_quantile(q=0)",
+    "lp_tail",
+    "calc_min",
+    "ans_min",
+    "end_lp",
+    "length",
+    "deepconf_average",
+    "deepconf_bottom",
+)
+NEEDED = ("model", "question", "correct")  # columns of a user's own table
+KNOWN = ("split", "family")  # and those that mean something where they are present
+Place = tuple[str, str]  # split, question
+TRUE, FALSE = {"1", "1.0", "true"}, {"0", "0.0", "false"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """One tier's answers.
+
+    names: F feature names.  X: (N, F), NaN where a feature is undefined.  y: (N,) of 0 and 1.
+    question, family, split: (N,) words; family names what no fold may tear apart.  slices: by name, N values.
+    said: by (split, question), the text of every answer there is, also of those left out.  left_out: how many, by why.
+    source: of the evidence; None in a user's own table.
+    """
+
+    tier: str
+    names: tuple[str, ...]
+    X: Floats
+    y: Floats
+    question: npt.NDArray[np.str_]
+    family: npt.NDArray[np.str_]
+    split: npt.NDArray[np.str_]
+    slices: Mapping[str, Sequence[Slice]]
+    said: Mapping[Place, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def places(self) -> list[Place]:
+        """Where each row comes from, (N,)."""
+        return [(str(split), str(question)) for split, question in zip(self.split, self.question, strict=True)]
+
+    def rows(self, chosen: npt.NDArray[np.bool_]) -> Table:
+        """Some of the rows. chosen: (N,)."""
+        slices = {name: [value for value, kept in zip(values, chosen, strict=True) if kept]
+                  for name, values in self.slices.items()}  # fmt: skip
+        return Table(
+            self.tier, self.names, self.X[chosen], self.y[chosen], self.question[chosen], self.family[chosen],
+            self.split[chosen], slices, self.said, self.left_out, self.source,
+        )  # fmt: skip
+
+    def with_columns(self, names: Sequence[str], X: Floats) -> Table:
+        """The same with other features. X: (N, F)."""
+        return Table(
+            self.tier, tuple(names), X, self.y, self.question, self.family, self.split, self.slices, self.said,
+            self.left_out, self.source,
+        )  # fmt: skip
+
+
+def read(
+    path: Path, features: Sequence[str] | None = None, slices: Sequence[str] = ()
+) -> tuple[dict[str, Table], Manifest | None]:
+    """Tables and manifest of a collection (its folder, or its Parquet file), or of the user's own table, which has
+    no manifest. Raises what `from_records` and `from_user` do."""
+    file = path / RECORDS if path.is_dir() else path
+    if path.is_dir() or (file.suffix == ".parquet" and records.is_ours(records.open_parquet(file).schema_arrow)):
+        manifest = records.read_manifest(file.parent / MANIFEST)
+        return from_records(file, features), manifest
+    return from_user(file, features, slices), None
+
+
+def ordered(every: Mapping[str, Table], tiers: Sequence[str]) -> dict[str, Table]:
+    """The tables of these tiers in this order; of all in their own order when none are named. Raises ConfigError."""
+    for tier in tiers:
+        if tier not in every:
+            raise ConfigError(f"no answers of {tier!r} in these records; have {', '.join(every)}")
+    return {tier: every[tier] for tier in tiers or every}
+
+
+def windowed(specs: Sequence[str], window: int | None) -> list[str]:
+    """The specs with this window wherever a feature has one and none is given."""
+    return [spec if window is None else _windowed(spec, window) for spec in specs]
+
+
+def _windowed(spec: str, window: int) -> str:
+    feature = confidence.find(spec).spec
+    inside = f"{feature[:-1]},window={window})" if feature.endswith(")") else f"{feature}(window={window})"
+    try:
+        return confidence.find(inside).spec
+    except ConfigError:  # it has no window, or has one already
+        return feature
+
+
+# From collected records
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A table while records come in."""
+
+    names: tuple[str, ...]
+    source: Source | None
+    X: list[Floats] = field(default_factory=list)
+    y: list[float] = field(default_factory=list)
+    facts: list[tuple[str, str, str]] = field(default_factory=list)
+    slices: dict[str, list[Slice]] = field(default_factory=lambda: defaultdict(list))
+    said: dict[Place, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def finished(self, tier: str) -> Table:
+        question, family, split = (np.array(part, dtype=np.str_) for part in zip(*self.facts, strict=True))
+        return Table(
+            tier, self.names, np.array(self.X), np.array(self.y), question, family, split, dict(self.slices),
+            self.said, dict(self.left_out), self.source,
+        )  # fmt: skip
+
+
+def from_records(path: Path, features: Sequence[str] | None = None) -> dict[str, Table]:
+    """A table per tier, in the order of the records. Features of earlier tiers' answers come later; see eval.fit.
+
+    features: specs, all of which every tier's evidence must support; None takes those of FEATURES that it supports.
+    Raises BadRecords, ConfigError for a wrong feature, BadTrace for one that the records cannot give.
+    """
+    drafts: dict[str, _Draft] = {}
+    for record in records.read(path):
+        if record.tier not in drafts:
+            if record.trace is None:
+                continue  # nothing to see yet which features there are; such a row is left out anyway
+            drafts[record.tier] = _begin(record, features)
+        _add(drafts[record.tier], record)
+    if not drafts:
+        raise BadRecords(path, "no answer in it carries log-probs, so no confidence can be measured")
+    for tier, draft in drafts.items():
+        if not draft.facts:
+            why = ", ".join(f"{n} {word}" for word, n in draft.left_out.items())
+            raise BadRecords(path, f"no answer of {tier} can be fitted on ({why})")
+    return {tier: draft.finished(tier) for tier, draft in drafts.items()}
+
+
+def _begin(record: Record, features: Sequence[str] | None) -> _Draft:
+    names = FEATURES if features is None else tuple(features)
+    evidence = _evidence(record)
+    supported = [spec for spec in names if _supports(spec, evidence, required=features is not None)]
+    return _Draft(tuple(confidence.find(spec).spec for spec in supported), evidence.trace.source)
+
+
+def _supports(spec: str, evidence: Evidence, *, required: bool) -> bool:
+    try:
+        confidence.measure([spec], evidence)
+    except BadTrace:
+        if required:
+            raise
+        return False
+    return True
+
+
+def _add(draft: _Draft, record: Record) -> None:
+    why = failure(record)
+    if record.text is not None:
+        draft.said[record.split, record.question] = record.text
+    if why:
+        draft.left_out[why] += 1
+        return
+    try:
+        values = confidence.measure(draft.names, _evidence(record)).values
+    except BadTrace:
+        draft.left_out["without evidence"] += 1
+        return
+    draft.X.append(values)
+    draft.y.append(float(record.grade is Grade.RIGHT))
+    draft.facts.append((record.question, record.family, record.split))
+    for name, value in record.slices.items():
+        draft.slices[name].append(value)
+
+
+def failure(record: Record) -> str:
+    """Why a record stays out of every fit, in a word; "" when it takes part."""
+    if record.grade is Grade.UNASKED or record.text is None:
+        return "not answered"
+    if record.finish is Finish.LENGTH:
+        return "truncated"
+    if not record.text.strip():
+        return "empty"
+    if record.grade is Grade.UNREADABLE:
+        return "unreadable"
+    return "without evidence" if record.trace is None else ""
+
+
+def _evidence(record: Record) -> Evidence:
+    assert record.trace is not None, "a record without a trace is left out before"
+    return Evidence(record.trace, record.text or "")
+
+
+# From a table of the user's own
+
+
+def from_user(path: Path, features: Sequence[str] | None = None, slices: Sequence[str] = ()) -> dict[str, Table]:
+    """A table per model, in the order of first appearance, from Parquet, JSONL or CSV. docs/records.md has the schema.
+
+    features: columns to fit on; None takes every column that is not model, question, correct, split, family or a slice.
+    slices: columns by which objectives group rows.  Raises BadRecords naming the file, row and column, and BadLabels.
+    """
+    rows = READERS[_kind(path)](path)
+    if not rows:
+        raise BadRecords(path, "no rows in it")
+    have = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    missing = [name for name in (*NEEDED, *(features or ()), *slices) if name not in have]
+    if missing:
+        raise BadRecords(path, f"no column {', '.join(missing)}; have {', '.join(have)}")
+    meant = {*NEEDED, *KNOWN, *slices}
+    names = tuple(features) if features is not None else tuple(name for name in have if name not in meant)
+    if not names:
+        raise BadRecords(path, f"no column left to fit on besides {', '.join(have)}")
+    drafts: dict[str, _Draft] = {}
+    for number, row in enumerate(rows, start=1):
+        draft = drafts.setdefault(str(row.get("model", "")), _Draft(names, None))
+        question = str(row.get("question", ""))
+        draft.X.append(np.array([_number(path, number, name, row.get(name)) for name in names]))
+        draft.y.append(_label(path, number, row.get("correct")))
+        draft.facts.append((question, str(row.get("family") or question), str(row.get("split") or "all")))
+        for name in slices:
+            draft.slices[name].append(_slice(row.get(name)))
+    return {model: draft.finished(model) for model, draft in drafts.items()}
+
+
+def _kind(path: Path) -> str:
+    if path.suffix.lower() not in READERS:
+        raise BadRecords(path, f"need a file that ends in {', '.join(READERS)}, or a folder that was collected into")
+    return path.suffix.lower()
+
+
+def _from_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        return cast(list[dict[str, Any]], records.open_parquet(path).read().to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise BadRecords(path, f"broken ({str(error).splitlines()[0]}); copy it again") from None
+
+
+def _from_jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BadRecords(path, f"line {number} is no JSON ({error}); was the file cut?") from None
+        if not isinstance(row, dict):
+            raise BadRecords(path, f"line {number} is no JSON object with the columns' names")
+        rows.append(row)
+    return rows
+
+
+def _from_csv(path: Path) -> list[dict[str, Any]]:
+    reader = csv.DictReader(_text(path).splitlines(), restkey="", restval=None, strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if "" in row or None in row.values():
+                told = f"line {reader.line_num} does not have {len(reader.fieldnames or ())} cells; was the file cut?"
+                raise BadRecords(path, told)
+            rows.append(row)
+    except csv.Error as error:
+        raise BadRecords(path, f"line {reader.line_num} is no CSV ({error})") from None
+    return rows
+
+
+READERS = {".parquet": _from_parquet, ".jsonl": _from_jsonl, ".csv": _from_csv}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BadRecords(path, "there is no such file") from None
+    except OSError as error:
+        raise BadRecords(path, f"cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise BadRecords(path, f"not UTF-8 at byte {error.start}") from None
+
+
+def _number(path: Path, row: int, name: str, value: object) -> float:
+    """A cell as a number; an empty one is NaN, which the missing-value policy decides about."""
+    if value is None or value == "":
+        return math.nan
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        advice = "name the columns to fit on with --features, or what to group by with --slices"
+        raise BadRecords(path, f"row {row}: {name} is {value!r}, not a number; {advice}") from None
+
+
+def _label(path: Path, row: int, value: object) -> float:
+    told = str(value).strip().lower()
+    if told not in TRUE | FALSE:
+        raise BadLabels(f"{path}: row {row}: correct must be 1 or 0, true or false, got {value!r}")
+    return float(told in TRUE)
+
+
+def _slice(value: object) -> Slice:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def codes(columns: Iterable[Sequence[Slice]], names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Slice number of each row (N,), and the slices' names: every combination of the columns' values that occurs.
+
+    A numeric column of more than MANY values is cut at its terciles; slices of fewer than SMALL rows become one.
+    """
+    told = [_labels(name, column) for name, column in zip(names, columns, strict=True)]
+    label = np.array([" ".join(parts) for parts in zip(*told, strict=True)])
+    found, code, count = np.unique(label, return_inverse=True, return_counts=True)
+    if (count < SMALL).any():
+        label = np.where(count[code] < SMALL, "other", label)
+        found, code = np.unique(label, return_inverse=True)
+    return code.astype(np.int64), tuple(str(name) for name in found)
+
+
+MANY = 12  # more values than this and a slice would be too small to speak for itself
+SMALL = 20  # the mean loss of fewer rows is mostly noise, and a group objective would chase it
+
+
+def _labels(name: str, column: Sequence[Slice]) -> list[str]:
+    numeric = all(isinstance(value, int | float) for value in column)
+    if not numeric or len(set(column)) <= MANY:
+        return [f"{name}={value}" for value in column]
+    values = np.array(column, dtype=np.float64)
+    low, high = np.quantile(values, [1 / 3, 2 / 3])
+    return [
+        f"{name}<={low:g}" if v <= low else f"{name}<={high:g}" if v <= high else f"{name}>{high:g}" for v in values
+    ]
