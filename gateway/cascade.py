@@ -13,7 +13,9 @@ from gateway import confidence, policy
 from gateway.errors import (
     BadTrace,
     DeadlinePassed,
+    EngineBarred,
     EngineError,
+    EngineFull,
     EngineRefused,
     EngineSlow,
     EngineTooSmall,
@@ -35,6 +37,7 @@ from gateway.nouns import (
     Source,
     Tier,
 )
+from gateway.resilience.guard import Call
 
 Observer = Callable[[Hop], None]
 
@@ -46,8 +49,8 @@ def ignore(hop: Hop) -> None:
 async def answer(ask: Ask, route: Policy, note: Observer = ignore) -> Answer:
     """Ask the tiers in order; serve the first answer that is sure enough, or the last one.
 
-    Raises DeadlinePassed or NoTierLeft when no tier answered, EngineTooSmall when the prompt fits none of them, and
-    EngineRefused when a tier found the request itself at fault.
+    Raises DeadlinePassed or NoTierLeft when no tier answered, EngineTooSmall when the prompt fits none of them,
+    EngineFull when a tier has more to do than it may, and EngineRefused when one found the request itself at fault.
     """
     hops: list[Hop] = []
     for position, tier in enumerate(route.tiers):
@@ -61,6 +64,8 @@ async def answer(ask: Ask, route: Policy, note: Observer = ignore) -> Answer:
             break
         if isinstance(hop.error, EngineRefused) and hop.error.status in (400, 422):
             raise hop.error
+        if isinstance(hop.error, EngineFull):  # too many questions for it are no reason to ask a dearer one
+            break
     return fall_back(hops, route)
 
 
@@ -94,16 +99,19 @@ async def take_hop(ask: Ask, tier: Tier, earlier: Sequence[Earlier], *, last: bo
     """One tier's turn: ask, measure, calibrate, decide."""
     now = asyncio.get_running_loop().time
     began = now()
-    patience_ends = began + tier.patience_seconds
+    retried: list[EngineError] = []
+    call = Call(tier.engine.name, tier.patience_seconds, ask.deadline, must=last, retried=retried.append)
+    needed = as_needed(ask, tier)
+
+    def failed(reason: Reason, error: EngineError) -> Hop:
+        return Hop(tier.name, reason, now() - began, tier.threshold, error=error, retried=tuple(retried))
+
     try:
-        async with asyncio.timeout_at(min(ask.deadline, patience_ends)):
-            completion = await tier.engine.complete(as_needed(ask, tier))
-    except TimeoutError:
-        seconds = now() - began
-        reason = Reason.SLOW if patience_ends < ask.deadline else Reason.DEADLINE
-        return Hop(tier.name, reason, seconds, tier.threshold, error=EngineSlow(tier.engine.name, seconds))
+        completion = await tier.guard.take(lambda fresh: tier.engine.complete(replace(needed, fresh=fresh)), call)
+    except DeadlinePassed as error:
+        return failed(Reason.DEADLINE, EngineSlow(tier.engine.name, error.waited_seconds))
     except EngineError as error:
-        return Hop(tier.name, failure(error), now() - began, tier.threshold, error=error)
+        return failed(failure(error), error)
     verdict = judge(completion, tier, ask, earlier)
     threshold = None if last else tier.threshold
     return Hop(
@@ -118,6 +126,7 @@ async def take_hop(ask: Ask, tier: Tier, earlier: Sequence[Earlier], *, last: bo
         cost=price(completion, tier.prices),
         note=verdict.note,
         null_reason=verdict.null_reason,
+        retried=tuple(retried),
     )
 
 
@@ -178,8 +187,10 @@ def failure(error: EngineError) -> Reason:
             return Reason.TOO_SMALL
         case EngineSlow():
             return Reason.SLOW
-        case EngineRefused(status=429):
+        case EngineRefused(status=429) | EngineFull():
             return Reason.RATE_LIMITED
+        case EngineBarred():
+            return Reason.BREAKER_OPEN
         case _:
             return Reason.FAILED
 
@@ -212,11 +223,13 @@ def fall_back(hops: Sequence[Hop], route: Policy) -> Answer:
     if answered and route.serve_fallback:
         best = max(answered, key=lambda hop: (hop.p_correct is not None, hop.p_correct or 0.0))
         return Answer(tuple(hops), best, Reason.DEADLINE if out_of_time else Reason.FALLBACK, route)
+    if isinstance(hops[-1].error, EngineFull):
+        raise hops[-1].error
     if out_of_time:
         raise DeadlinePassed(sum(hop.seconds for hop in hops))
     too_small = [hop.error for hop in hops if isinstance(hop.error, EngineTooSmall)]
     if len(too_small) == len(hops):
         raise max(too_small, key=lambda error: error.window_tokens)
-    pauses = [hop.error.retry_after_seconds for hop in hops if isinstance(hop.error, EngineRefused)]
+    pauses = [hop.error.retry_after_seconds for hop in hops if isinstance(hop.error, EngineRefused | EngineBarred)]
     soonest = min((pause for pause in pauses if pause is not None), default=None)
     raise NoTierLeft([(hop.tier, hop.reason) for hop in hops], soonest)

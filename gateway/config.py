@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails, core_schema
 
 from gateway import engines
 from gateway.errors import ConfigError
+from gateway.resilience.breaker import Rules
+from gateway.resilience.guard import Limits
 from gateway.written import SecretReference, Written, read_secret, unknown, wrong
 
 Location = tuple[str | int, ...]
@@ -98,6 +100,30 @@ class PriceList(Written):
     usd_per_mtok_out: float = Field(default=0, ge=0)
 
 
+class BreakerEntry(Written):
+    """When a failing tier is left alone, and for how long."""
+
+    in_a_row: int = Field(default=5, ge=1, description="opens after so many failures in a row")
+    share: float = Field(default=0.5, gt=0, le=1, description="or after this share of failures")
+    least: int = Field(default=10, ge=1, description="among at least so many calls")
+    window_seconds: float = Field(default=10, gt=0, description="within so many seconds")
+    open_seconds: float = Field(default=5, gt=0, description="for so long; doubles with every failed probe")
+    open_max_seconds: float = Field(default=60, gt=0)
+
+
+class LimitsEntry(Written):
+    """What one tier may bear in one gateway process."""
+
+    in_flight: int = Field(default=64, ge=1, description="questions with the tier at once")
+    waiting: int = Field(default=32, ge=0, description="questions waiting for one of them to end; more get a 503")
+    waiting_seconds: float = Field(default=5, gt=0)
+    breaker: BreakerEntry = BreakerEntry()
+
+    def limits(self) -> Limits:
+        rules = Rules(**self.breaker.model_dump())
+        return Limits(self.in_flight, self.waiting, self.waiting_seconds, rules)
+
+
 class TierEntry(Written):
     """One model server and its calibrator."""
 
@@ -105,7 +131,8 @@ class TierEntry(Written):
     engine: AnyEngine
     calibrator: Path | None = None
     prices: PriceList = PriceList()
-    patience_seconds: float = Field(default=60, gt=0, description="how long one attempt at this tier may take")
+    patience_seconds: float = Field(default=60, gt=0, description="how long this tier's turn may take, retry included")
+    limits: LimitsEntry = LimitsEntry()
 
     @field_validator("name")
     @classmethod

@@ -53,7 +53,11 @@ class EngineError(GatewayError):
 
 
 class EngineDown(EngineError):
-    """The engine could not be reached, or broke the connection."""
+    """The engine could not be reached, or broke the connection. again: another connection may do better."""
+
+    def __init__(self, engine: str, message: str, *, again: bool = False) -> None:
+        super().__init__(engine, message)
+        self.again = again
 
 
 class EngineSlow(EngineError):
@@ -62,6 +66,22 @@ class EngineSlow(EngineError):
     def __init__(self, engine: str, waited_seconds: float) -> None:
         super().__init__(engine, f"sent nothing for {waited_seconds:.1f} s")
         self.waited_seconds = waited_seconds
+
+
+class EngineBarred(EngineError):
+    """The engine failed too often of late and is left alone for a while."""
+
+    def __init__(self, engine: str, retry_after_seconds: float) -> None:
+        super().__init__(engine, f"failed too often; left alone for {retry_after_seconds:.1f} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EngineFull(EngineError):
+    """As many questions as the engine may be given are with it, and as many as may wait do."""
+
+    def __init__(self, engine: str, retry_after_seconds: float) -> None:
+        super().__init__(engine, "every seat is taken")
+        self.retry_after_seconds = retry_after_seconds
 
 
 class EngineGarbled(EngineError):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.errors import BadTrace, EngineError
+from gateway.resilience.guard import Guard
 
 Floats = npt.NDArray[np.float64]
 
@@ -98,6 +99,7 @@ class Ask:
     top_k: how many most-likely tokens per position the engine must report (0: the chosen token alone).
     texts: the candidates' texts are wanted too (a client asked for log-probs); features never need them.
     evidence: whether log-probs are needed at all; a server is a third faster without.
+    fresh: an engine on a network takes a new connection, because those it holds may all have died at once.
     """
 
     messages: tuple[Message, ...]
@@ -107,6 +109,7 @@ class Ask:
     top_k: int = 0
     texts: bool = False
     evidence: bool = True
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,7 +274,7 @@ class Tier:
     features: names the calibrator was fitted on.  threshold: accept at p_correct >= threshold; None on a last tier.
     calibrator_id: id@first-12-hex-of-sha256, or "none".  patience_seconds: how long one attempt may take.
     source, sampling: what the calibrator was fitted under; other evidence or another sampler costs the confidence.
-    top_k: candidates per token the features need.
+    top_k: candidates per token the features need.  guard: its breaker, seats and retries, the same in every policy.
     """
 
     name: str
@@ -285,6 +288,7 @@ class Tier:
     threshold: float | None = None
     prices: Prices = Prices()
     patience_seconds: float = 60.0
+    guard: Guard = field(default_factory=Guard)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -305,7 +309,7 @@ class Policy:
 @dataclass(frozen=True, slots=True, eq=False)
 class Hop:
     """One tier's turn. p_correct is None without evidence, and null_reason says why; completion is None when the engine
-    failed (see error)."""
+    failed (see error). retried: why second attempts were made."""
 
     tier: str
     reason: Reason
@@ -319,6 +323,7 @@ class Hop:
     cost: Cost = Cost()
     note: str = ""
     null_reason: Reason | None = None
+    retried: tuple[EngineError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ from gateway import confidence, engines
 from gateway.config import Config, PolicyEntry, TierEntry
 from gateway.errors import ConfigError, EngineDown, EngineError
 from gateway.nouns import Engine, Policy, Prices, Source, Tier
+from gateway.resilience.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ async def open_engines(config: Config) -> AsyncIterator[Mapping[str, Engine]]:
 def bare_tier(entry: TierEntry, engine: Engine) -> Tier:
     """A tier that can answer, but says nothing about how sure it is."""
     prices = Prices(entry.prices.usd_per_mtok_in, entry.prices.usd_per_mtok_out)
-    return Tier(entry.name, engine, prices=prices, patience_seconds=entry.patience_seconds)
+    guard = Guard(entry.limits.limits())
+    return Tier(entry.name, engine, prices=prices, patience_seconds=entry.patience_seconds, guard=guard)
 
 
 async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float) -> Tier:

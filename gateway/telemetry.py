@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from gateway.errors import EngineRefused
-from gateway.nouns import Answer, Hop
+from gateway.errors import EngineFull, EngineRefused
+from gateway.nouns import Answer, Hop, Tier
 
 log = logging.getLogger("gateway.hop")
 
@@ -50,15 +51,31 @@ class Telemetry:
         self._confidence = histogram("confidence", "calibrated probability of each answer", SHARES, "tier")
         self._hop_seconds = histogram("hop_seconds", "duration of one tier's turn", SECONDS, "tier")
         self._seconds = histogram("request_seconds", "duration of one request", SECONDS)
+        self._retries = counter("retries", "second attempts on a new connection", "tier")
+        self._shed = counter("shed_requests", "turns refused because every seat of the tier was taken", "tier")
+        self._guards = {
+            name: Gauge(f"{PREFIX}_{name}", told, ["tier"], registry=registry)
+            for name, told in {
+                "breaker_open": "1 while a tier is left alone because it kept failing",
+                "tier_in_flight": "questions with the tier",
+                "tier_waiting": "questions waiting for a seat at the tier",
+            }.items()
+        }
         self.in_flight = Gauge(f"{PREFIX}_in_flight", "requests being answered", registry=registry)
         self._withheld = Gauge(
             f"{PREFIX}_calibrator_withheld", "1 where a tier runs without its calibrator", ["tier"], registry=registry
         )
 
-    def start(self, tiers: Mapping[str, object], withheld: Mapping[str, str]) -> None:
+    def start(self, tiers: Mapping[str, Tier], withheld: Mapping[str, str]) -> None:
         """Called once a snapshot is open."""
-        for tier in tiers:
-            self._withheld.labels(tier).set(tier in withheld)
+        for name, tier in tiers.items():
+            self._withheld.labels(name).set(name in withheld)
+            self._watch("breaker_open", name, partial(getattr, tier.guard.breaker, "is_open"))
+            self._watch("tier_in_flight", name, partial(getattr, tier.guard.bulkhead, "in_flight"))
+            self._watch("tier_waiting", name, partial(getattr, tier.guard.bulkhead, "waiting"))
+
+    def _watch(self, gauge: str, tier: str, look: Callable[[], float]) -> None:
+        self._guards[gauge].labels(tier).set_function(look)
 
     def note(self, hop: Hop, route_id: str) -> None:
         """One tier's turn."""
@@ -67,6 +84,9 @@ class Telemetry:
         self._tokens.labels(hop.tier, "prompt").inc(hop.cost.prompt_tokens)
         self._tokens.labels(hop.tier, "completion").inc(hop.cost.completion_tokens)
         self._usd.labels(hop.tier).inc(hop.cost.usd)
+        self._retries.labels(hop.tier).inc(len(hop.retried))
+        if isinstance(hop.error, EngineFull):
+            self._shed.labels(hop.tier).inc()
         if hop.p_correct is not None:
             self._confidence.labels(hop.tier).observe(hop.p_correct)
         if hop.null_reason is not None:
@@ -112,6 +132,8 @@ def fields(hop: Hop, route_id: str) -> dict[str, object]:
     }
     if hop.null_reason is not None:
         told |= {"null_reason": str(hop.null_reason), "why": hop.note}
+    if hop.retried:
+        told["retried"] = [str(error) for error in hop.retried]
     if hop.error is not None:
         told["error"] = str(hop.error)
     return told

@@ -20,9 +20,6 @@ from gateway.written import SecretReference, read_secret
 MIB = 2**20
 READY_SECONDS = 2.0
 
-# Before the first byte came: the server may have closed an idle connection just as we wrote to it.
-DIED_BEFORE_A_BYTE = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
-
 
 class Options(engines.Options):
     """A server, and the name of one model that it serves."""
@@ -102,15 +99,10 @@ class OpenAIHttp:
         )
 
     async def _post(self, ask: Ask) -> bytes:
-        """The body of a 200. One more try, on a fresh connection, when a pooled one died before any byte came."""
+        """The body of a 200. Raises EngineError leaves only."""
         body = msgspec.json.encode(request_body(ask, self._options))
-        try:
-            return await self._call(self._pooled, "POST", f"{self._base}/chat/completions", body)
-        except EngineDown as error:
-            died = isinstance(error.__cause__, DIED_BEFORE_A_BYTE)
-            if not died or isinstance(error.__cause__, aiohttp.ClientConnectorError):
-                raise
-        return await self._call(self._fresh, "POST", f"{self._base}/chat/completions", body)
+        session = self._fresh if ask.fresh else self._pooled
+        return await self._call(session, "POST", f"{self._base}/chat/completions", body)
 
     async def _call(self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None = None) -> bytes:
         """The body of a 200, whatever is wrong translated into our errors."""
@@ -124,9 +116,10 @@ class OpenAIHttp:
         except aiohttp.ConnectionTimeoutError as error:
             raise EngineDown(self.name, f"no connection within {self._options.connect_seconds:g} s") from error
         except aiohttp.ClientConnectorError as error:
-            raise EngineDown(self.name, f"nobody answers at {self._base} ({error.os_error.strerror})") from error
+            told = f"nobody answers at {self._base} ({error.os_error.strerror})"
+            raise EngineDown(self.name, told, again=True) from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            raise EngineDown(self.name, f"the connection broke ({type(error).__name__})") from error
+            raise EngineDown(self.name, f"the connection broke ({type(error).__name__})", again=True) from error
         except (aiohttp.ClientError, ValueError) as error:
             raise EngineGarbled(self.name, f"no proper HTTP ({type(error).__name__})") from error
 

@@ -17,7 +17,9 @@ from gateway.errors import (
     ClientGone,
     ConfigError,
     DeadlinePassed,
+    EngineBarred,
     EngineDown,
+    EngineFull,
     EngineGarbled,
     EngineRefused,
     EngineSlow,
@@ -91,6 +93,10 @@ def refused(error: EngineRefused) -> Problem:
     return Problem(502, "The model server did not let the gateway in.")
 
 
+def busy(retry_after_seconds: float) -> Problem:
+    return Problem(503, "The model is busy.", retry_after_seconds=retry_after_seconds)
+
+
 def no_tier_left(error: NoTierLeft) -> Problem:
     """429 when all were limited, 504 when the last was too slow, 503 when none was even asked, else 502."""
     reasons = [reason for _, reason in error.reasons]
@@ -109,6 +115,8 @@ TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
     RequestError: lambda error: Problem(error.status, str(error), error.param, error.code, close=error.close),
     EngineTooSmall: too_small,
     EngineRefused: refused,
+    EngineBarred: lambda error: busy(error.retry_after_seconds),
+    EngineFull: lambda error: busy(error.retry_after_seconds),
     EngineDown: lambda _: Problem(502, "The model server broke off."),
     EngineGarbled: lambda _: Problem(502, "The model server answered with something that is no answer."),
     EngineSlow: lambda _: Problem(504, "The model did not answer in time."),

@@ -169,6 +169,7 @@ def turns(hops: Sequence[Hop]) -> list[Json]:
             "null_reason": hop.null_reason,
             "tokens": hop.cost.total_tokens,
             "seconds": round(hop.seconds, 4),
+            "retries": len(hop.retried),
         }
         for hop in hops
     ]

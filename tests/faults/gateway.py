@@ -57,6 +57,10 @@ def write_artifact(path: Path, **fingerprint: str) -> str:
     return sealed.label
 
 
+# For tests that break one tier again and again: it is asked all the same.
+NEVER_OPEN = {"breaker": {"in_a_row": 10**6, "least": 10**6}}
+
+
 def cascade(url: str, **changes: Any) -> dict[str, Any]:
     """Two tiers of one upstream, the small one calibrated; accept it at .8. JSON is YAML, too."""
     return {
@@ -69,12 +73,14 @@ def cascade(url: str, **changes: Any) -> dict[str, Any]:
                 "calibrator": "cheap.json",
                 "prices": {"usd_per_mtok_in": 1, "usd_per_mtok_out": 2},
                 "patience_seconds": 1,
+                "limits": NEVER_OPEN,
             },
             {
                 "name": "dear",
                 "engine": {"kind": "openai_http", "url": url, "model": "large"},
                 "prices": {"usd_per_mtok_in": 10, "usd_per_mtok_out": 20},
                 "patience_seconds": 3,
+                "limits": NEVER_OPEN,
             },
         ],
         "policies": {

@@ -45,13 +45,13 @@ class Seen:
 
 @dataclass
 class Plan:
-    """What one request gets."""
+    """What one request gets. times: how often the same request meets the fault, before all is well; None: always."""
 
     fault: str = ""
     text: str = "The answer is 42"
     nats: float = -0.1
     seconds: float = 0.0
-    value: Any = None
+    times: int | None = None
 
 
 @dataclass
@@ -138,6 +138,8 @@ class Upstream:
         if seen.path == "/v1/models":
             return await send_json(writer, {"data": [{"id": model, "owned_by": "vllm"} for model in MODELS]})
         plan = plan_of(seen.body)
+        if plan.times is not None and sum(other.body == seen.body for other in self.seen) > plan.times:
+            plan.fault = ""
         if plan.seconds:
             await asyncio.sleep(plan.seconds)
         if seen.body.get("stream"):
@@ -362,8 +364,11 @@ STATUS: dict[str, tuple[int, dict[str, str], object]] = {
     "502": (502, {}, {}),
     "503": (503, {}, {}),
     "429": (429, {"retry-after": "7"}, complaint("slow down", 429)),
+    "429_second": (429, {"retry-after": "1"}, complaint("slow down", 429)),
     "429_day": (429, {"retry-after": "86400"}, complaint("slow down", 429)),
+    "429_date": (429, {"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}, complaint("slow down", 429)),
     "429_junk": (429, {"retry-after": "soon"}, complaint("slow down", 429)),
+    "429_untold": (429, {}, {}),
     "overflow": (400, {}, complaint(WINDOW)),
     "overflow_openai": (400, {}, complaint("too long", "context_length_exceeded", "invalid_request_error")),
     "bad_request": (400, {}, complaint("secret-host.internal does not like it")),

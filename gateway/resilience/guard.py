@@ -1,0 +1,147 @@
+"""One tier's guard: who may ask it now, for how long, and what becomes of an attempt that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from gateway.errors import (
+    DeadlinePassed,
+    EngineBarred,
+    EngineDown,
+    EngineError,
+    EngineFull,
+    EngineGarbled,
+    EngineRefused,
+    EngineSlow,
+)
+from gateway.resilience.breaker import Breaker, Entry, Rules
+from gateway.resilience.budget import RetryBudget
+from gateway.resilience.bulkhead import Bulkhead, Full
+from gateway.resilience.pause import Pause
+
+T = TypeVar("T")
+
+SICK = (EngineDown, EngineGarbled, EngineSlow)
+RETRY_AFTER_SECONDS = 1.0  # what to tell a client who found every seat taken
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one tier may bear. waiting_seconds: how long a call may wait for a seat."""
+
+    in_flight: int = 64
+    waiting: int = 32
+    waiting_seconds: float = 5.0
+    breaker: Rules = field(default_factory=Rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One turn of a tier.
+
+    engine: for messages.  patience_seconds: for both attempts together, counted from the seat.
+    deadline: the request's own, seconds on the loop's clock.  must: nobody comes after this tier, so it is asked
+    even when it is known to be failing, but once.  retried: is told why a second attempt is made.
+    """
+
+    engine: str
+    patience_seconds: float
+    deadline: float
+    must: bool
+    retried: Callable[[EngineError], object]
+
+
+class Guard:
+    """Breaker, bulkhead, retry budget and pause of one tier; shared by every policy that asks it."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self.breaker = Breaker(self._limits.breaker)
+        self.bulkhead = Bulkhead(self._limits.in_flight, self._limits.waiting)
+        self.budget = RetryBudget()
+        self.pause = Pause()
+
+    async def take(self, attempt: Callable[[bool], Awaitable[T]], call: Call) -> T:
+        """What an attempt gives. attempt: called with whether it must take a new connection; twice at most.
+
+        Raises the attempt's error; EngineRefused with 429 while the server wants to be left alone, EngineBarred while
+        the breaker is open, EngineFull when no seat came free, EngineSlow when patience ended, and DeadlinePassed when
+        the request's own deadline did.
+        """
+        now = asyncio.get_running_loop().time
+        resting = self.pause.left(now())
+        if resting:
+            raise EngineRefused(call.engine, 429, "it wants to be left alone", resting)
+        entry = self.breaker.enter(now())
+        good: bool | None = None
+        try:
+            if entry is Entry.BARRED and not call.must:
+                raise EngineBarred(call.engine, self.breaker.left(now()))
+            answer = await self._seated(attempt, call, once=entry is not Entry.FREE)
+            good = True
+            return answer
+        except (EngineError, DeadlinePassed) as error:
+            if isinstance(error, EngineRefused) and error.status == 429:
+                self.pause.rest(error.retry_after_seconds, now())
+            good = speaks_for(error, call)
+            raise
+        finally:
+            self.breaker.leave(entry, good=good, now=now())
+
+    async def _seated(self, attempt: Callable[[bool], Awaitable[T]], call: Call, *, once: bool) -> T:
+        """Wait for a seat, then ask, each for as long as is allowed."""
+        now = asyncio.get_running_loop().time
+        waits_until = now() + self._limits.waiting_seconds
+        try:
+            await self.bulkhead.take(min(waits_until, call.deadline))
+        except Full:
+            raise EngineFull(call.engine, RETRY_AFTER_SECONDS) from None
+        except TimeoutError:
+            if call.deadline <= waits_until:
+                raise DeadlinePassed(0.0) from None
+            raise EngineFull(call.engine, RETRY_AFTER_SECONDS) from None
+        began = now()
+        patience_ends = began + call.patience_seconds
+        try:
+            async with asyncio.timeout_at(min(patience_ends, call.deadline)):
+                return await self._twice(attempt, call, once=once)
+        except TimeoutError:
+            waited = now() - began
+            if patience_ends < call.deadline:
+                raise EngineSlow(call.engine, waited) from None
+            raise DeadlinePassed(waited) from None
+        finally:
+            self.bulkhead.leave()
+
+    async def _twice(self, attempt: Callable[[bool], Awaitable[T]], call: Call, *, once: bool) -> T:
+        """One attempt, and a second one when the connection was to blame and the budget allows.
+
+        A single attempt takes a new connection at once: an old one's death would be held against a healed server.
+        """
+        try:
+            return await attempt(once)
+        except EngineDown as error:
+            if once or not error.again or not self.budget.take(self.bulkhead.in_flight):
+                raise
+            call.retried(error)
+        try:
+            return await attempt(True)
+        finally:
+            self.budget.give_back()
+
+
+def speaks_for(error: EngineError | DeadlinePassed, call: Call) -> bool | None:
+    """Whether an error says that the server is well; None when it says nothing about it.
+
+    One that refuses or limits is well: it answered as it should. A request whose time was nearly up when it came here
+    says nothing, one that had half the tier's patience does: else a hung server would never be noticed where requests
+    have less time than it.
+    """
+    if isinstance(error, DeadlinePassed):
+        return False if error.waited_seconds >= call.patience_seconds / 2 else None
+    if isinstance(error, EngineBarred | EngineFull):
+        return None
+    return not isinstance(error, SICK)
