@@ -258,8 +258,8 @@ def accuracy(model: Any, tokenizer: Any, plan: Plan, split: str) -> float:
         )[:, asked["input_ids"].shape[1] :]
     model.train()
     answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    right = [a.rsplit("#### ", 1)[-1].strip() == str(p.answer) for a, p in zip(answers, problems, strict=True)]
-    return sum(right) / len(right)
+    right = sum(a.rsplit("#### ", 1)[-1].strip() == str(p.answer) for a, p in zip(answers, problems, strict=True))
+    return float(right) / len(problems)
 
 
 def _arguments() -> argparse.ArgumentParser:
