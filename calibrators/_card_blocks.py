@@ -381,8 +381,9 @@ def _risk(curves: Sequence[tuple[str, str, Json]], regions: Json, whose: str) ->
 def _feature(told: Json) -> Figure:
     if "insufficient" in told:
         return Figure(None, f"{told['name']}: not drawn, insufficient: {told['insufficient']} of n = {told['n']:,}.")
+    undefined = f"; undefined for {told['n_undefined']:,} more" if told["n_undefined"] else ""
     caption = (
         f"{told['name']}: AUROC {_outcome(told['auroc'])}; right n = {told['n_right']:,} (filled), wrong "
-        f"n = {told['n_wrong']:,} (line), on shared edges."
+        f"n = {told['n_wrong']:,} (line), on shared edges{undefined}."
     )
     return Figure(_svg.histogram(told, f"Histogram of {told['name']}"), caption)

@@ -91,6 +91,7 @@ DEFINITIONS: dict[str, Schema] = {
                 name=WORDS,
                 n_right=COUNT,
                 n_wrong=COUNT,
+                n_undefined=COUNT,
                 edges=_list(NUMBER),
                 right=_list(NUMBER),
                 wrong=_list(NUMBER),

@@ -44,8 +44,8 @@ class TierEvidence:
 
     p, y: (N,), calibrated probability and 0/1 correctness.  reached, accepted: (N,) of the cascade that is described;
     accepted is inside reached.  threshold: accept at p >= threshold, None on a last tier.
-    features: (N, F) raw values, columns named by `names`.  slices: by column name, (N,) labels of any kind.
-    question: (N,) ids, None when every row is its own question.
+    features: (N, F) raw values, NaN where undefined, columns named by `names`.
+    slices: by column name, (N,) labels of any kind.  question: (N,) ids, None when every row is its own question.
     """
 
     tier: str
@@ -64,8 +64,10 @@ class TierEvidence:
         n = _size(self.tier, self.p, self.y, self.slices, self.question)
         if self.reached.shape != (n,) or self.accepted.shape != (n,) or bool((self.accepted & ~self.reached).any()):
             raise BadEvidence(f"{self.tier}: need reached and accepted of shape ({n},), accepted only where reached")
-        if self.features.shape != (n, len(self.names)) or not bool(np.isfinite(self.features).all()):
-            raise BadEvidence(f"{self.tier}: need finite features ({n}, {len(self.names)}), got {self.features.shape}")
+        if self.features.shape != (n, len(self.names)) or bool(np.isinf(self.features).any()):
+            raise BadEvidence(
+                f"{self.tier}: need features ({n}, {len(self.names)}), none infinite, got {self.features.shape}"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -406,7 +408,12 @@ def _curve(p: Floats, y: Floats) -> Json:
 
 
 def _histogram(name: str, values: Floats, y: Floats) -> Json:
-    """Right and wrong on shared edges, as densities, so that heights compare. Beyond 0.5 % and 99.5 %: end bars."""
+    """Right and wrong on shared edges, as densities, so that heights compare. Beyond 0.5 % and 99.5 %: end bars.
+
+    Answers for which the feature is undefined (NaN) are only counted.
+    """
+    undefined = np.isnan(values)
+    values, y = values[~undefined], y[~undefined]
     few = scores.too_few(name, y)
     if few is not None:
         return {"name": name, "insufficient": few.why, "n": few.n}
@@ -421,6 +428,7 @@ def _histogram(name: str, values: Floats, y: Floats) -> Json:
         "name": name,
         "n_right": int(y.sum()),
         "n_wrong": int(y.size - y.sum()),
+        "n_undefined": int(undefined.sum()),
         "edges": edges.tolist(),
         "right": np.histogram(inside[y == 1], edges, density=True)[0].tolist(),
         "wrong": np.histogram(inside[y == 0], edges, density=True)[0].tolist(),

@@ -293,8 +293,8 @@ def test_a_tier_that_nobody_reached_is_told_without_a_number() -> None:
     ("change", "why"),
     [
         ({"reached": np.zeros(300, dtype=bool)}, "accepted only where reached"),
-        ({"features": np.zeros((300, 1))}, "need finite features"),
-        ({"features": np.full((300, 2), np.nan)}, "need finite features"),
+        ({"features": np.zeros((300, 1))}, "need features"),
+        ({"features": np.full((300, 2), np.inf)}, "none infinite"),
         ({"slices": {"steps": np.zeros(7)}}, "column 'steps'"),
         ({"question": np.zeros(7)}, "column 'question'"),
     ],
@@ -304,6 +304,20 @@ def test_evidence_that_does_not_fit_together_is_refused(change: dict[str, Any], 
     told = {name: getattr(tier, name) for name in TierEvidence.__slots__}
     with pytest.raises(BadEvidence, match=why):
         TierEvidence(**(told | change))
+
+
+def test_where_a_feature_is_undefined_is_counted_and_left_out_of_its_picture() -> None:
+    rng = np.random.default_rng(1)
+    tiers, routed = world(600, rng)
+    told = {name: getattr(tiers[0], name) for name in TierEvidence.__slots__}
+    told["features"] = told["features"].copy()
+    told["features"][:100, 0], told["features"][:, 1] = np.nan, np.nan
+    card = build(FACTS, [TierEvidence(**told)], routed, rng, resamples=20)
+    partly, never = card.twin["tiers"][0]["features"]
+    assert (partly["n_undefined"], partly["n_right"] + partly["n_wrong"]) == (100, 500)
+    assert never == {"name": "deepconf_tail:32", "insufficient": "no answers", "n": 0}
+    assert "undefined for 100 more" in card.html()
+    assert faults(card.twin, SCHEMA) == []
 
 
 # Markdown and page
