@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 POCKET := deploy/pocket/cascade.yaml
-# A CUDA machine keeps its own PyTorch: make demo TORCH="torch==2.11.0"
+SHIFTS := more_steps,larger_numbers,new_names,reworded,extra_clause
+# README, "Other platforms", says what to put here on a machine that is not Linux with Python 3.11.
 TORCH  ?= torch==2.13.0
 
 help: ## what there is
@@ -27,28 +28,31 @@ lint: $(VENV)/.test ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pocket: $(VENV)/.test ## collect again on the shipped models and fit the shipped artefacts anew (about 20 minutes on 2 cores)
-	$(BIN)/python -m eval.pocket.rebuild
+pocket: $(VENV)/.test ## ask the shipped models anew and rebuild the shipped artefacts and card (about 15 minutes)
+	$(BIN)/confgate collect -c $(POCKET) --split calibration --n 1500 --out runs/pocket/calibration
+	$(BIN)/confgate collect -c $(POCKET) --split test --n 1000 --out runs/pocket/test
+	$(BIN)/confgate collect -c $(POCKET) --split $(SHIFTS) --n 300 --out runs/pocket/shifted
+	$(BIN)/confgate fit --records runs/pocket/calibration --no-expiry --out deploy/pocket/calibrators
+	$(BIN)/python -m eval.pocket.card runs/pocket/test runs/pocket/shifted
 
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile pyproject.toml --extra cli --extra calibrate --extra eval --extra local --extra demo --extra dev \
-	  --generate-hashes --no-emit-package torch --python-version 3.11 --no-header --no-emit-index-url \
-	  --no-emit-find-links --quiet --output-file requirements/test.lock
+	$(BIN)/uv pip compile -q pyproject.toml requirements/torch.in --override requirements/without-torch.txt --all-extras \
+	  --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --output-file requirements/test.lock
 
-# PyTorch goes in first: with no torch installed, other packages would pull a build with gigabytes of CUDA libraries.
-$(VENV)/.torch:
+$(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q $(TORCH)
+
+# PyTorch goes in by its exact version: left to itself pip takes a build with gigabytes of CUDA libraries.
+$(VENV)/.run: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q '$(TORCH)'
+	$(BIN)/python -m pip install -q -e '.[cli,calibrate,eval,local,demo]'
 	@touch $@
 
-$(VENV)/.run: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install -q -e '.[cli,eval,local,demo,calibrate]'
-	@touch $@
-
-$(VENV)/.test: $(VENV)/.torch pyproject.toml requirements/test.lock
+$(VENV)/.test: pyproject.toml requirements/test.lock | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --require-hashes -r requirements/test.lock
+	$(BIN)/python -m pip install -q '$(TORCH)'
 	$(BIN)/python -m pip install -q --no-deps -e .
 	@touch $@ $(VENV)/.run
 
