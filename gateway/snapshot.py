@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5  # between looks at a server that is still loading; vLLM takes minutes
 
-# What no server can tell before it answers; the cascade compares it with every answer instead.
-TOLD_BY_ANSWERS = frozenset({"source", "k", "sampling"})
+# What no server can tell: the first three are compared with every answer instead, the prompt is the client's own.
+TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +94,7 @@ async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float) -> Tier
     artifact = artifacts.load(entry.calibrator)
     served = await identity(tier.engine, patience_ends)
     unverified = artifact.check(served, dt.datetime.now(dt.UTC).date())
-    silent = [field for field in unverified if field not in TOLD_BY_ANSWERS]
+    silent = [field for field in unverified if field not in TOLD_BY_OTHERS]
     if silent:
         log.warning("fingerprint incomplete", extra={"tier": tier.name, "unverified": silent})
     return replace(

@@ -18,6 +18,7 @@ from tokenizers import decoders
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
+from transformers.utils import logging as transformers_log
 
 from gateway.nouns import GREEDY, Sampling
 
@@ -51,6 +52,7 @@ class Decoder:
     """A loaded model with its tokenizer. path: a folder, or a hub name where the hub can be reached."""
 
     def __init__(self, path: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> None:
+        transformers_log.disable_progress_bar()  # loading is told by our own log line
         self.tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         self.model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=getattr(torch, dtype))
         self.model.to(device).eval()
