@@ -6,8 +6,8 @@ Where the numbers come from is no concern of this file: recorded answers, somebo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Crossed:
     calibrator's missing-value indicators see that. None: p[:, tier] holds whatever came before.
     families: n names; questions of one family are resampled together. Empty: each is its own.
     answers: n rows of K final answers in canonical spelling, "" for none. Empty: not known; only agreement needs them.
+    scores: other scores by name, each (n, K) in [0, 1] or NaN, higher = surer: what baselines threshold instead of p.
     """
 
     questions: tuple[str, ...]
@@ -50,6 +51,7 @@ class Crossed:
     given: Callable[[Path], Floats] | None = None
     families: tuple[str, ...] = ()
     answers: tuple[tuple[str, ...], ...] = ()
+    scores: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = (len(self.questions), len(self.tiers))
@@ -64,6 +66,10 @@ class Crossed:
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         _check_p(self.p, "p")
+        for name, score in self.scores.items():
+            if score.shape != shape:
+                raise BadTable(f"the score {name!r} must have the shape {shape} (questions, tiers), got {score.shape}")
+            _check_p(score, name)
         if not bool(np.isin(self.right, (0.0, 1.0)).all()):
             raise BadTable("right must be 1 or 0 for every question and tier")
         for name, array in (("cost", self.cost), ("seconds", self.seconds)):
@@ -107,15 +113,18 @@ class Crossed:
             given=None if given is None else lambda path: given(path)[kept],
             families=tuple(self.families[i] for i in kept) if self.families else (),
             answers=tuple(self.answers[i] for i in kept) if self.answers else (),
+            scores={name: score[kept] for name, score in self.scores.items()},
         )
 
     def costing(self, cost: Floats, unit: str) -> Crossed:
         """The same under another cost model. cost: (n, K), see eval.costs."""
         return replace(self, cost=cost, cost_unit=unit)
 
-    def scored(self, p: Floats) -> Crossed:
-        """The same with another score in place of p, (n, K) in [0, 1], higher = surer; what came before is ignored."""
-        return replace(self, p=p, given=None)
+    def by(self, score: str) -> Crossed:
+        """The same with another of its scores in place of p. Raises BadTable when there is none of that name."""
+        if score not in self.scores:
+            raise BadTable(f"no score {score!r} in this table; have {', '.join(self.scores) or 'none'}")
+        return replace(self, p=self.scores[score], given=None)
 
     @property
     def sha256(self) -> str:
