@@ -9,7 +9,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -237,3 +239,92 @@ def moment(created: str | None) -> dt.datetime:
         return dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else dt.datetime.now(dt.UTC)
     except ValueError:
         raise ConfigError(f"no time: {created or epoch!r}; write it like 2026-05-17T12:00:00+00:00") from None
+
+
+# demo
+
+
+@app.command()
+def demo(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", envvar="CONFGATE_CONFIG", help="Without it: the pocket cascade.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=10, help="Questions, half of them shifted.")] = 48,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the gateway running afterwards.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start the pocket cascade, ask it held-out questions over HTTP, and show what it answers and what that costs.
+
+    Exit code 0 only when all of it worked: every request answered, confidences there, one question accepted early and
+    one escalated.
+
+    Example:  confgate demo --n 100
+    """
+    from eval import _demo_report, _server
+    from eval import demo as demonstration
+    from gateway import config as configs
+
+    with one_line():
+        path = config or pocket_config()
+        settings = configs.read(path)
+        models = [demonstration.CASCADE, *(step.tier for step in settings.policies["default"].steps)]
+        asked = demonstration.held_out(n)
+        share_cores(settings)
+        with _server.gateway(path) as url:
+            replies = converse(url, asked, models, concurrency)
+            wrong = demonstration.mistakes(replies)
+            summed = _demo_report.summary(replies, models)
+            if as_json:
+                typer.echo(json.dumps(_demo_report.as_json(replies, summed, wrong), indent=2))
+            else:
+                width = shutil.get_terminal_size((120, 24)).columns
+                typer.echo(_demo_report.questions(replies, width=width, colour=sys.stdout.isatty()))
+                typer.echo(f"\n{_demo_report.told(summed, width=width)}")
+            if serve:
+                stay(url, asked[0].text)
+    for line in wrong:
+        typer.echo(f"not as it should be: {line}", err=True)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def pocket_config() -> Path:
+    """The pocket cascade's file: in the checkout that this package was installed from, or where we are."""
+    for folder in (Path(__file__).parents[1], Path.cwd()):
+        if (path := folder / "deploy/pocket/cascade.yaml").is_file():
+            return path
+    raise ConfigError("no deploy/pocket/cascade.yaml here; run this in the repository, or name a file with --config")
+
+
+def converse(url: str, asked: Sequence[Any], models: Sequence[str], concurrency: int) -> list[Any]:
+    """Every question to every model, showing how far it is. Raises ConfigError without the client."""
+    from eval.demo import ANSWER_SECONDS, Reply, ask_all
+
+    try:
+        from openai import AsyncOpenAI
+    except ImportError as error:
+        raise ConfigError(f"the demo needs: pip install 'confidence-gateway[demo]' ({error})") from error
+    total, done = len(asked) * len(models), 0
+
+    def note(_reply: Reply) -> None:
+        nonlocal done
+        done += 1
+        if sys.stderr.isatty():
+            typer.echo(f"\r{done}/{total} answers\x1b[K" + ("\r\x1b[K" if done == total else ""), nl=False, err=True)
+
+    async def talk() -> list[Reply]:
+        key = os.environ.get("OPENAI_API_KEY", "anonymous")
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=ANSWER_SECONDS) as client:
+            return await ask_all(client, asked, models, concurrency=concurrency, note=note)
+
+    return asyncio.run(talk())
+
+
+def stay(url: str, question: str) -> None:
+    """Say how to try it, and wait for Ctrl-C."""
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": question}], "route": {"debug": True}})
+    typer.echo(f"\nserving on {url}; Ctrl-C stops it. Try:\n")
+    typer.echo(f"curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
