@@ -49,6 +49,10 @@ class Server(Written):
         default=0, ge=0, description="how long to wait at start for model servers that are still loading"
     )
     grace_seconds: float = Field(default=30, ge=0, description="how long SIGTERM waits for requests in flight")
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Host names to answer to, '*' for any. Nothing: on the loopback its own names, elsewhere any",
+    )
     max_body_mib: float = Field(default=4, gt=0, le=1024)
     max_choices: int = Field(default=8, ge=1, le=128, description="largest `n`")
     strict_fields: bool = Field(default=False, description="400 for fields we do not know, instead of ignoring them")

@@ -14,6 +14,7 @@ import uvicorn
 
 from gateway.config import Config, Server
 from gateway.errors import ConfigError
+from gateway.http import protocol
 from gateway.http.app import create_app
 from gateway.http.auth import Keyring
 from gateway.snapshot import open_cascade
@@ -64,6 +65,7 @@ async def serve(config: Config, keyring: Keyring, listener: socket.socket) -> No
     async with open_cascade(config) as snapshot:
         settings = uvicorn.Config(
             create_app(snapshot, keyring, Telemetry()),
+            http=protocol.of(config.server),
             lifespan="off",
             ws="none",
             access_log=False,

@@ -18,6 +18,10 @@ from gateway.nouns import Ask, Finish, Floats, Source, TokenTrace
 
 FLOOR_NATS = -9999.0  # vLLM sends max(x, -9999.0), because JSON has no infinity
 
+# How often these stand in a proper reply with one choice, unless its tokens happen to be these words: a reply with more
+# of them is looked at for keys that are said twice. The fast decoder would take the last one without a word.
+SAID_ONCE = {b'"choices"': 1, b'"message"': 1, b'"finish_reason"': 1, b'"model"': 1, b'"content"': 2}
+
 FINISHES = {
     "stop": Finish.STOP,
     "length": Finish.LENGTH,
@@ -133,6 +137,8 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
 
 def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, str]:
     """The reply, and why its log-probs could not be read ("" when they could, or when there are none)."""
+    if any(body.count(key) > most for key, most in SAID_ONCE.items()):
+        check_twins(body, engine)
     try:
         return (READ_NAMED if ask.texts else READ_LEAN).decode(body), ""
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -147,10 +153,24 @@ def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, str]:
         raise EngineGarbled(engine, f"no chat completion ({type(error).__name__})") from None
 
 
+def check_twins(body: bytes, engine: str) -> None:
+    """Raises EngineGarbled for a key that is said twice; of what is no JSON at all others will tell."""
+    try:
+        json.loads(body, object_pairs_hook=no_twins)
+    except TwinKeys:
+        raise EngineGarbled(engine, "a reply that says a key twice") from None
+    except (ValueError, RecursionError):
+        return
+
+
+class TwinKeys(ValueError):
+    """With a key said twice nobody knows which one was meant."""
+
+
 def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ; with a key said twice nobody knows which one was meant."""
+    """An object whose keys differ."""
     if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key is written twice")
+        raise TwinKeys("a key is written twice")
     return dict(pairs)
 
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import GatewayError
-from gateway.http import health, models, openapi
+from gateway.http import health, hosts, models, openapi
 from gateway.http.auth import Keyring
 from gateway.http.chat import Chat
 from gateway.http.errors import Problem, problem
@@ -50,7 +50,9 @@ def create_app(snapshot: Snapshot, keyring: Keyring, telemetry: Telemetry) -> AS
 
     for family in (GatewayError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(family, excuse)
-    return Stamp(app)
+    server = snapshot.config.server
+    named = hosts.allowed(server.host, server.hosts)
+    return Stamp(hosts.Hosts(app, lambda: named))
 
 
 async def excuse(_: Request, error: Exception) -> Response:

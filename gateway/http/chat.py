@@ -69,9 +69,7 @@ class Chat:
         """Everything up to the answer."""
         server, headers = self._server, Headers(scope=scope)
         self._keyring.who(headers.get("authorization"))
-        body = await limits.read_json(
-            scope, receive, max_bytes=int(server.max_body_mib * 2**20), deadline=began + server.receive_seconds
-        )
+        body = await limits.read_json(scope, receive, max_bytes=int(server.max_body_mib * 2**20))
         request = wire.read(body, server)
         route = choose(request.model, self._snapshot)
         ask, ignored = wire.to_ask(request, began + server.request_seconds, pin=server.sampler == "pin")

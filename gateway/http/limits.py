@@ -1,8 +1,8 @@
-"""How much a request may weigh and how long it may take to arrive; checked before anything is parsed."""
+"""How much a request may weigh and how deep it may be; checked before anything is parsed."""
 
 from __future__ import annotations
 
-import asyncio
+import re
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
@@ -10,23 +10,43 @@ from starlette.types import Receive, Scope
 from gateway.errors import ClientGone
 from gateway.http.errors import RequestError
 
+MAX_DEPTH = 64
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # an open one ends where the body does: linear
+ROUND = bytes.maketrans(b"[]{}", b"()()")
+NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
-async def read_json(scope: Scope, receive: Receive, *, max_bytes: int, deadline: float) -> bytes:
-    """A request's body. deadline: seconds on the loop's clock.
 
-    Raises RequestError: 415 for what is not plain JSON, 413 as soon as it is known to be too large, 408 when it takes
-    too long to arrive. Raises ClientGone when the client leaves meanwhile.
+async def read_json(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+    """A request's body. How long it may take to arrive is the protocol's business.
+
+    Raises RequestError: 415 for what is not plain JSON, 413 as soon as it is known to be too large, 400 for JSON nested
+    too deep. Raises ClientGone when the client leaves meanwhile.
     """
     headers = Headers(scope=scope)
     check_kind(headers)
     announced = headers.get("content-length", "")
     if announced.isdigit() and int(announced[:20]) > max_bytes:
         raise too_large(max_bytes)
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await read_all(receive, max_bytes)
-    except TimeoutError:
-        raise RequestError(408, "The request took too long to arrive.", close=True) from None
+    body = await read_all(receive, max_bytes)
+    if too_deep(body):
+        raise RequestError(400, f"The request is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
+    return body
+
+
+def too_deep(body: bytes) -> bool:
+    """Whether JSON is nested deeper than MAX_DEPTH, before anything recursive looks at it. Linear, without recursion.
+
+    Strings are taken out, then innermost pairs, round by round: what survives MAX_DEPTH rounds is too deep, or no JSON.
+    """
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False  # nearly always
+    left = STRING.sub(b"", body).translate(ROUND, delete=NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        shorter = left.replace(b"()", b"")
+        if len(shorter) == len(left):
+            return False  # nothing left, or not even paired: the parser says so better
+        left = shorter
+    return left != b""
 
 
 def check_kind(headers: Headers) -> None:

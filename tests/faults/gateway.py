@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -24,6 +26,9 @@ from calibrators.platt import Platt
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 20.0
+
+# The start of a chat request on a raw socket; content-length or transfer-encoding and an empty line are to follow.
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 # logit p = 10 * mean log-prob + 4: tokens of -0.1 nats give p = .953, of -0.8 p = .018
 SURE, UNSURE = -0.1, -0.8
@@ -115,6 +120,12 @@ class Gateway:
     process: subprocess.Popen[str]
     url: str
     log: Path
+
+    def connect(self) -> socket.socket:
+        """A connection of one's own, for what clients hide."""
+        address = urlsplit(self.url)
+        assert address.hostname is not None
+        return socket.create_connection((address.hostname, address.port or 80), timeout=10)
 
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged."""

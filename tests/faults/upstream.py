@@ -316,6 +316,11 @@ async def cut_json(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Pla
     return await send(writer, json.dumps(completion(body, plan)).encode()[:-20])
 
 
+async def twin_text(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    whole = json.dumps(completion(body, plan))
+    return await send(writer, whole.replace('"content": ', '"content": "43", "content": ', 1).encode())
+
+
 async def twin_keys(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
     """A twin key and a NaN: the careful reader has to notice the first on its way to forgive the second."""
     told = completion(body, plan)
@@ -346,6 +351,7 @@ WIRE: dict[str, Callable[..., Any]] = {
     "json_null": bodied(b"null"),
     "cut_json": cut_json,
     "twin_keys": twin_keys,
+    "twin_text": twin_text,
     "bad_utf8": bodied(b'{"choices": [{"message": {"content": "\xff"}}], "model": "small"}'),
     "deep_json": bodied(b"[" * 200_000 + b"]" * 200_000),
     "huge_integer": bodied(b'{"created": ' + b"9" * 20_000 + b', "choices": ' + b"9" * 20_000 + b"}"),

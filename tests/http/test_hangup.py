@@ -23,7 +23,7 @@ def test_the_upstream_is_freed(stream: bool, gateway: Gateway, upstream: Upstrea
     assert address.hostname is not None
     body = json.dumps(ask({"fault": "silent"}, {"fault": "silent"}, stream=stream) | {"model": "dear"}).encode()
     with socket.create_connection((address.hostname, address.port or 80)) as raw:
-        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         raw.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         until(lambda: upstream.asked("large"))
         assert upstream.asked("large")[0].released_at is None

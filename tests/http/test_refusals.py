@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import time
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -22,7 +19,7 @@ from gateway.http.errors import TABLE, problem
 from gateway.snapshot import open_cascade
 from gateway.telemetry import Telemetry
 from tests.faults.ask import ask
-from tests.faults.gateway import Gateway, cascade, running, write_artifact
+from tests.faults.gateway import HEAD, Gateway, cascade, running, write_artifact
 from tests.faults.upstream import Upstream
 
 WRONG = [
@@ -137,35 +134,18 @@ def test_a_large_body_is_refused(http: httpx2.Client) -> None:
     assert told.json()["error"]["message"] == "The request is larger than 0.25 MiB."
 
 
-def connect(gateway: Gateway) -> socket.socket:
-    address = urlsplit(gateway.url)
-    assert address.hostname is not None
-    return socket.create_connection((address.hostname, address.port or 80), timeout=10)
-
-
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-
-
 def test_an_announced_giant_is_refused_before_it_comes(gateway: Gateway) -> None:
-    with connect(gateway) as raw:
+    with gateway.connect() as raw:
         raw.sendall(HEAD + b"content-length: 10737418240\r\n\r\n{")
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_an_endless_body_is_refused_once_it_is_too_long(gateway: Gateway) -> None:
-    with connect(gateway) as raw:
+    with gateway.connect() as raw:
         raw.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
         for _ in range(5):
             raw.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
-
-
-def test_a_body_that_never_ends_is_given_up(gateway: Gateway) -> None:
-    began = time.monotonic()
-    with connect(gateway) as raw:
-        raw.sendall(HEAD + b"content-length: 100\r\n\r\n{")
-        assert raw.recv(100).startswith(b"HTTP/1.1 408")
-        assert 0.9 < time.monotonic() - began < 3
 
 
 def test_keys_open_the_public_routes_and_nothing_else_does(upstream: Upstream, tmp_path: Path) -> None:
@@ -211,7 +191,7 @@ def test_a_mistake_of_ours_is_a_500_that_tells_nothing(upstream: Upstream, tmp_p
             broken = {name: replace(tier, engine=None) for name, tier in snapshot.tiers.items()}
             app = create_app(replace(snapshot, tiers=broken, policies={}), Keyring((), True), Telemetry())
             transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx2.AsyncClient(transport=transport, base_url="http://x") as inside:
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as inside:
                 told = await inside.post("/v1/chat/completions", json=ask() | {"model": "cheap"})
                 return told.status_code, told.content
 

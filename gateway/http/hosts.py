@@ -1,0 +1,54 @@
+"""Which names we answer to. A web page can make its own name mean 127.0.0.1, but it cannot make it ours."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.http.errors import Problem
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+MISDIRECTED = Problem(400, "This gateway does not go by that host name; its operator can list it under server.hosts.")
+
+
+class Hosts:
+    """Refuses requests whose Host is not listed. named: lower case, without ports."""
+
+    def __init__(self, app: ASGIApp, named: Callable[[], frozenset[str] | None]) -> None:
+        self._app, self._named = app, named
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = self._named()
+        if scope["type"] == "http" and named is not None and called(scope) not in named:
+            headers = [(name.encode(), value.encode()) for name, value in MISDIRECTED.headers.items()]
+            await send({"type": "http.response.start", "status": MISDIRECTED.status, "headers": headers})
+            await send({"type": "http.response.body", "body": MISDIRECTED.body})
+            return
+        await self._app(scope, receive, send)
+
+
+def called(scope: Scope) -> str | None:
+    """What the client calls us, without the port; None when it does not say, or says two things."""
+    given = Headers(scope=scope).getlist("host")
+    if len(given) != 1:
+        return None
+    name, colon, port = given[0].lower().rpartition(":")
+    return name if colon and (port.isdigit() or not port) else given[0].lower()
+
+
+def allowed(host: str, hosts: tuple[str, ...]) -> frozenset[str] | None:
+    """The names we go by; None for any. host: where we listen.
+
+    Nothing listed: the loopback's own names on the loopback, and any name elsewhere, where a request has come over a
+    network that somebody opened to us on purpose.
+    """
+    if hosts:
+        return None if "*" in hosts else LOOPBACK | {name.lower() for name in hosts}
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    return LOOPBACK | {f"[{host}]" if ":" in host else host} if local else None

@@ -1,0 +1,145 @@
+"""The connection itself: a request arrives whole and in time, its head is of sensible size, answers keep their order.
+
+uvicorn's own protocol waits for ever for the rest of a request, takes heads of any size, answers garbage in the middle
+of another answer, and does not tell a request that is being answered that its pipelining client has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.config import Server
+from gateway.http.errors import Problem
+
+MAX_HEAD_BYTES = 64 * 2**10
+MAX_HEADERS = 128
+MAX_PIPELINED = 16  # requests waiting for the answer to an earlier one of their connection
+
+PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+BAD_REQUEST = Problem(400, "This is no valid HTTP request.", close=True)
+TOO_LATE = Problem(408, "The request took too long to arrive.", close=True)
+HEAD_TOO_LARGE = Problem(431, "The request's headers are too large.", close=True)
+
+
+def of(server: Server) -> type[asyncio.Protocol]:
+    """What uvicorn takes for its `http`; anything that makes connections will do, whatever its annotation says."""
+    made = partial(Protocol, receive_seconds=server.receive_seconds, max_body_bytes=int(server.max_body_mib * 2**20))
+    return cast("type[asyncio.Protocol]", made)
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. receive_seconds: from a request's first byte to its last."""
+
+    def __init__(self, *arguments: Any, receive_seconds: float, max_body_bytes: int, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._receive_seconds, self._max_body_bytes = receive_seconds, max_body_bytes
+        self._receiving: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # of a head that is not complete
+        self._in_head = self._refused = False
+        self._running: Any = None  # the request that is being answered; `cycle` is the one that came last
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_a_request()
+
+    def _wait_for_a_request(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self._stop_receiving()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        waited = self.timeout_keep_alive_task
+        self.timeout_keep_alive_task = None  # uvicorn would stop it at any byte, an empty line included
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(HEAD_TOO_LARGE)
+        began = self._receiving is not None or self.cycle is not None
+        if waited is not None and not began and not self.transport.is_closing():
+            self.timeout_keep_alive_task = waited
+        elif waited is not None:
+            waited.cancel()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        self._stop_receiving()
+        self._receiving = self.loop.call_later(self._receive_seconds, self._too_late)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._refused:
+            return
+        head = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._refuse(HEAD_TOO_LARGE)
+        elif len(self.pipeline) >= MAX_PIPELINED:
+            self._refuse(BAD_REQUEST)
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
+        super().on_body(body)
+        if len(self.cycle.body) > self._max_body_bytes + 2**20:  # nobody reads a body whose turn has not come
+            self.transport.abort()
+
+    def on_message_complete(self) -> None:
+        self._stop_receiving()
+        if not self._refused:
+            super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _stop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+
+    def _too_late(self) -> None:
+        """The time is up, unless it was we who did not read on, because an earlier request is being answered."""
+        self._receiving = None
+        own = None if self._in_head else self.cycle  # what is being received; without its head it has no cycle yet
+        if self._running is not None and self._running is not own and not self._running.response_complete:
+            self._receiving = self.loop.call_later(self._receive_seconds, self._too_late)
+        elif own is not None and own.response_started:
+            self.transport.close()  # answered without its body, which still drips in
+        else:
+            if own is not None:
+                own.disconnected = own.response_complete = True
+                own.message_event.set()
+            self._refuse(TOO_LATE)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words, in plain text
+        self._refuse(BAD_REQUEST)
+
+    def _refuse(self, told: Problem) -> None:
+        """Take nothing more from this connection; tell why, unless that would land in the midst of an answer."""
+        self._refused = True
+        self._stop_receiving()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False  # the last good request's answer closes the connection
+            return
+        headers = told.headers | {"content-length": str(len(told.body))}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        start = f"HTTP/1.1 {told.status} {PHRASES[told.status]}\r\n{lines}\r\n"
+        self.transport.write(start.encode("latin-1") + told.body)
+        self.transport.close()

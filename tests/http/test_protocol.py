@@ -1,0 +1,244 @@
+"""What clients hide: requests sent by half, by drips, by heaps, in a row, and connections left in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.http import hosts, limits
+from tests.faults.ask import ask
+from tests.faults.gateway import HEAD, SURE, Gateway, cascade, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+RECEIVE_SECONDS = 1.0  # as configured for these tests
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+def whole(body: dict[str, object]) -> bytes:
+    raw = json.dumps(body).encode()
+    return HEAD + b"content-length: %d\r\n\r\n" % len(raw) + raw
+
+
+def rest(raw: socket.socket) -> bytes:
+    """Everything until the gateway closes. A reset counts as an end."""
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := raw.recv(65536):
+            got += piece
+    return got
+
+
+def statuses(got: bytes) -> list[int]:
+    return [int(piece.split(b" ", 1)[0]) for piece in got.split(b"HTTP/1.1 ")[1:]]
+
+
+CUT = [b"P", HEAD, HEAD + b"content-length: 9\r\n\r\n", HEAD + b"content-length: 9\r\n\r\n{", HEAD + b"x"]
+
+
+@pytest.fixture(scope="module")
+def half_sent(gateway: Gateway) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(gateway.connect()) for _ in range(200)]
+
+
+def test_two_hundred_half_sent_requests_are_closed_in_time_and_harm_nobody(
+    half_sent: list[socket.socket], http: httpx2.Client
+) -> None:
+    began = time.monotonic()
+    for number, raw in enumerate(half_sent):
+        raw.sendall(CUT[number % len(CUT)])
+    assert http.post("/v1/chat/completions", json=ask({"nats": SURE})).status_code == 200
+    assert {tuple(statuses(rest(raw))) for raw in half_sent} == {(408,)}
+    assert time.monotonic() - began < RECEIVE_SECONDS + 3
+
+
+@pytest.mark.parametrize("start", [b"", HEAD + b"x: ", HEAD + b"content-length: 999\r\n\r\n"], ids=len)
+def test_dripping_bytes_win_no_time(start: bytes, gateway: Gateway) -> None:
+    began = time.monotonic()
+    with gateway.connect() as raw:
+        raw.sendall(start)
+        with contextlib.suppress(ConnectionError):
+            for byte in b"GET /nowhere/very/slowly/" + b"a" * 99:
+                raw.sendall(bytes([byte]))
+                time.sleep(0.1)
+                if time.monotonic() - began > RECEIVE_SECONDS + 0.3:
+                    break
+        assert statuses(rest(raw)) == [408]
+    assert time.monotonic() - began < RECEIVE_SECONDS + 2
+
+
+def test_a_refusal_of_the_protocol_has_our_shape(gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(b"NONSENSE\r\n\r\n")
+        head, _, body = rest(raw).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 200 + b"\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 400_000,
+    ],
+    ids=["one long", "many", "long path", "never ends"],
+)
+def test_a_huge_head_is_a_431(head: bytes, gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        with contextlib.suppress(ConnectionError):
+            raw.sendall(head)
+        assert statuses(rest(raw)) in ([431], [])  # a reset may overtake it while we still send
+    with gateway.connect() as raw:
+        raw.sendall(head[:66_000])
+        assert statuses(rest(raw))[0] in (431, 408)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        b"content-length: 2\r\ntransfer-encoding: chunked\r\n",
+        b"content-length: 2\r\ncontent-length: 3\r\n",
+        b"content-length: -1\r\n",
+        b"transfer-encoding: chunked, identity\r\n",
+    ],
+)
+def test_two_opinions_on_the_length_are_refused_and_the_connection_closed(lengths: bytes, gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(HEAD + lengths + b"\r\n{}" + HEALTH)
+        assert statuses(rest(raw)) == [400]
+
+
+def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
+    slow = whole(ask({"nats": SURE, "seconds": 0.3, "text": "first"}))
+    with gateway.connect() as raw:
+        raw.sendall(slow + HEALTH + b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        got = rest(raw)
+    assert statuses(got) == [200, 200, 404]
+    assert got.index(b"first") < got.index(b'"ok"')
+
+
+def test_an_answer_longer_in_coming_than_a_request_may_be_does_not_cost_the_next_one(gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(whole(ask({}, {"seconds": 2 * RECEIVE_SECONDS}) | {"model": "dear"}) + HEALTH[:20])
+        time.sleep(1.5 * RECEIVE_SECONDS)
+        raw.sendall(HEALTH[20:-2] + b"connection: close\r\n\r\n")
+        assert statuses(rest(raw)) == [200, 200]
+
+
+def test_garbage_behind_a_request_does_not_get_into_its_answer(gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(whole(ask({"nats": SURE, "seconds": 0.2})) + b"\x00 garbage\r\n\r\n")
+        got = rest(raw)
+    assert statuses(got) == [200]
+    assert json.loads(got.partition(b"\r\n\r\n")[2])["choices"]
+
+
+def test_a_heap_of_pipelined_requests_ends_in_a_clean_close(gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(whole(ask({"nats": SURE, "seconds": 0.3})) + HEALTH * 1000)
+        told = statuses(rest(raw))
+    assert set(told) == {200}
+    assert len(told) < 50
+
+
+def test_a_client_that_pipelined_and_left_frees_the_upstream(gateway: Gateway, upstream: Upstream) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(whole(ask({}, {"fault": "silent"}) | {"model": "dear"}) + HEALTH)
+        until(lambda: upstream.asked("large"))
+    until(lambda: upstream.asked("large")[0].released_at is not None, 1.0)
+
+
+def test_half_a_close_is_a_clean_end(gateway: Gateway, upstream: Upstream) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(whole(ask({}, {"seconds": 0.5}) | {"model": "dear"}))
+        until(lambda: upstream.asked("large"))
+        raw.shutdown(socket.SHUT_WR)
+        assert statuses(rest(raw)) in ([], [200])
+
+
+def test_who_asks_whether_to_go_on_is_told(gateway: Gateway) -> None:
+    body = json.dumps(ask({"nats": SURE})).encode()
+    with gateway.connect() as raw:
+        raw.sendall(HEAD + b"expect: 100-continue\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body))
+        assert raw.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        raw.sendall(body)
+        assert statuses(rest(raw)) == [200]
+
+
+def test_who_is_refused_before_the_body_is_not_waited_for(gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(HEAD.replace(b"json", b"xml") + b"expect: 100-continue\r\ncontent-length: 9\r\n\r\n")
+        assert statuses(rest(raw)) == [415]
+
+
+@pytest.mark.parametrize("told", [b"host: evil.example\r\n", b"", b"host: localhost\r\nhost: localhost\r\n"])
+def test_a_name_that_is_not_ours_is_refused(told: bytes, gateway: Gateway, upstream: Upstream) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(whole(ask()).replace(b"host: localhost\r\n", told + b"connection: close\r\n"))
+        assert statuses(rest(raw)) == [400]
+    assert not upstream.seen
+
+
+def test_listed_names_are_answered_to(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    config = cascade(upstream.url)
+    config["server"]["hosts"] = ["Gate.example"]
+    with running(tmp_path, config) as named:
+        for host, status in (("gate.example", 200), ("GATE.example:8080", 200), ("localhost", 200), ("x", 400)):
+            assert httpx2.get(f"{named.url}/health", headers={"host": host}).status_code == status
+
+
+def test_unless_told_otherwise_only_the_loopback_is_choosy() -> None:
+    assert hosts.allowed("0.0.0.0", ()) is None
+    assert hosts.allowed("gateway.internal", ()) is None
+    assert "localhost" in (hosts.allowed("127.0.0.1", ()) or ())
+    assert "[::1]" in (hosts.allowed("::1", ()) or ())
+    assert hosts.allowed("127.0.0.1", ("*",)) is None
+
+
+Nested = st.recursive(
+    st.none() | st.text(alphabet='[]{}"\\a'), lambda of: st.lists(of) | st.dictionaries(st.text(), of)
+)
+
+
+def depth(tree: object) -> int:
+    below = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
+    return 0 if below is None else 1 + max(map(depth, below), default=0)
+
+
+@given(Nested, st.integers(0, 70))
+def test_depth_is_what_a_parser_would_find(tree: object, more: int) -> None:
+    for _ in range(more):
+        tree = [tree] if more % 2 else {"[": tree}
+    assert limits.too_deep(json.dumps(tree).encode()) is (depth(tree) > limits.MAX_DEPTH)
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"", b"[" * 200, b"{" * 200 + b'"']))
+def test_no_bytes_upset_the_look_at_the_depth(body: bytes, before: bytes) -> None:
+    limits.too_deep(before + body)
+
+
+@pytest.mark.parametrize("unit", [b"[", b"[]", b'\\"', b'"', b"\\", b"{}[", b"]"])
+def test_the_look_at_the_depth_is_quick_whatever_comes(unit: bytes) -> None:
+    body = b"[" * 100 + b'"' + unit * (2**20 // len(unit)) + b"\\"
+    began = time.process_time()
+    limits.too_deep(body)
+    assert time.process_time() - began < 1.0
+
+
+def test_deep_json_is_a_400(http: httpx2.Client) -> None:
+    deep = json.dumps(ask()).encode()[:-1] + b', "extra": ' + b"[" * 65 + b"]" * 65 + b"}"
+    told = http.post("/v1/chat/completions", content=deep, headers={"content-type": "application/json"})
+    assert told.status_code == 400
+    assert "nested deeper than 64" in told.json()["error"]["message"]
