@@ -5,10 +5,14 @@ reasoning chain is the arithmetic, one equation a line, and ends in `#### N`. Wh
 
     train, calibration, validation, test   2-8 steps, numbers to 999, the wordings, names and items of training
     more_steps                             9-11 steps
-    larger_numbers                         a number from 1,000 to 2,999 on the way
+    larger_numbers                         the first number, and what is added or taken, larger than in training
     new_names                              names and items that training never shows
     reworded                               sentence templates that training never shows
     extra_clause                           an irrelevant clause with a number, of kinds that training never shows
+
+In the last three, what is new stands beside what is known, as it does in real traffic. All splits use the words of
+training and no others (a test proves it): a model with 1,024 tokens has never met the pieces of any other word, and
+would be tested on nothing but that.
 
 A problem's identity is its templates and numbers, names and items aside, and the hash of the identity alone decides
 which of the four unshifted splits may use it. So no split ever shares a problem with another, not even a renamed one,
@@ -47,15 +51,17 @@ ITEMS = tuple(
     tulips
     """.split()  # noqa: SIM905 -- a list of words reads best as words
 )
-NEW_NAMES = tuple(
-    """
-    Quentin Xenia Omar Bianca Ravi Sigrid Tomas Yuki Aisha Bruno Celeste Dmitri
-    """.split()  # noqa: SIM905 -- a list of words reads best as words
-)
-NEW_ITEMS = tuple(
-    """
-    buttons carrots feathers kites magnets onions ribbons saddles turnips walnuts whistles zithers
-    """.split()  # noqa: SIM905 -- a list of words reads best as words
+# Double names, and items that have a quality.
+NEW_NAMES = ("Anna Grace", "Emma Rosa", "Ada Iris", "Kate Ivy", "Cara Mia", "Paul Leo", "Will Henry", "Dan David")
+NEW_ITEMS = (
+    "old coins",
+    "new books",
+    "smaller boats",
+    "old lamps",
+    "new toys",
+    "smaller boxes",
+    "old stamps",
+    "new hats",
 )
 
 # {p}: whose story it is.  {q}, {r}: others.  {i}: the item.  {j}: another item.  {a}, {b}, {c}: numbers.
@@ -148,38 +154,53 @@ DISTRACT = {
 
 # Wordings that training never shows, for the split `reworded`.
 NEW_START = {
-    "owns": "{p} is the proud owner of {a} {i}.",
-    "table": "A table at the home of {p} holds {a} {i}.",
-    "total": "The {i} of {p} number {a} in total.",
+    "bag": "In the bag of {p} there are {a} {i}.",
+    "keeps": "{p} keeps {a} {i} in a bag.",
+    "starts": "In the morning {p} starts with {a} {i}.",
 }
 NEW_START_PRODUCT = {
-    "crates": "Inside each of {a} crates {p} stores {b} {i}.",
-    "groups": "{p} arranges {i} in {a} groups, {b} to a group.",
+    "bags": "In the morning {p} has {a} bags of {b} {i} each.",
+    "rows": "{p} counts {a} rows with {b} {i} each.",
 }
 NEW_STEP = {
-    "add": {"receives": "{p} receives {b} extra {i}.", "plus": "Another {b} {i} are handed to {p} by {q}."},
-    "sub": {"without": "{p} ends up without {b} of those {i}.", "stolen": "{b} {i} get stolen."},
-    "mul": {"factor": "The stock of {p} rises by a factor of {b}.", "fold": "Now there is {b} of every single one."},
-    "div": {"split": "The {i} are split {b} ways, and one portion stays with {p}."},
-    "packs_in": {"cartons": "Along come {b} cartons, holding {c} {i} apiece."},
-    "packs_out": {"orders": "{p} ships {b} orders of {c} {i}."},
+    "add": {
+        "brings": "After lunch {q} brings {p} {b} {i}.",
+        "new": "{p} finds {b} new {i}.",
+        "parcel": "Then {p} gets a parcel of {b} {i}.",
+    },
+    "sub": {
+        "away": "Then {p} gives away {b} {i}.",
+        "game": "{p} loses {b} {i} in a game.",
+        "broken": "Soon {b} of them break.",
+    },
+    "mul": {"swapped": "{p} gets {b} {i} for each of them.", "day": "In a day {p} has {b} times as many {i}."},
+    "div": {"friends": "{p} divides the {i} equally among {b} friends and keeps one share."},
+    "packs_in": {
+        "boxes": "{q} gives {p} {b} boxes with {c} {i} in each.",
+        "each": "{p} gets {c} {i} from each of {b} friends.",
+    },
+    "packs_out": {
+        "packs": "{p} sells {b} packs with {c} {i} in each.",
+        "takes": "For {b} days {q} takes {c} {i} a day.",
+    },
 }
 NEW_ASK = {
-    "have": {"tally": "Find the final tally of {i}.", "count": "State how many {i} {p} can count."},
-    "price": {"worth": "If one is worth {b} dollars, what is the whole lot worth?"},
-    "lack": {"goal": "The goal is {b} {i}. By how many does {p} fall short?"},
-    "more_together": {"sum": "{q} is ahead of {p} by {b} {i}. What do their {i} add up to?"},
-    "times_together": {"sum": "For each one of {p}, {q} has {b}. What do the {i} of both add up to?"},
+    "have": {"left": "How many {i} are left in the end?", "of": "What is the number of {i} now?"},
+    "price": {"all": "{p} sells all of them for {b} dollars each. How many dollars does {p} get?"},
+    "lack": {"must": "{p} must have {b} {i} in all. How many must {p} find?"},
+    "more_together": {"of": "{q} has {b} more {i}. What is the number of {i} they have together?"},
+    "times_together": {"of": "{q} has {b} times as many. What is the number of {i} they have together?"},
 }
-# Clauses of kinds that training never shows, for the split `extra_clause`; one is put behind a sentence of the story.
+# Clauses of kinds that training never shows, for the split `extra_clause`.
 CLAUSES = {
-    "bus": "The number {c} bus stops outside.",
-    "year": "This reminds {q} of a trip {c} months ago.",
-    "colour": "About {c} of the {j} next door are blue.",
-    "uncle": "An uncle who lives {c} miles away once had twice that.",
-    "radio": "Meanwhile the radio plays {c} songs.",
+    "age": "{p} is {c} years old.",
+    "walk": "{q} walks {c} minutes every day.",
+    "friends": "{q} has {c} friends.",
+    "gives": "{q} gives {r} {c} {j}.",
+    "shop": "The shop sells {c} {j} every day.",
 }
 
+GROUP = 40  # the largest number in a pack
 STEPS_OF = {"add": 1, "sub": 1, "mul": 1, "div": 1, "packs_in": 2, "packs_out": 2}
 STEPS_OF_ASK = {"have": 0, "price": 1, "lack": 1, "more_together": 2, "times_together": 2}
 
@@ -202,14 +223,13 @@ class Problem:
 class Recipe:
     """What a split allows. steps, peak: inclusive ranges; peak bounds the largest number on the way.
 
-    start, spread, group: the largest first number, number added or taken, and number in a pack.
+    start, spread: the first number, and a number added or taken, inclusive.
     """
 
     steps: tuple[int, int] = (2, 8)
     peak: tuple[int, int] = (0, 999)
-    start: int = 400
-    spread: int = 199
-    group: int = 40
+    start: tuple[int, int] = (4, 400)
+    spread: tuple[int, int] = (2, 199)
     new_words: bool = False
     reworded: bool = False
     clause: bool = False
@@ -218,7 +238,7 @@ class Recipe:
 RECIPES = {
     **dict.fromkeys(BUCKETS, Recipe()),
     "more_steps": Recipe(steps=(9, 11)),
-    "larger_numbers": Recipe(peak=(1000, 2999), start=1600, spread=799, group=160),
+    "larger_numbers": Recipe(start=(401, 600), spread=(100, 299)),
     "new_names": Recipe(new_words=True),
     "reworded": Recipe(reworded=True),
     "extra_clause": Recipe(clause=True),
@@ -284,16 +304,19 @@ class _Story:
 
     def __init__(self, rng: random.Random, recipe: Recipe) -> None:
         self.rng, self.recipe = rng, recipe
-        names, items = (NEW_NAMES, NEW_ITEMS) if recipe.new_words else (NAMES, ITEMS)
-        self.words = dict(zip("pqr", rng.sample(names, 3), strict=True)) | dict(
-            zip("ij", rng.sample(items, 2), strict=True)
-        )
+        self.words = dict(zip("pqrij", [*rng.sample(NAMES, 3), *rng.sample(ITEMS, 2)], strict=True))
+        if recipe.new_words:
+            self.words |= {"p": rng.choice(NEW_NAMES)} if rng.random() < 0.5 else {"i": rng.choice(NEW_ITEMS)}
         self.sentences: list[str] = []
         self.equations: list[str] = []
         self.keys: list[str] = []
         self.value = self.peak = 0
+        self.reworded = False
 
-    def say(self, kind: str, wordings: dict[str, str], **numbers: int) -> None:
+    def say(self, kind: str, wordings: dict[str, str], new: dict[str, str] | None = None, **numbers: int) -> None:
+        """Put one sentence. new: wordings that a reworded story takes instead, every other time."""
+        if new and self.recipe.reworded and self.rng.random() < 0.5:
+            kind, wordings, self.reworded = f"new_{kind}", new, True
         key = self.rng.choice(list(wordings))
         self.sentences.append(wordings[key].format(**self.words, **numbers))
         self.keys.append(f"{kind}.{key}{tuple(numbers.values())}")
@@ -314,12 +337,12 @@ def _draft(rng: random.Random, recipe: Recipe) -> tuple[str, list[str], int, int
     story = _Story(rng, recipe)
     wanted = rng.randint(*recipe.steps)
     ask = rng.choice([kind for kind, cost in STEPS_OF_ASK.items() if cost < wanted])
-    _begin(story, as_product=wanted - STEPS_OF_ASK[ask] > 1 and rng.random() < 0.3)
+    _begin(story, as_product=wanted - STEPS_OF_ASK[ask] > 1 and rng.random() < 0.3 and recipe.start[0] < GROUP)
     while (room := wanted - STEPS_OF_ASK[ask] - len(story.equations)) > 0:
         if not _step(story, rng.choice([kind for kind, cost in STEPS_OF.items() if cost <= room])):
             return None
     _disturb(story)
-    if not _ask(story, ask):
+    if not _ask(story, ask) or story.reworded != recipe.reworded:
         return None
     identity = hashlib.sha256("|".join(story.keys).encode()).hexdigest()[:16]
     return " ".join(story.sentences), story.equations, story.value, story.peak, identity
@@ -328,39 +351,38 @@ def _draft(rng: random.Random, recipe: Recipe) -> tuple[str, list[str], int, int
 def _begin(story: _Story, *, as_product: bool) -> None:
     rng, recipe = story.rng, story.recipe
     if as_product:
-        a, b = rng.randint(2, 12), rng.randint(2, recipe.group)
-        story.say("start_product", NEW_START_PRODUCT if recipe.reworded else START_PRODUCT, a=a, b=b)
+        a, b = rng.randint(2, 12), rng.randint(2, GROUP)
+        story.say("start_product", START_PRODUCT, NEW_START_PRODUCT, a=a, b=b)
         story.compute(a, "*", b)
     else:
-        a = rng.randint(4, recipe.start)
-        story.say("start", NEW_START if recipe.reworded else START, a=a)
+        a = rng.randint(*recipe.start)
+        story.say("start", START, NEW_START, a=a)
         story.value = story.peak = a
 
 
 def _step(story: _Story, kind: str) -> bool:
     """One operation on the running number, or False when no number fits."""
-    top, spread, x = story.recipe.peak[1], story.recipe.spread, story.value
-    wordings = (NEW_STEP if story.recipe.reworded else STEP)[kind]
+    top, x, (low, high) = story.recipe.peak[1], story.value, story.recipe.spread
     if kind in ("packs_in", "packs_out"):
         b = story.below(2, 9)
-        c = story.below(2, min(story.recipe.group, ((top - x) if kind == "packs_in" else x - 1) // (b or 1)))
+        c = story.below(2, min(GROUP, ((top - x) if kind == "packs_in" else x - 1) // (b or 1)))
         if b is None or c is None:
             return False
-        story.say(kind, wordings, b=b, c=c)
+        story.say(kind, STEP[kind], NEW_STEP[kind], b=b, c=c)
         packed = story.compute(b, "*", c)
         story.compute(x, "+" if kind == "packs_in" else "-", packed)
         return True
     factors = {"mul": [k for k in range(2, 10) if x * k <= top], "div": [k for k in range(2, 10) if x % k == 0]}
     match kind:
         case "add":
-            b = story.below(2, min(spread, top - x))
+            b = story.below(low, min(high, top - x))
         case "sub":
-            b = story.below(2, min(spread, x - 1))
+            b = story.below(low, min(high, x - 1))
         case _:
             b = story.rng.choice(factors[kind]) if factors[kind] else None
     if b is None:
         return False
-    story.say(kind, wordings, b=b)
+    story.say(kind, STEP[kind], NEW_STEP[kind], b=b)
     story.compute(x, {"add": "+", "sub": "-", "mul": "*", "div": "/"}[kind], b)
     return True
 
@@ -379,19 +401,18 @@ def _disturb(story: _Story) -> None:
 
 
 def _ask(story: _Story, kind: str) -> bool:
-    top, spread, x = story.recipe.peak[1], story.recipe.spread, story.value
-    wordings = (NEW_ASK if story.recipe.reworded else ASK)[kind]
+    top, x, (low, high) = story.recipe.peak[1], story.value, story.recipe.spread
     limits = {
         "have": (0, 0),
         "price": (2, min(9, top // x)),
-        "lack": (x + 2, min(x + spread, top)),
-        "more_together": (2, min(spread, top - 2 * x)),
+        "lack": (x + low, min(x + high, top)),
+        "more_together": (low, min(high, top - 2 * x)),
         "times_together": (2, min(9, top // x - 1)),
     }
     b = story.below(*limits[kind])
     if b is None:
         return False
-    story.say(kind, wordings, b=b)
+    story.say(kind, ASK[kind], NEW_ASK[kind], b=b)
     match kind:
         case "price":
             story.compute(x, "*", b)
