@@ -127,5 +127,5 @@ def conditions(fitting: Fitting, manifest: Manifest | None, split: str) -> list[
         said.append(f"asked as {manifest.template!r} in one user message, greedily")
         said.append("answers that ended by themselves and hold one final number; others have no confidence")
     if fitting.after:
-        said.append(f"asked after {', '.join(fitting.after)}, in this order; without them it may have no confidence")
+        said.append(f"asked after {', '.join(fitting.after)}, in this order; one of them may be silent, none another")
     return said
