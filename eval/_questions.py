@@ -1,4 +1,4 @@
-"""Which questions a command line means: a dataset, some of its splits, and how many of each."""
+"""Which questions a command line means (a dataset, some of its splits, how many of each), and how they are put."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import datasets
+from eval import datasets, prompts
 from eval.datasets import Question
+from eval.prompts import Prompt
 from gateway.errors import ConfigError
 
 
@@ -47,3 +48,14 @@ def _parameters(dataset: str) -> set[str]:
     if dataset not in datasets.names():
         raise ConfigError(f"no dataset {dataset!r}; have {', '.join(datasets.names())}")
     return set(inspect.signature(importlib.import_module(f"eval.datasets.{dataset}").load).parameters)
+
+
+def prompt(name: str, dataset: str, data: Path | None) -> Prompt:
+    """The prompt a word stands for: plain, boxed, shots, or the file of that name. Raises ConfigError."""
+    if name == "shots":
+        return prompts.shots(questions(dataset, ["train"], data=data, n=None, seed=None))
+    if name in ("plain", "boxed"):
+        return prompts.boxed() if name == "boxed" else prompts.plain()
+    if not Path(name).is_file():
+        raise ConfigError(f"no prompt {name!r}; have plain, boxed, shots, or name a text file")
+    return prompts.from_file(Path(name))

@@ -70,9 +70,9 @@ def collect(
     data: Annotated[
         Path | None, typer.Option(envvar="CONFGATE_DATA", help="Folder or file of the dataset, where it has one.")
     ] = None,
-    template: Annotated[
-        Path | None, typer.Option(help="Text file of the user message, {question} where the question goes.")
-    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="plain, boxed, shots (examples from the split train), or a text file with {question}.")
+    ] = "plain",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Per answer. Without it: the engine's limit.")] = None,
     top_k: Annotated[int, typer.Option(min=0, help="Most likely tokens to record per position.")] = 20,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions in flight per tier.")] = 32,
@@ -93,7 +93,7 @@ def collect(
         settings = configs.read(config)
         share_cores(settings)
         plan = collecting.Plan(
-            template=collecting.PLAIN if template is None else template.read_text(encoding="utf-8"),
+            prompt=_questions.prompt(prompt, dataset, data),
             max_tokens=max_tokens,
             top_k=top_k,
             seed=seed or 0,

@@ -12,7 +12,7 @@ import hashlib
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -23,15 +23,15 @@ from eval import records, splits
 from eval._journal import Journal, Key
 from eval.datasets import Question
 from eval.grade import Grade, grade
+from eval.prompts import Prompt, plain
 from eval.records import MANIFEST, RECORDS, Collected, Manifest, Record, Row
 from gateway.cascade import price
 from gateway.config import Config, TierEntry
 from gateway.errors import ConfigError, EngineError, EngineRefused, EngineSlow, EngineTooSmall, GatewayError
-from gateway.nouns import Ask, Completion, Engine, Finish, Message, Prices
+from gateway.nouns import Ask, Completion, Engine, Finish, Prices
 from gateway.snapshot import open_engines
 
 PACKAGES = ("confidence-gateway", "numpy", "torch", "transformers", "pyarrow")
-PLAIN = "{question}"  # the template of a chat whose one message is the question
 GIVE_UP = 10  # rows of one tier that fail in a row before the rest of its rows are not even tried
 PAUSE_SECONDS = 0.5  # before the second attempt; it doubles from there
 
@@ -49,12 +49,12 @@ class Different(GatewayError):
 class Plan:
     """How to ask.
 
-    template: the user message, {question} where the question goes.  top_k: candidates per token to record.
+    prompt: how a question is put.  top_k: candidates per token to record.
     concurrency: questions in flight per tier.  attempts: per row and run, at least 1.  patience_seconds: per attempt.
     command, created: for the manifest.
     """
 
-    template: str = PLAIN
+    prompt: Prompt = field(default_factory=plain)
     max_tokens: int | None = None
     top_k: int = 20
     seed: int = 0
@@ -63,10 +63,6 @@ class Plan:
     patience_seconds: float = 600.0
     command: str = ""
     created: str = ""
-
-    def __post_init__(self) -> None:
-        if "{question}" not in self.template:
-            raise ConfigError(f"the prompt template needs {{question}} where the question goes, got {self.template!r}")
 
 
 Watch = Callable[[Row], None]
@@ -116,7 +112,10 @@ async def describe(
         dataset=questions[0].dataset,
         splits=dict(Counter(question.split for question in questions)),
         data_sha256=records.sha256_of(asked),
-        template=plan.template,
+        template=plan.prompt.template,
+        system=plan.prompt.system,
+        shots=tuple(shot.id for shot in plan.prompt.shots),
+        prompt=plan.prompt.sha256,
         max_tokens=plan.max_tokens,
         top_k=plan.top_k,
         seed=plan.seed,
@@ -245,8 +244,8 @@ class Desk:
     async def _attempt(self, question: Question) -> Completion:
         patience = self._plan.patience_seconds
         deadline = asyncio.get_running_loop().time() + patience
-        text = self._plan.template.replace("{question}", question.text)
-        ask = Ask((Message("user", text),), deadline, self._plan.max_tokens, top_k=self._plan.top_k)
+        messages = self._plan.prompt.messages(question)
+        ask = Ask(messages, deadline, self._plan.max_tokens, top_k=self._plan.top_k)
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._engine.complete(ask)

@@ -357,8 +357,10 @@ class Collected:
 class Manifest:
     """What a collection is of. A collection is resumed only as what it was: see `differs`.
 
-    splits: questions per split.  data_sha256: over the questions themselves.  template: the prompt, {question} where
-    the question goes.  versions: of what computed the answers.  command, created: when it began first.
+    splits: questions per split.  data_sha256: over the questions themselves.
+    template, system, shots: the prompt, {question} where the question goes, and the ids of its examples.
+    prompt: the prompt's SHA-256, of the template alone where there is no more to it.
+    versions: of what computed the answers.  command, created: when it began first.
     """
 
     dataset: str
@@ -369,15 +371,18 @@ class Manifest:
     top_k: int
     seed: int
     tiers: tuple[Collected, ...]
+    system: str = ""
+    shots: tuple[str, ...] = ()
+    prompt: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     created: str = ""
     schema: str = SCHEMA
     schema_version: int = SCHEMA_VERSION
 
-    @property
-    def prompt(self) -> str:
-        return hashlib.sha256(self.template.encode()).hexdigest()
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            object.__setattr__(self, "prompt", hashlib.sha256(self.template.encode()).hexdigest())
 
     def differs(self, other: Manifest) -> list[str]:
         """What a resumed collection would mix, in words; empty when it may go on."""
@@ -400,7 +405,7 @@ class Manifest:
 
 
 # `splits` and `tiers` count too, one fact at a time.
-IDENTITY = ("dataset", "data_sha256", "template", "max_tokens", "top_k")
+IDENTITY = ("dataset", "data_sha256", "template", "system", "shots", "prompt", "max_tokens", "top_k")
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -124,8 +124,19 @@ def conditions(fitting: Fitting, manifest: Manifest | None, split: str) -> list[
     if manifest is None:
         said.append(f"confidences computed as in the table's columns {', '.join(fitting.data.names)}")
     else:
-        said.append(f"asked as {manifest.template!r} in one user message, greedily")
+        around = (
+            f", after a system message and {len(manifest.shots)} examples" if manifest.system or manifest.shots else ""
+        )
+        said.append(f"asked as {manifest.template!r}{around}, greedily")
         said.append("answers that ended by themselves and hold one final number; others have no confidence")
     if fitting.after:
         said.append(f"asked after {', '.join(fitting.after)}, in this order; one of them may be silent, none another")
     return said
+
+
+def before(manifest: Manifest) -> str:
+    """What the chat holds before the question."""
+    turns = ([f"the system message {manifest.system!r}"] if manifest.system else []) + (
+        [f"{len(manifest.shots)} worked examples"] if manifest.shots else []
+    )
+    return f", after {' and '.join(turns)}" if turns else ""
