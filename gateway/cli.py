@@ -123,10 +123,13 @@ def serve(
     from gateway.telemetry import log_to_stderr
 
     log_to_stderr(log_level)
-    settings = read(config)
-    given = {"host": host, "port": port}
-    server = settings.server.model_copy(update={key: value for key, value in given.items() if value is not None})
-    serving.run(settings.model_copy(update={"server": server}))
+    given = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
+
+    def written() -> Config:
+        settings = read(config)
+        return settings.model_copy(update={"server": settings.server.model_copy(update=given)})
+
+    serving.run(written)
 
 
 @app.command()

@@ -89,12 +89,26 @@ class Keys(Written):
 
     allow_anonymous: bool = False
     clients: tuple[Client, ...] = ()
+    admins: tuple[Client, ...] = Field(default=(), description="for the admin listener, and for nothing else")
 
     @model_validator(mode="after")
     def _somebody(self) -> Self:
         if not self.clients and not self.allow_anonymous:
             raise wrong("nobody may ask: list clients, or set allow_anonymous: true to let everybody in")
         return self
+
+
+class Admin(Written):
+    """A listener of its own for metrics, reloading and draining; keep it on the loopback or a private network."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=9090, ge=0, le=65535, description="0 takes any free port")
+    hosts: tuple[str, ...] = Field(default=(), description="as server.hosts")
+    allow_anonymous: bool = Field(default=False, description="let everybody in who can reach it")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port
 
 
 class PriceList(Written):
@@ -184,6 +198,7 @@ class Config(Written):
 
     server: Server = Server()
     keys: Keys
+    admin: Admin | None = Field(default=None, description="without it, /metrics is on the public listener")
     on_bad_artifact: Literal["escalate", "refuse"] = Field(
         default="refuse",
         description="a calibrator that is missing, broken or not this server's: escalate runs the tier without a "
@@ -191,6 +206,13 @@ class Config(Written):
     )
     tiers: tuple[TierEntry, ...] = Field(min_length=1)
     policies: dict[Name, PolicyEntry] = Field(description="`default` is what the model name `auto` means")
+
+    @model_validator(mode="after")
+    def _admin_is_locked(self) -> Self:
+        if self.admin is not None and not self.admin.allow_anonymous and not self.keys.admins:
+            told = "nobody may administer: list keys.admins, or set admin.allow_anonymous: true to let everybody in"
+            raise wrong(told, at=("admin",))
+        return self
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

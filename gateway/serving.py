@@ -5,29 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from gateway.config import Config, Server
 from gateway.errors import ConfigError
 from gateway.http import protocol
+from gateway.http.admin import create_admin
 from gateway.http.app import create_app
-from gateway.http.auth import Keyring
-from gateway.snapshot import open_cascade
+from gateway.http.live import Live, open_generation
 from gateway.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so that they, not we, close first
 
 
-def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
-    keyring = Keyring.of(config.keys)
-    with listen(config.server) as listener, asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(serve(config, keyring, listener))
+def run(read: Callable[[], Config]) -> None:
+    """Serve until SIGTERM or SIGINT. read: the configuration as it is written now; called again for every reload.
+
+    Raises ConfigError when it cannot start.
+    """
+    config = read()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(config.server.host, config.server.port))
+        admin = stack.enter_context(listen(*config.admin.address)) if config.admin else None
+        runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
+        runner.run(serve(config, read, listener, admin))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -39,11 +50,11 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def listen(server: Server) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A bound socket; nobody is let in before the cascade is open. Raises ConfigError that says what to do."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         try:
@@ -53,29 +64,77 @@ def listen(server: Server) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        where = f"port {server.port} on {server.host}"
+        where = f"port {port} on {host}"
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(f"{where} is in use; stop what listens there, or choose another with --port") from None
         raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
     return listener
 
 
-async def serve(config: Config, keyring: Keyring, listener: socket.socket) -> None:
+async def serve(
+    config: Config, read: Callable[[], Config], listener: socket.socket, admin: socket.socket | None
+) -> None:
     """Open, serve, and close again, in this order."""
-    async with open_cascade(config) as snapshot:
-        settings = uvicorn.Config(
-            create_app(snapshot, keyring, Telemetry()),
-            http=protocol.of(config.server),
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=round(config.server.grace_seconds),
-        )
-        await Process(settings, invitation(url(listener), config)).serve([listener])
+    telemetry = Telemetry()
+    live = Live(await open_generation(config), read, lambda now: telemetry.start(now.tiers, now.withheld))
+    try:
+        async with asyncio.TaskGroup() as group:
+            public = Process(settings(create_app(live, telemetry), config.server), invitation(url(listener), config))
+            jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
+            beside = None
+            if admin is not None:
+                app = create_admin(live, telemetry, group, partial(public.handle_exit, signal.SIGTERM, None))
+                beside = Beside(settings(app, config.server))
+                jobs.append(group.create_task(beside.serve([admin])))
+            await public.serve([listener])
+            if beside is not None:  # last, so that the end can be watched
+                beside.should_exit = True
+                await jobs.pop()
+            for job in jobs:
+                job.cancel()
+    finally:
+        await live.close()
+
+
+def settings(app: ASGIApp, server: Server) -> uvicorn.Config:
+    """One listener's."""
+    return uvicorn.Config(
+        app,
+        http=protocol.of(server),
+        lifespan="off",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=round(server.grace_seconds),
+    )
+
+
+async def on_hangup_signal(live: Live, group: asyncio.TaskGroup) -> None:
+    """For ever: reload when told to by SIGHUP. A file that is wrong is logged, and changes nothing."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, told.set)
+    try:
+        while True:
+            await told.wait()
+            told.clear()
+            try:
+                await live.reload(group)
+            except ConfigError as error:
+                log.error("not reloaded", extra={"why": str(error)})
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+class Beside(uvicorn.Server):
+    """A listener next to the main one, which alone listens to signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class Process(uvicorn.Server):

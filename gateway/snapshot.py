@@ -7,7 +7,7 @@ import datetime as dt
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from calibrators import artifact as artifacts
 from gateway import confidence, engines
@@ -29,28 +29,47 @@ class Snapshot:
     """One configuration, opened. A request uses one snapshot from start to end.
 
     tiers: without a threshold, for asking one directly.  policies: by name, `default` always there.
-    withheld: tiers that run without their calibrator, and why.
+    withheld: tiers that run without their calibrator, and why.  away: those of them whose server could not be asked
+    who it is.  engines: by tier, shared with the snapshot that comes after where it wants the same.
     """
 
     config: Config
     tiers: Mapping[str, Tier]
     policies: Mapping[str, Policy]
     withheld: Mapping[str, str]
+    away: frozenset[str] = frozenset()
+    engines: Mapping[str, Shared] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """An engine, and how many snapshots ask it. It is closed when the last one is."""
+
+    engine: Engine
+    options: engines.Options
+    users: int = 0
+
+    async def close(self) -> None:
+        self.users -= 1
+        if not self.users:
+            await self.engine.close()
 
 
 @asynccontextmanager
-async def open_cascade(config: Config) -> AsyncIterator[Snapshot]:
+async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncIterator[Snapshot]:
     """Open everything a configuration names; close it again at the end.
 
+    before: what is in service now. A tier that is the same in both keeps its engine, and its guard what it has learnt.
     Raises ConfigError for a model that does not exist, and, unless on_bad_artifact is escalate, for a calibrator that
     is missing, broken or fitted on something else than what its engine serves.
     """
-    async with open_engines(config) as opened:
+    async with open_shared(config, before) as opened:
         patience_ends = asyncio.get_running_loop().time() + config.server.start_seconds
         tiers: dict[str, Tier] = {}
         withheld: dict[str, str] = {}
+        away: set[str] = set()
         for entry in config.tiers:
-            tier = bare_tier(entry, opened[entry.name])
+            tier = bare_tier(entry, opened[entry.name].engine, before)
             try:
                 tiers[entry.name] = await calibrated(tier, entry, patience_ends)
             except (artifacts.ArtifactError, EngineError, ConfigError) as error:
@@ -58,27 +77,65 @@ async def open_cascade(config: Config) -> AsyncIterator[Snapshot]:
                     advice = "fix it, or set on_bad_artifact: escalate to run the tier without a confidence"
                     raise ConfigError(f"tier {entry.name}: {error} ({advice})") from error
                 tiers[entry.name], withheld[entry.name] = tier, str(error)
+                if isinstance(error, EngineError):
+                    away.add(entry.name)
                 log.error("calibrator withheld", extra={"tier": entry.name, "why": str(error)})
         policies = {name: policy(name, entry, tiers) for name, entry in config.policies.items()}
-        yield Snapshot(config, tiers, policies, withheld)
+        yield Snapshot(config, tiers, policies, withheld, frozenset(away), opened)
+
+
+async def healed(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with the calibrators of servers that have come back; the very same one when none has."""
+    tiers, withheld, away = dict(snapshot.tiers), dict(snapshot.withheld), set(snapshot.away)
+    for entry in snapshot.config.tiers:
+        if entry.name in snapshot.away:
+            try:
+                tiers[entry.name] = await calibrated(tiers[entry.name], entry, patience_ends=0.0)
+            except EngineError:
+                continue
+            except (artifacts.ArtifactError, ConfigError) as error:  # it is back, and another one
+                withheld[entry.name] = str(error)
+                log.error("calibrator withheld", extra={"tier": entry.name, "why": str(error)})
+            else:
+                del withheld[entry.name]
+                log.warning("calibrator no longer withheld", extra={"tier": entry.name})
+            away.remove(entry.name)
+    if away == snapshot.away:
+        return snapshot
+    policies = {name: policy(name, entry, tiers) for name, entry in snapshot.config.policies.items()}
+    return replace(snapshot, tiers=tiers, policies=policies, withheld=withheld, away=frozenset(away))
+
+
+@asynccontextmanager
+async def open_shared(config: Config, before: Snapshot | None) -> AsyncIterator[Mapping[str, Shared]]:
+    """Engines by tier name; those that `before` has under the same name and options are taken along."""
+    async with AsyncExitStack() as stack:
+        opened: dict[str, Shared] = {}
+        for entry in config.tiers:
+            known = before.engines.get(entry.name) if before is not None else None
+            if known is None or known.options != entry.engine:
+                engine = await engines.find(entry.engine.kind).open_engine(entry.engine, name=entry.name)
+                known = Shared(engine, entry.engine)
+            known.users += 1
+            stack.push_async_callback(known.close)
+            opened[entry.name] = known
+        yield opened
 
 
 @asynccontextmanager
 async def open_engines(config: Config) -> AsyncIterator[Mapping[str, Engine]]:
     """The engines alone, by tier name: what collecting needs before any calibrator exists."""
-    async with AsyncExitStack() as stack:
-        opened: dict[str, Engine] = {}
-        for entry in config.tiers:
-            engine = await engines.find(entry.engine.kind).open_engine(entry.engine, name=entry.name)
-            stack.push_async_callback(engine.close)
-            opened[entry.name] = engine
-        yield opened
+    async with open_shared(config, None) as opened:
+        yield {name: shared.engine for name, shared in opened.items()}
 
 
-def bare_tier(entry: TierEntry, engine: Engine) -> Tier:
+def bare_tier(entry: TierEntry, engine: Engine, before: Snapshot | None = None) -> Tier:
     """A tier that can answer, but says nothing about how sure it is."""
+    known = before.tiers.get(entry.name) if before is not None else None
+    limits = entry.limits.limits()
+    same = known is not None and known.engine is engine and known.guard.limits == limits
+    guard = known.guard if known is not None and same else Guard(limits)
     prices = Prices(entry.prices.usd_per_mtok_in, entry.prices.usd_per_mtok_out)
-    guard = Guard(entry.limits.limits())
     return Tier(entry.name, engine, prices=prices, patience_seconds=entry.patience_seconds, guard=guard)
 
 

@@ -22,6 +22,7 @@ log = logging.getLogger("gateway.hop")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SHARES = tuple(step / 20 for step in range(1, 21))
 PREFIX = "confidence_gateway"
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # What every log record carries anyway, uvicorn's in colour too; the rest of its fields are ours.
 USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
@@ -67,7 +68,9 @@ class Telemetry:
         )
 
     def start(self, tiers: Mapping[str, Tier], withheld: Mapping[str, str]) -> None:
-        """Called once a snapshot is open."""
+        """Called whenever a snapshot comes into service; tiers it no longer has are forgotten."""
+        for gauge in (self._withheld, *self._guards.values()):
+            gauge.clear()
         for name, tier in tiers.items():
             self._withheld.labels(name).set(name in withheld)
             self._watch("breaker_open", name, partial(getattr, tier.guard.breaker, "is_open"))

@@ -7,7 +7,7 @@ import hmac
 from dataclasses import dataclass
 from typing import Self
 
-from gateway.config import Keys
+from gateway.config import Config, Keys
 from gateway.http.errors import RequestError
 
 ANONYMOUS = "anonymous"
@@ -24,6 +24,12 @@ class Keyring:
     def of(cls, keys: Keys) -> Self:
         """Raises ConfigError for a key whose environment variable is not set."""
         return cls(tuple((client.name, client.digest()) for client in keys.clients), keys.allow_anonymous)
+
+    @classmethod
+    def of_admins(cls, config: Config) -> Self:
+        """Keys of the other class: a client's opens nothing here, an admin's nothing there."""
+        anonymous = config.admin is not None and config.admin.allow_anonymous
+        return cls(tuple((admin.name, admin.digest()) for admin in config.keys.admins), anonymous)
 
     def who(self, authorization: str | None) -> str:
         """The client's name. authorization: the header's value.

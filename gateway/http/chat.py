@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 from gateway import cascade
 from gateway.errors import ClientGone
 from gateway.http import limits, reply, sse, wire
-from gateway.http.auth import Keyring
 from gateway.http.errors import RequestError, problem
 from gateway.http.hangup import or_hangup
+from gateway.http.live import Generation, Live
 from gateway.http.reply import Call
 from gateway.nouns import Answer, Ask, Hop, Policy
 from gateway.snapshot import Snapshot
@@ -28,32 +28,32 @@ log = logging.getLogger(__name__)
 
 
 class Chat:
-    """The endpoint over one snapshot."""
+    """The endpoint over what is live."""
 
-    def __init__(self, snapshot: Snapshot, keyring: Keyring, telemetry: Telemetry) -> None:
-        self._snapshot, self._keyring, self._telemetry = snapshot, keyring, telemetry
-        self._server = snapshot.config.server
+    def __init__(self, live: Live, telemetry: Telemetry) -> None:
+        self._live, self._telemetry = live, telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, whatever becomes of it: an answer, an error, or nobody left to tell."""
         now = asyncio.get_running_loop().time
         began, route_id = now(), uuid.uuid4().hex
         status, reason = 499, ""
-        with self._telemetry.in_flight.track_inprogress():
+        with self._telemetry.in_flight.track_inprogress(), self._live.held() as held:
             try:
-                status, reason, headers, pieces = await self._reply(scope, receive, route_id, began)
-                await asyncio.wait_for(respond(status, headers, pieces, send), self._server.request_seconds)
+                status, reason, headers, pieces = await self._reply(held, scope, receive, route_id, began)
+                seconds = held.snapshot.config.server.request_seconds
+                await asyncio.wait_for(respond(status, headers, pieces, send), seconds)
             except (ClientGone, OSError, TimeoutError):  # left, broke off, or does not read
                 status = 499
             finally:
                 self._telemetry.ended(status, reason, now() - began)
 
     async def _reply(
-        self, scope: Scope, receive: Receive, route_id: str, began: float
+        self, held: Generation, scope: Scope, receive: Receive, route_id: str, began: float
     ) -> tuple[int, str, Mapping[str, str], Iterable[bytes]]:
         """Status, why the answer was served, headers and body. Raises ClientGone only."""
         try:
-            call, answer = await self._decide(scope, receive, route_id, began)
+            call, answer = await self._decide(held, scope, receive, route_id, began)
             self._telemetry.served(answer)
             return 200, str(answer.reason), *written(answer, call)
         except ClientGone:
@@ -65,13 +65,16 @@ class Chat:
                 log.error("request failed", extra={"route_id": route_id, "error": str(error)}, exc_info=ours)
             return told.status, "", {"x-route-schema": reply.SCHEMA, "x-route-id": route_id} | told.headers, [told.body]
 
-    async def _decide(self, scope: Scope, receive: Receive, route_id: str, began: float) -> tuple[Call, Answer]:
-        """Everything up to the answer."""
-        server, headers = self._server, Headers(scope=scope)
-        self._keyring.who(headers.get("authorization"))
+    async def _decide(
+        self, held: Generation, scope: Scope, receive: Receive, route_id: str, began: float
+    ) -> tuple[Call, Answer]:
+        """Everything up to the answer, by one snapshot whatever is reloaded meanwhile."""
+        snapshot, headers = held.snapshot, Headers(scope=scope)
+        server = snapshot.config.server
+        held.keyring.who(headers.get("authorization"))
         body = await limits.read_json(scope, receive, max_bytes=int(server.max_body_mib * 2**20))
         request = wire.read(body, server)
-        route = choose(request.model, self._snapshot)
+        route = choose(request.model, snapshot)
         ask, ignored = wire.to_ask(request, began + server.request_seconds, pin=server.sampler == "pin")
         debug = request.debug or headers.get("x-route-debug", "").lower() in ("true", "1")
         call = Call(request, route_id, int(time.time()), debug, tuple(ignored))

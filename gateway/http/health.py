@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from gateway.http.live import Live
 from gateway.nouns import Engine
-from gateway.snapshot import Snapshot
 
 FRESH_SECONDS = 1.0  # asking often must not load the model servers
 
 
-def router(snapshot: Snapshot) -> APIRouter:
-    """Routes over one snapshot."""
+def router(live: Live) -> APIRouter:
+    """Routes over what is live."""
     routes = APIRouter(tags=["health"])
-    readiness = Readiness([tier.engine for tier in snapshot.tiers.values()])
+    readiness = Readiness(lambda: [tier.engine for tier in live.snapshot.tiers.values()])
 
     @routes.get("/health")
     async def health() -> dict[str, str]:
@@ -37,17 +37,18 @@ def router(snapshot: Snapshot) -> APIRouter:
 class Readiness:
     """How many engines are ready, looked up at most once a second and by one request at a time."""
 
-    def __init__(self, engines: Iterable[Engine]) -> None:
-        self._engines = list(engines)
+    def __init__(self, engines: Callable[[], Sequence[Engine]]) -> None:
+        self._engines = engines
         self._lock = asyncio.Lock()
         self._until = 0.0
-        self._able = 0
+        self._able = self._of = 0
 
     async def look(self) -> tuple[int, int]:
         """(ready, all)."""
         now = asyncio.get_running_loop().time
         async with self._lock:
             if now() >= self._until:
-                self._able = sum(await asyncio.gather(*(engine.ready() for engine in self._engines)))
+                engines = self._engines()
+                self._able, self._of = sum(await asyncio.gather(*(engine.ready() for engine in engines))), len(engines)
                 self._until = now() + FRESH_SECONDS
-        return self._able, len(self._engines)
+        return self._able, self._of

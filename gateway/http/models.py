@@ -9,31 +9,31 @@ from fastapi import APIRouter
 
 from gateway.http.chat import names
 from gateway.http.errors import RequestError
+from gateway.http.live import Live
 from gateway.http.wire import shown
-from gateway.snapshot import Snapshot
 from gateway.written import unknown
 
 Json = dict[str, Any]
 
 
-def router(snapshot: Snapshot) -> APIRouter:
-    """Routes over one snapshot."""
+def router(live: Live) -> APIRouter:
+    """Routes over what is live."""
     started = int(time.time())
-    known = {name: told(name, started) for name in names(snapshot)}
     routes = APIRouter(tags=["models"])
 
     @routes.get("/v1/models")
     async def list_models() -> Json:
         """Virtual names, which ask the cascade, and tiers, which are asked alone."""
-        return {"object": "list", "data": list(known.values())}
+        return {"object": "list", "data": [told(name, started) for name in names(live.snapshot)]}
 
     @routes.get("/v1/models/{model:path}")
     async def get_model(model: str) -> Json:
         """One of them."""
+        known = dict.fromkeys(names(live.snapshot))
         if model not in known:
             message = f"There is {unknown('model', shown(model), known)}."
             raise RequestError(404, message, param="model", code="model_not_found")
-        return known[model]
+        return told(model, started)
 
     return routes
 

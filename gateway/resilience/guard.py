@@ -58,9 +58,9 @@ class Guard:
     """Breaker, bulkhead, retry budget and pause of one tier; shared by every policy that asks it."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
-        self.breaker = Breaker(self._limits.breaker)
-        self.bulkhead = Bulkhead(self._limits.in_flight, self._limits.waiting)
+        self.limits = limits or Limits()
+        self.breaker = Breaker(self.limits.breaker)
+        self.bulkhead = Bulkhead(self.limits.in_flight, self.limits.waiting)
         self.budget = RetryBudget()
         self.pause = Pause()
 
@@ -94,7 +94,7 @@ class Guard:
     async def _seated(self, attempt: Callable[[bool], Awaitable[T]], call: Call, *, once: bool) -> T:
         """Wait for a seat, then ask, each for as long as is allowed."""
         now = asyncio.get_running_loop().time
-        waits_until = now() + self._limits.waiting_seconds
+        waits_until = now() + self.limits.waiting_seconds
         try:
             await self.bulkhead.take(min(waits_until, call.deadline))
         except Full:

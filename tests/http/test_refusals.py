@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gateway.errors import ConfigError, EngineError, GatewayError
 from gateway.http.app import create_app
 from gateway.http.auth import Keyring
 from gateway.http.errors import TABLE, problem
+from gateway.http.live import Generation, Live
 from gateway.snapshot import open_cascade
 from gateway.telemetry import Telemetry
 from tests.faults.ask import ask
@@ -187,9 +189,10 @@ def test_a_mistake_of_ours_is_a_500_that_tells_nothing(upstream: Upstream, tmp_p
     config = configs.parse(json.dumps(cascade(upstream.url)), tmp_path / "cascade.yaml")
 
     async def work() -> tuple[int, bytes]:
-        async with open_cascade(config) as snapshot:
+        async with open_cascade(config) as snapshot, AsyncExitStack() as stack:
             broken = {name: replace(tier, engine=None) for name, tier in snapshot.tiers.items()}
-            app = create_app(replace(snapshot, tiers=broken, policies={}), Keyring((), True), Telemetry())
+            first = Generation(replace(snapshot, tiers=broken, policies={}), Keyring((), True), stack)
+            app = create_app(Live(first, lambda: config), Telemetry())
             transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
             async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as inside:
                 told = await inside.post("/v1/chat/completions", json=ask() | {"model": "cheap"})

@@ -1,0 +1,81 @@
+"""The admin listener: metrics, the running configuration, tiers as they are, reload and drain. Admin keys only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Response
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from gateway.errors import ConfigError
+from gateway.http import hosts
+from gateway.http.doors import Stamp, excuse_all
+from gateway.http.errors import RequestError
+from gateway.http.live import Live
+from gateway.nouns import Tier
+from gateway.telemetry import MEDIA_TYPE, Telemetry
+
+Json = dict[str, Any]
+
+
+def create_admin(live: Live, telemetry: Telemetry, group: asyncio.TaskGroup, drain: Callable[[], object]) -> ASGIApp:
+    """Everything an operator can reach. group: for what a reload leaves to be done.  drain: begins the end."""
+
+    async def admin(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
+        live.admins.who(authorization)
+
+    app = FastAPI(title="confidence-gateway admin", docs_url=None, redoc_url=None, openapi_url=None)
+    routes = APIRouter(dependencies=[Depends(admin)])
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(telemetry.text(), media_type=MEDIA_TYPE)
+
+    @routes.get("/admin/config")
+    async def config() -> Json:
+        """What is served by now. Keys appear as references or hashes, because the file holds nothing else."""
+        return live.snapshot.config.model_dump(mode="json", exclude_none=True)
+
+    @routes.get("/admin/tiers")
+    async def tiers() -> list[Json]:
+        """Every tier's health."""
+        snapshot = live.snapshot
+        now = asyncio.get_running_loop().time()
+        return [state(tier, now) | {"withheld": snapshot.withheld.get(name)} for name, tier in snapshot.tiers.items()]
+
+    @routes.post("/admin/reload")
+    async def reload() -> JSONResponse:
+        """Serve by the file as it is now; 400 with file and line, and nothing changed, when it is wrong."""
+        try:
+            await live.reload(group)
+        except ConfigError as error:
+            raise RequestError(400, str(error), code="bad_configuration") from None
+        return JSONResponse({"status": "reloaded", "withheld": dict(live.snapshot.withheld)})
+
+    @routes.post("/admin/drain")
+    async def begin_drain() -> JSONResponse:
+        """Take no new requests, let those in flight end, and exit; what SIGTERM does."""
+        drain()
+        return JSONResponse({"status": "draining"}, 202)
+
+    app.include_router(routes)
+    excuse_all(app)
+    return Stamp(hosts.Hosts(app, lambda: live.admin_hosts))
+
+
+def state(tier: Tier, now: float) -> Json:
+    """One tier as it is. now: seconds on the loop's clock."""
+    guard = tier.guard
+    return {
+        "tier": tier.name,
+        "calibrator": tier.calibrator_id,
+        "breaker": "open" if guard.breaker.is_open else "closed",
+        "barred_seconds": round(guard.breaker.left(now), 3),
+        "resting_seconds": round(guard.pause.left(now), 3),
+        "in_flight": guard.bulkhead.in_flight,
+        "waiting": guard.bulkhead.waiting,
+    }

@@ -1,0 +1,61 @@
+"""What both listeners have in common: one shape for every error, and an id on every answer."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import GatewayError
+from gateway.http.errors import Problem, problem
+
+REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+
+
+def excuse_all(app: FastAPI) -> None:
+    """Whatever goes wrong in the application is told by `excuse`."""
+    for family in (GatewayError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(family, excuse)
+
+
+async def excuse(_: Request, error: Exception) -> Response:
+    """Whatever a route or the framework itself raises, in the one shape that clients read."""
+    told = framework(error) or problem(error)
+    return Response(told.body, told.status, told.headers)
+
+
+def framework(error: Exception) -> Problem | None:
+    """Starlette's and FastAPI's own errors."""
+    if isinstance(error, RequestValidationError):
+        return Problem(422, "The request does not have the right form.")
+    if isinstance(error, HTTPException):
+        words = {404: "There is nothing here.", 405: "This method is not allowed here."}
+        return Problem(error.status_code, words.get(error.status_code, "The request cannot be served."))
+    return None
+
+
+class Stamp:
+    """Every answer carries a request id: the client's own when it is a sensible one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if REQUEST_ID.match(given) else uuid.uuid4().hex
+
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, stamped)

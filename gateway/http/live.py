@@ -1,0 +1,137 @@
+"""What is being served now. A request keeps the snapshot it began with; a reload changes what the next one gets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+
+from gateway.config import Config
+from gateway.errors import ConfigError
+from gateway.http import hosts
+from gateway.http.auth import Keyring
+from gateway.snapshot import Snapshot, healed, open_cascade
+
+log = logging.getLogger(__name__)
+
+HEAL_SECONDS = 5.0  # between looks at servers that were away when their calibrators were to be held against them
+
+
+class Generation:
+    """One configuration in service: its snapshot, its keys, and how many requests hold it."""
+
+    def __init__(self, snapshot: Snapshot, keyring: Keyring, stack: AsyncExitStack) -> None:
+        self.snapshot, self.keyring = snapshot, keyring
+        config = snapshot.config
+        self.admins = Keyring.of_admins(config)
+        self.hosts = hosts.allowed(config.server.host, config.server.hosts)
+        self.admin_hosts = hosts.allowed(config.admin.host, config.admin.hosts) if config.admin else None
+        self._stack, self._users = stack, 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this lasts, its engines stay open."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def close(self) -> None:
+        """Once nobody holds it any more."""
+        await self._unused.wait()
+        await self._stack.aclose()
+
+
+async def open_generation(config: Config, before: Snapshot | None = None) -> Generation:
+    """Opened and ready to be asked; engines that `before` has already are shared with it. Raises ConfigError."""
+    async with AsyncExitStack() as stack:
+        keyring = Keyring.of(config.keys)
+        Keyring.of_admins(config)  # a key that is not there is told before anything is opened
+        snapshot = await stack.enter_async_context(open_cascade(config, before))
+        return Generation(snapshot, keyring, stack.pop_all())
+
+
+class Live:
+    """The current generation.
+
+    read: the configuration as it is written now.  changed: called with every snapshot that comes into service.
+    """
+
+    def __init__(
+        self, first: Generation, read: Callable[[], Config], changed: Callable[[Snapshot], object] = lambda _: None
+    ) -> None:
+        self._now, self._read, self._changed = first, read, changed
+        self._lock = asyncio.Lock()
+        changed(first.snapshot)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._now.snapshot
+
+    @property
+    def keyring(self) -> Keyring:
+        return self._now.keyring
+
+    @property
+    def admins(self) -> Keyring:
+        return self._now.admins
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        return self._now.hosts
+
+    @property
+    def admin_hosts(self) -> frozenset[str] | None:
+        return self._now.admin_hosts
+
+    @contextmanager
+    def held(self) -> Iterator[Generation]:
+        """The current generation, for the length of one request."""
+        now = self._now
+        with now.held():
+            yield now
+
+    async def reload(self, group: asyncio.TaskGroup) -> Config:
+        """Read the file again and serve by it. Raises ConfigError, and then everything is as it was.
+
+        group: closes the old generation when its last request has ended.
+        """
+        async with self._lock:
+            config = self._read()
+            check_listeners(self.snapshot.config, config)
+            old, self._now = self._now, await open_generation(config, self.snapshot)
+            self._changed(self.snapshot)
+            group.create_task(old.close())
+        log.warning("configuration reloaded", extra={"withheld": dict(self.snapshot.withheld)})
+        return config
+
+    async def heal(self) -> None:
+        """For ever: give calibrators that were withheld because a server was away another chance."""
+        while True:
+            await asyncio.sleep(HEAL_SECONDS)
+            async with self._lock:
+                now = self._now
+                better = await healed(now.snapshot) if now.snapshot.away else now.snapshot
+                if better is not now.snapshot:
+                    now.snapshot = better
+                    self._changed(better)
+
+    async def close(self) -> None:
+        await self._now.close()
+
+
+def check_listeners(now: Config, then: Config) -> None:
+    """Sockets are bound once. Raises ConfigError for a change that only a restart can bring about."""
+    fixed = ("host", "port", "receive_seconds", "max_body_mib", "grace_seconds")
+    changed = [f"server.{name}" for name in fixed if getattr(now.server, name) != getattr(then.server, name)]
+    if (now.admin and now.admin.address) != (then.admin and then.admin.address):
+        changed.append("admin")
+    if changed:
+        raise ConfigError(f"{', '.join(changed)}: takes a restart to change; nothing was reloaded")

@@ -1,0 +1,238 @@
+"""The admin listener, reload and healing, of real gateways with real keys."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway import config as configs
+from gateway.errors import ConfigError
+from tests.faults.ask import ask
+from tests.faults.gateway import SURE, UNSURE, Gateway, cascade, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+ADMIN = {"authorization": "Bearer sk-root"}
+CLIENT = {"authorization": "Bearer sk-alice"}
+SECRETS = {"ROOT_KEY": "sk-root", "ALICE_KEY": "sk-alice"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Run:
+    """A gateway with an admin listener, and the file it reads."""
+
+    def __init__(self, folder: Path, gateway: Gateway, plan: dict[str, Any]) -> None:
+        self.path, self.gateway, self.plan = folder / "cascade.yaml", gateway, plan
+        self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=ADMIN, timeout=10)
+        self.public = httpx2.Client(base_url=gateway.url, headers=CLIENT, timeout=10)
+
+    def write(self, plan: dict[str, Any]) -> None:
+        self.path.write_text(json.dumps(plan, indent=1))
+
+    def reload(self) -> httpx2.Response:
+        return self.admin.post("/admin/reload")
+
+    def ask(self, **plans: Any) -> httpx2.Response:
+        return self.public.post("/v1/chat/completions", json=ask(**plans))
+
+
+def planned(url: str, **changes: Any) -> dict[str, Any]:
+    keys = {"clients": [{"name": "alice", "key": "env:ALICE_KEY"}], "admins": [{"name": "root", "key": "env:ROOT_KEY"}]}
+    return cascade(url, keys=keys, admin={"port": free_port()}, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("admin")
+    write_artifact(folder / "cheap.json")
+    plan = planned(upstream.url)
+    with running(folder, plan, **SECRETS) as gateway:
+        made = Run(folder, gateway, plan)
+        with made.admin, made.public:
+            yield made
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(run: Run) -> Iterator[None]:
+    yield
+    run.write(run.plan)
+    assert run.reload().status_code == 200
+
+
+ROUTES = [
+    ("GET", "/metrics"),
+    ("GET", "/admin/config"),
+    ("GET", "/admin/tiers"),
+    ("POST", "/admin/reload"),
+    ("POST", "/admin/drain"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize("key", ["", "Bearer sk-alice", "Bearer sk-mallory", "sk-root", "Basic sk-root"])
+def test_nothing_private_opens_without_an_admin_key(method: str, path: str, key: str, run: Run) -> None:
+    told = run.admin.request(method, path, headers={"authorization": key})
+    assert told.status_code == 401
+    assert told.json()["error"]["type"] == "authentication_error"
+    assert told.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_nothing_private_is_on_the_public_listener(method: str, path: str, run: Run) -> None:
+    assert run.public.request(method, path, headers=ADMIN).status_code == 404
+
+
+def test_an_admins_key_asks_no_model_and_the_admin_listener_answers_no_client(run: Run) -> None:
+    assert run.public.post("/v1/chat/completions", json=ask(), headers=ADMIN).status_code == 401
+    assert run.admin.post("/v1/chat/completions", json=ask()).status_code == 404
+    assert run.admin.get("/metrics", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_operators_see_what_runs_and_no_secret(run: Run) -> None:
+    run.ask(small={"nats": SURE})
+    assert 'confidence_gateway_hops_total{reason="confident",tier="cheap"}' in run.admin.get("/metrics").text
+    told = run.admin.get("/admin/config")
+    assert told.json()["policies"]["default"]["steps"][0] == {"tier": "cheap", "accept_at": 0.8}
+    assert "sk-" not in told.text
+    tiers = run.admin.get("/admin/tiers").json()
+    assert [(tier["tier"], tier["breaker"], tier["in_flight"]) for tier in tiers] == [
+        ("cheap", "closed", 0),
+        ("dear", "closed", 0),
+    ]
+
+
+def test_a_reload_changes_thresholds_for_the_next_request(run: Run) -> None:
+    assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap"
+    stricter = json.loads(json.dumps(run.plan))
+    stricter["policies"]["default"]["steps"][0]["accept_at"] = 0.99
+    stricter["policies"]["new"] = {"steps": [{"tier": "dear"}]}
+    run.write(stricter)
+    assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap", "not before it is told to"
+    assert run.reload().json() == {"status": "reloaded", "withheld": {}}
+    assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "dear"
+    assert "auto:new" in run.public.get("/v1/models").text
+
+
+def test_a_hang_up_signal_reloads_too(run: Run) -> None:
+    stricter = json.loads(json.dumps(run.plan))
+    stricter["policies"]["default"]["steps"][0]["accept_at"] = 0.99
+    run.write(stricter)
+    run.gateway.process.send_signal(signal.SIGHUP)
+    until(lambda: run.ask(small={"nats": SURE}).headers["x-route-tier"] == "dear")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"accept_at": 0.8', '"acept_at": 0.8', "did you mean 'accept_at'"),
+        ('"calibrator": "cheap.json"', '"calibrator": "gone.json"', "gone.json"),
+        ('"request_seconds": 5', '"request_seconds": -5', "server.request_seconds"),
+        ('"receive_seconds": 1', '"receive_seconds": 2', "restart"),
+        ("{", "{{", "cascade.yaml"),
+        ("env:ALICE_KEY", "env:NO_SUCH_KEY", "NO_SUCH_KEY"),
+    ],
+)
+def test_a_bad_configuration_is_refused_and_the_old_one_goes_on(old: str, new: str, words: str, run: Run) -> None:
+    text = json.dumps(run.plan, indent=1)
+    assert old in text
+    run.path.write_text(text.replace(old, new, 1))
+    told = run.reload()
+    assert told.status_code == 400
+    assert words in told.json()["error"]["message"]
+    if "did you mean" in words:
+        line = next(number for number, row in enumerate(run.path.read_text().splitlines(), 1) if new in row)
+        assert f"cascade.yaml:{line}: " in told.json()["error"]["message"]
+    run.gateway.process.send_signal(signal.SIGHUP)
+    assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap"
+
+
+def test_a_request_keeps_the_snapshot_it_began_with(run: Run, upstream: Upstream) -> None:
+    """A reload takes the tier it is asking out of service; its connection must live until the answer is in."""
+    answers: list[httpx2.Response] = []
+
+    def post() -> None:
+        answers.append(httpx2.post(f"{run.gateway.url}/v1/chat/completions", headers=CLIENT, json=slow, timeout=10))
+
+    slow = ask({"nats": UNSURE, "seconds": 0.3}, {"seconds": 0.3, "text": "43"}, route={"debug": True})
+    asking = threading.Thread(target=post)
+    asking.start()
+    until(lambda: upstream.asked("small"))
+    alone = json.loads(json.dumps(run.plan))
+    alone["tiers"][0]["engine"]["connect_seconds"] = 0.9  # another engine under the same name
+    del alone["tiers"][1]
+    alone["policies"] = {"default": {"steps": [{"tier": "cheap"}]}}
+    run.write(alone)
+    assert run.reload().status_code == 200
+    assert [tier["tier"] for tier in run.admin.get("/admin/tiers").json()] == ["cheap"]
+    asking.join()
+    told = answers[0].json()
+    assert told["choices"][0]["message"]["content"] == "43"
+    assert [hop["reason"] for hop in told["route"]["hops"]] == ["unsure", "last"]
+    assert 'tier="dear"' not in "".join(row for row in run.admin.get("/metrics").text.splitlines() if "breaker" in row)
+
+
+def test_no_request_is_lost_when_reloading_under_load(run: Run) -> None:
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        with httpx2.Client(base_url=run.gateway.url, headers=CLIENT, timeout=10) as mine:
+            while not stop.is_set():
+                body = ask({"nats": SURE, "seconds": 0.01})
+                statuses.append(mine.post("/v1/chat/completions", json=body).status_code)
+
+    loads = [threading.Thread(target=load) for _ in range(4)]
+    for one in loads:
+        one.start()
+    for number in range(8):
+        other = json.loads(json.dumps(run.plan))
+        other["tiers"][0]["engine"]["connect_seconds"] = 0.5 + number / 100
+        run.write(other)
+        assert run.reload().status_code == 200
+        time.sleep(0.05)
+    stop.set()
+    for one in loads:
+        one.join()
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+
+
+def test_what_a_tier_has_learnt_outlives_a_reload_that_does_not_touch_it(run: Run, upstream: Upstream) -> None:
+    run.public.post("/v1/chat/completions", json=ask({}, {"fault": "429_second"}) | {"model": "dear"})
+    assert run.reload().status_code == 200
+    assert run.public.post("/v1/chat/completions", json=ask() | {"model": "dear"}).status_code == 429
+    time.sleep(1.05)
+
+
+def test_a_calibrator_comes_into_service_once_its_server_is_there(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    port = free_port()
+    plan = planned(f"http://127.0.0.1:{port}/v1", on_bad_artifact="escalate")
+    with running(tmp_path, plan, **SECRETS) as gateway:
+        late = Run(tmp_path, gateway, plan)
+        with late.admin, late.public:
+            assert "nobody answers" in late.admin.get("/admin/tiers").json()[0]["withheld"]
+            with Upstream(port=port):
+                until(lambda: late.admin.get("/admin/tiers").json()[0]["withheld"] is None, 12)
+                assert late.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap"
+                assert 'calibrator_withheld{tier="cheap"} 0.0' in late.admin.get("/metrics").text
+
+
+def test_an_admin_listener_that_nobody_could_open_is_a_mistake(tmp_path: Path) -> None:
+    plan = cascade("http://127.0.0.1:1/v1", admin={})
+    with pytest.raises(ConfigError, match=r"cascade.yaml:\d+: admin: nobody may administer"):
+        configs.parse(json.dumps(plan, indent=1), tmp_path / "cascade.yaml")
+    assert configs.parse(json.dumps(plan | {"admin": {"allow_anonymous": True}}), tmp_path / "c.yaml").admin
