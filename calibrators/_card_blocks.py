@@ -145,13 +145,21 @@ def _failures(twin: Json) -> tuple[str, ...]:
     for name, whole in wholes:
         region = whole["region"]
         if "insufficient" in region:
-            said.append(f"{name}: unknown, insufficient: {region['insufficient']}")
+            said.append(f"{name}: {_verdict_on_the_mean(region)}")
             continue
         floor = region["floors"]["ks_ce"]
         verdict = "calibration fails" if floor["p_value"] < FAILS_BELOW else "no failure seen"
         said.append(f"{name}: {verdict} (KS error {floor['value']:.3f}, {_p_value(floor)}, n = {floor['n']:,})")
     slices = f"{len(failed)} of {total} slices fail" + (": " + "; ".join(failed) if failed else "")
     return (*said, f"{slices}; {untold} have too few answers to tell.")
+
+
+def _verdict_on_the_mean(region: Json) -> str:
+    """Too few of one kind for a calibration error; but a mean claim far from the share right shows without one."""
+    few, right = f"insufficient: {region['insufficient']}", region["scores"]["accuracy"]
+    if "insufficient" in right or right["low"] <= region["mean_p"] <= right["high"]:
+        return f"unknown, {few}"
+    return f"calibration fails: {region['mean_p']:.3f} claimed on average, {_outcome(right)} right ({few})"
 
 
 def _tier_word(tier: Json) -> str:

@@ -320,6 +320,16 @@ def test_where_a_feature_is_undefined_is_counted_and_left_out_of_its_picture() -
     assert faults(card.twin, SCHEMA) == []
 
 
+def test_a_claim_far_from_the_truth_fails_even_with_too_few_right_answers_for_an_error() -> None:
+    rng = np.random.default_rng(1)
+    tiers, routed = world(600, rng)
+    told = {name: getattr(routed, name) for name in AggregateEvidence.__slots__}
+    hopeless = AggregateEvidence(**(told | {"name": "hopeless", "y": np.zeros(600)}))
+    page = build(FACTS, tiers[:1], routed, rng, shifts=[hopeless], resamples=20).markdown()
+    assert "hopeless: calibration fails: 0." in page
+    assert "insufficient: 0 right answers" in page
+
+
 # Markdown and page
 
 
