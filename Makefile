@@ -46,13 +46,13 @@ $(VENV)/bin/python:
 
 # PyTorch goes in by its exact version: left to itself pip takes a build with gigabytes of CUDA libraries.
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q '$(TORCH)'
+	$(BIN)/python -m pip install -q $(TORCH)
 	$(BIN)/python -m pip install -q -e '.[cli,calibrate,eval,local,demo]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml requirements/test.lock | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --require-hashes -r requirements/test.lock
-	$(BIN)/python -m pip install -q '$(TORCH)'
+	$(BIN)/python -m pip install -q $(TORCH)
 	$(BIN)/python -m pip install -q --no-deps -e .
 	@touch $@ $(VENV)/.run
 
