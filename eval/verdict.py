@@ -21,7 +21,8 @@ from eval.crossed import Crossed, Floats, Ints, check_same_tiers, group_codes
 from eval.stats import RESAMPLES, drawn, holm, interval, mcnemar, mix_accuracy, resampled_means
 from eval.sweep import STEPS, Played, Route, Swept, grid, replay, sweep
 
-LEVELS = 3  # longer chains seldom win, and every further level is another chance to fit noise (science 5.3)
+LEVELS = 4  # two or three win as a rule, and every further level is another chance to fit noise (science 5.3)
+COARSE_LEVELS = 3
 COARSE = 5  # thresholds per level of the policies among which a resample chooses anew
 ANEW = 400  # resamples that choose anew
 WEAK_AUROC = 0.7  # below it a confidence is called weak; one feature of log-probs has .70 to .80 (science 1.7)
@@ -164,8 +165,8 @@ def worth_it(numbers: dict[str, Score]) -> bool:
 
 
 def signal(test: Crossed, tier: int) -> Measured:
-    """AUROC of one tier's p alone, over the answers that have one."""
-    p = test.p[:, tier]
+    """AUROC of one tier's p over the answers that have one: after all tiers before it, if it looks at those."""
+    p = test.p_of(tuple(range(tier + 1)))
     known = ~np.isnan(p)
     few = too_few("auroc", test.right[known, tier])
     return few if few is not None else auroc_delong(p[known], test.right[known, tier])
@@ -201,8 +202,8 @@ def chosen_anew(
 ) -> dict[str, Score]:
     """Saving and gain when both sets of questions are drawn anew and the policy is chosen on the first.
 
-    Chosen among all chains of at most LEVELS tiers on a coarse grid, without the benefit of one standard error, as
-    that would take a replay of each. So this interval is for the recipe, not for the one policy it gave here.
+    Chosen among all chains of at most COARSE_LEVELS tiers on a coarse grid, without the benefit of one standard error,
+    as that would take a replay of each. So this interval is for the recipe, not for the one policy it gave here.
     """
     routes = [reference, *coarse_routes(chosen_on)]
     right_fit, cost_fit = _outcomes(chosen_on, routes)
@@ -226,8 +227,8 @@ def chosen_anew(
 
 
 def coarse_routes(table: Crossed) -> list[Route]:
-    """Every chain of at most LEVELS tiers at every combination of COARSE thresholds per level."""
-    swept_chains = sorted({route.chain for route in sweep(table, levels=LEVELS, steps=1).routes}, key=len)
+    """Every chain of at most COARSE_LEVELS tiers at every combination of COARSE thresholds per level."""
+    swept_chains = sorted({route.chain for route in sweep(table, levels=COARSE_LEVELS, steps=1).routes}, key=len)
     routes = []
     for chain in swept_chains:
         grids = [grid(table, chain[: level + 1], COARSE).tolist() for level in range(len(chain) - 1)]

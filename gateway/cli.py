@@ -30,6 +30,7 @@ ELSEWHERE = {
     "collect": Elsewhere("eval.cli", "eval", "Ask every model every question and record answers with their log-probs."),
     "fit": Elsewhere("eval.cli", "eval,calibrate", "Fit one calibrator per tier from collected records."),
     "demo": Elsewhere("eval.cli", "eval,local,demo", "Run the pocket cascade on held-out questions; no GPU needed."),
+    "sweep": Elsewhere("eval.sweep_cli", "eval,calibrate", "Choose tiers and thresholds, and say whether that pays."),
     "card": Elsewhere("eval.reports_cli", "eval,calibrate", "Write the cascade's calibration card from its records."),
 }
 

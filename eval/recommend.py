@@ -1,0 +1,351 @@
+"""What `confgate sweep` does: from records and calibrators to a policy, a verdict, and all it is held against."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibrators import artifact as artifacts
+from eval import baselines, costs, guarantees, lookahead, records
+from eval.baselines import Line
+from eval.choice import Goal, Mix, budget, exchange, mix, target
+from eval.costs import CostFile, Model, TierCost
+from eval.crossed import Crossed, group_codes
+from eval.crossing import Crossing, cross
+from eval.records import MANIFEST, RECORDS, Manifest
+from eval.stats import DEFINITIONS, concave_hull
+from eval.sweep import STEPS, Played, Route, Swept, replay, sweep
+from eval.verdict import LEVELS, Verdict, judge
+from gateway import snapshot
+from gateway.config import Config
+from gateway.errors import ConfigError
+from gateway.nouns import Ask, Completion, Tier
+
+TEST = "test"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What people may choose.
+
+    tiers: candidates, all of the configuration's when empty.  choose_on, test_on: splits; None finds them.
+    cost: None takes money where there are prices and tokens where there are none.  budget: mean cost per question, or
+    a share of the most accurate model's as "40%".  target: share right.  rate: lambda.  certify: error rate to prove.
+    """
+
+    tiers: tuple[str, ...] = ()
+    choose_on: str | None = None
+    test_on: str | None = None
+    cost: Model | None = None
+    budget: str | None = None
+    target: float | None = None
+    rate: float | None = None
+    certify: float | None = None
+    levels: int = LEVELS
+    steps: int = STEPS
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recommendation:
+    """chosen_on, test: the tables.  curve: what the efficient routes of the one reach on the other.
+    mixed: two routes that spend a budget exactly.  certificates: on the test.  notes: what a reader must know."""
+
+    chosen_on: Crossed
+    test: Crossed
+    swept: Swept
+    verdict: Verdict
+    lines: list[Line]
+    curve: list[tuple[Route, Played]]
+    mixed: Mix | None
+    certificates: list[guarantees.Outcome]
+    notes: list[str]
+
+
+def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFile | None = None) -> Recommendation:
+    """places: folders of `confgate collect`, or their Parquet files. Raises GatewayError leaves and ArtifactError."""
+    folders = [place if place.is_dir() else place.parent for place in places]
+    files = [place / RECORDS if place.is_dir() else place for place in places]
+    manifests = [records.read_manifest(folder / MANIFEST) for folder in folders]
+    tiers, notes = open_tiers(config, manifests, wish.tiers)
+    crossings = cross(chain.from_iterable(records.read(file) for file in files), tiers)
+    chosen_on, test, told = divided(crossings, config, wish)
+    notes += told
+    notes += bound(chosen_on.table)
+    model = wish.cost or ("usd" if any(entry.prices.usd_per_mtok_out for entry in config.tiers) else "tokens")
+    listed = prices or own_prices(config)
+    chosen_on, test = (priced(one, model, listed) for one in (chosen_on, test))
+    goal = goal_of(wish, chosen_on.table)
+    swept = sweep(chosen_on.table, levels=wish.levels, steps=wish.steps)
+    rng = np.random.default_rng(wish.seed)
+    verdict = judge(chosen_on.table, test.table, rng, goal, swept=swept)
+    aim = goal or target(replay(chosen_on.table, verdict.reference).accuracy)
+    frontier = swept.frontier
+    hull = frontier[concave_hull(swept.cost[frontier], swept.accuracy[frontier])]
+    path = [swept.routes[place] for place in hull[::-1]]
+    return Recommendation(
+        chosen_on.table,
+        test.table,
+        swept,
+        verdict,
+        [*baselines.lines(chosen_on.table, test.table, aim), looking_ahead(chosen_on.table, test.table, aim)],
+        [(swept.routes[place], replay(test.table, swept.routes[place])) for place in hull],
+        mix(swept, goal.most_cost) if goal is not None and np.isfinite(goal.most_cost) else None,
+        certified(test.table, path, verdict.recommended, wish),
+        notes,
+    )
+
+
+# Tiers and questions
+
+
+class Recorded:
+    """Stands for an engine whose answers are recorded: it only says who it was."""
+
+    def __init__(self, name: str, fingerprint: Mapping[str, str]) -> None:
+        self._name, self._fingerprint = name, fingerprint
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def complete(self, _ask: Ask) -> Completion:
+        raise AssertionError("a tier of recorded answers is never asked")
+
+    async def ready(self) -> bool:
+        return False
+
+    async def fingerprint(self) -> Mapping[str, str]:
+        return self._fingerprint
+
+    async def close(self) -> None:
+        return None
+
+
+def open_tiers(config: Config, manifests: Sequence[Manifest], wanted: Sequence[str]) -> tuple[list[Tier], list[str]]:
+    """The config's tiers that were collected, each calibrator held against every engine its answers came from.
+
+    A tier without a calibrator can only be the last of a chain. wanted: these alone. Raises ConfigError, ArtifactError.
+    """
+    entries = [entry for entry in config.tiers if not wanted or entry.name in wanted]
+    for name in wanted:
+        if name not in {entry.name for entry in entries}:
+            raise ConfigError(f"no tier {name!r}; have {', '.join(entry.name for entry in config.tiers)}")
+    tiers, notes = [], []
+    for entry in entries:
+        for manifest in manifests:
+            bare = snapshot.bare_tier(entry, Recorded(entry.name, identity(manifest, entry.name)))
+            tier = asyncio.run(snapshot.calibrated(bare, entry, 0.0))
+        tiers.append(tier)
+        if entry.calibrator is None:
+            notes.append(f"{entry.name} has no calibrator, so no answer of it is accepted before the last step")
+    return tiers, notes
+
+
+def bound(table: Crossed) -> list[str]:
+    """A note for each tier that has a confidence only after the tiers it was fitted after: no chain can skip those."""
+    return [
+        f"{name} has no confidence unless {', '.join(table.tiers[:tier])} were asked before, so a chain that skips one "
+        "of them cannot stop there; fit with --upstream off to try those too"
+        for tier, name in enumerate(table.tiers)
+        if bool(np.isnan(table.p_of((tier,))).all()) and not np.isnan(table.p_of(tuple(range(tier + 1)))).all()
+    ]
+
+
+def identity(manifest: Manifest, tier: str) -> dict[str, str]:
+    """What the engine behind the recorded answers said of itself, and how it was asked. Raises ConfigError."""
+    for collected in manifest.tiers:
+        if collected.name == tier:
+            return {**collected.fingerprint, "prompt_template": manifest.prompt}
+    have = ", ".join(collected.name for collected in manifest.tiers)
+    raise ConfigError(f"these records have no tier {tier!r}, they have {have}; say with --tiers which to take")
+
+
+def divided(crossings: Mapping[str, Crossing], config: Config, wish: Wish) -> tuple[Crossing, Crossing, list[str]]:
+    """(what chooses, what tests, notes). One split alone is halved by question family.
+
+    Raises ConfigError where it is not clear which split is which, or calibrators were fitted on the test.
+    """
+    have = list(crossings)
+    for name in (wish.choose_on, wish.test_on):
+        if name is not None and name not in crossings:
+            raise ConfigError(f"no split {name!r} in these records; have {', '.join(have)}")
+    fitted = fitted_on(config)
+    test_on = wish.test_on or (TEST if TEST in have and len(have) > 1 and wish.choose_on != TEST else None)
+    rest = [name for name in have if name != test_on]
+    choose_on = wish.choose_on or (rest[0] if len(rest) == 1 else None)
+    if len(have) == 1 or choose_on == test_on:
+        only = crossings[choose_on or have[0]]
+        halves = _halves(only, wish.seed)
+        notes = ["one split alone: one half of its questions chose the policy, the other half tests it"]
+        if have[0] in fitted:
+            notes.append(f"calibrators were fitted on {have[0]} too, so every p here is somewhat too good")
+        return (*halves, notes)
+    if choose_on is None or test_on is None:
+        raise ConfigError(f"say with --choose-on and --test-on which splits choose and test; have {', '.join(have)}")
+    if test_on in fitted:
+        raise ConfigError(f"calibrators were fitted on {test_on!r}: a test there shows nothing; take another split")
+    notes = [f"policies chosen on {choose_on}, scored on {test_on}"]
+    if choose_on in fitted:
+        told = f"calibrators were fitted on {choose_on} too, so thresholds were chosen on p somewhat too good"
+        notes.append(f"{told}; the test did neither")
+    notes += [
+        f"{crossings[name].unasked} questions of {name} left out: not every tier answered"
+        for name in (choose_on, test_on)
+        if crossings[name].unasked
+    ]
+    return crossings[choose_on], crossings[test_on], notes
+
+
+def fitted_on(config: Config) -> set[str]:
+    """The splits that the configuration's calibrators were fitted on, as their artefacts say."""
+    loaded = [artifacts.load(entry.calibrator) for entry in config.tiers if entry.calibrator is not None]
+    return {str(one.fit["split"]) for one in loaded if "split" in one.fit}
+
+
+def _halves(whole: Crossing, seed: int) -> tuple[Crossing, Crossing]:
+    codes = group_codes(whole.table)
+    coin = np.random.default_rng(seed).permutation(int(codes.max()) + 1) % 2
+    first = coin[codes] == 0
+    return _rows(whole, first), _rows(whole, ~first)
+
+
+def _rows(one: Crossing, chosen: np.ndarray) -> Crossing:
+    usage = one.usage
+    parts = (usage.prompt_tokens[chosen], usage.completion_tokens[chosen], usage.seconds[chosen])
+    return Crossing(one.table.rows(chosen), costs.Usage(usage.tiers, *parts), one.unasked)
+
+
+# Costs and goals
+
+
+def own_prices(config: Config) -> CostFile:
+    """The prices that the cascade file holds."""
+    return CostFile(
+        tiers={
+            entry.name: TierCost(
+                usd_per_mtok_in=entry.prices.usd_per_mtok_in, usd_per_mtok_out=entry.prices.usd_per_mtok_out
+            )
+            for entry in config.tiers
+        }
+    )
+
+
+def priced(one: Crossing, model: Model, prices: CostFile) -> Crossing:
+    cost = costs.cost(model, one.usage, prices)
+    costs.check_unit(model, one.table.tiers, cost)
+    return Crossing(one.table.costing(cost, model), one.usage, one.unasked)
+
+
+def goal_of(wish: Wish, table: Crossed) -> Goal | None:
+    """Raises ConfigError when two goals are wished for at once."""
+    given = [name for name in ("budget", "target", "rate") if getattr(wish, name) is not None]
+    if len(given) > 1:
+        raise ConfigError("take one of --budget, --target and --lambda")
+    if wish.budget is not None:
+        return budget(_amount(wish.budget, table))
+    if wish.target is not None:
+        if not 0 < wish.target <= 1:
+            raise ConfigError(f"--target is a share of right answers between 0 and 1, got {wish.target:g}")
+        return target(wish.target)
+    return None if wish.rate is None else exchange(wish.rate)
+
+
+def _amount(written: str, table: Crossed) -> float:
+    dearest = float(table.cost.mean(axis=0)[table.right.mean(axis=0).argmax()])
+    try:
+        return float(written[:-1]) / 100 * dearest if written.endswith("%") else float(written)
+    except ValueError:
+        wanted = f"a number of {table.cost_unit} per question, or a share of the most accurate model's cost such as 40%"
+        raise ConfigError(f"--budget is {wanted}, got {written!r}") from None
+
+
+# Alternatives and promises
+
+
+def looking_ahead(chosen_on: Crossed, test: Crossed, goal: Goal) -> Line:
+    """The look-ahead policy that the goal would take, beside all that are efficient."""
+    policies = lookahead.candidates(chosen_on)
+    before = [lookahead.replay(chosen_on, one) for one in policies]
+    accuracy, cost = (np.array([getattr(one, name) for one in before]) for name in ("accuracy", "mean_cost"))
+    after = [lookahead.replay(test, policies[place]) for place in concave_hull(cost, accuracy)]
+    feasible = np.flatnonzero(goal.feasible(accuracy, cost))
+    picked = None
+    if feasible.size:
+        best = feasible[goal.value(accuracy, cost)[feasible].argmax()]
+        picked = lookahead.replay(test, policies[best])
+    told = "every tier asks the one whose expected gain is worth its cost, skipping others; not served by the gateway"
+    points = np.array([one.mean_cost for one in after]), np.array([one.accuracy for one in after])
+    return Line("look-ahead", told, *points, picked=picked)
+
+
+def certified(test: Crossed, path: Sequence[Route], route: Route, wish: Wish) -> list[guarantees.Outcome]:
+    """What can be promised on the test: for the recommended route, and the cheapest route of a proven error rate."""
+    found = [*guarantees.accepted_error(test, route), guarantees.cost_bound(test, route)]
+    if wish.certify is not None:
+        found.append(guarantees.final_error(test, path, wish.certify))
+    return found
+
+
+# JSON
+
+
+def steps_of(table: Crossed, route: Route) -> list[tuple[str, float | None]]:
+    """As a policy of the cascade file."""
+    return [(table.tiers[tier], mark) for tier, mark in zip(route.chain, (*route.thresholds, None), strict=True)]
+
+
+def as_json(found: Recommendation) -> dict[str, Any]:
+    """All of it as plain values."""
+    verdict, table = found.verdict, found.test
+    numbers = ("accuracy", "reference_accuracy", "cost_share", "saving", "gain", "skill")
+    return {
+        "verdict": verdict.sentence,
+        "sells": verdict.sells,
+        "recommended": guarantees.told(table, verdict.recommended),
+        "reference": guarantees.told(table, verdict.reference),
+        "chosen": guarantees.told(table, verdict.choice.route),
+        "cost_unit": table.cost_unit,
+        "n": {"chosen_on": found.chosen_on.n, "test": table.n},
+        "held_out": {**asdict(verdict.held_out), "optimism": verdict.held_out.optimism},
+        "numbers": {name: getattr(verdict, name).as_json() for name in numbers},
+        "anew": {name: score.as_json() for name, score in verdict.anew.items()},
+        "signals": {name: one.as_json() for name, one in verdict.signals.items()},
+        "against": [asdict(one) for one in verdict.against],
+        "frontier": [
+            {**guarantees.told(table, route), "cost": played.mean_cost, "accuracy": played.accuracy}
+            for route, played in found.curve
+        ],
+        "baselines": [
+            {
+                "name": line.name,
+                "told": line.told,
+                "oracle": line.oracle,
+                "cost": line.cost.tolist(),
+                "accuracy": line.accuracy.tolist(),
+                "picked": None
+                if line.picked is None
+                else {"cost": line.picked.mean_cost, "accuracy": line.picked.accuracy},
+            }
+            for line in found.lines
+        ],
+        "mix": None
+        if found.mixed is None
+        else {
+            "low": guarantees.told(table, found.mixed.low),
+            "high": guarantees.told(table, found.mixed.high),
+            "share_high": found.mixed.share,
+        },
+        "certificates": [
+            one.as_json() if isinstance(one, guarantees.Certificate) else asdict(one) for one in found.certificates
+        ],
+        "policies_tried": found.swept.combinations,
+        "definitions": DEFINITIONS,
+        "notes": found.notes,
+    }

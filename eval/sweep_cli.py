@@ -1,0 +1,148 @@
+"""`confgate sweep`: which chain of tiers and which thresholds, what that saves, and whether it is worth having."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from eval.cli import listed, one_line
+from gateway.cli import AsJson, ConfigFile, table
+
+if TYPE_CHECKING:
+    from eval.recommend import Recommendation
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def sweep(
+    records: Annotated[
+        list[Path], typer.Option("--records", "-r", help="Folder of `collect`, or its Parquet file; may be repeated.")
+    ],
+    config: ConfigFile = Path("cascade.yaml"),
+    budget: Annotated[
+        str | None, typer.Option(help="Most to spend per question, in the cost's unit; 40% is of the best model's.")
+    ] = None,
+    target: Annotated[float | None, typer.Option(help="Least share of right answers, such as 0.94.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--lambda", min=0, help="Right answers that one unit of cost is worth.")
+    ] = None,
+    cost: Annotated[str | None, typer.Option(help="tokens, usd, flops, gpu-seconds or seconds.")] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="YAML file of prices and machines. Without it: those of --config.")
+    ] = None,
+    choose_on: Annotated[str | None, typer.Option(help="Split that chooses the policy.")] = None,
+    test_on: Annotated[str | None, typer.Option(help="Split that judges it; no calibrator may know it.")] = None,
+    tiers: Annotated[str | None, typer.Option(help="Candidates, with commas between. Without it: all.")] = None,
+    levels: Annotated[int, typer.Option(min=1, max=6, help="Longest chain to try.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Thresholds to try per level.")] = 24,
+    certify: Annotated[float | None, typer.Option(help="Also find the cheapest policy proven to err no more.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Put the recommended policy into this cascade file; comments stay.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Which policy of the file --write changes.")] = "default",
+    seed: Annotated[int, typer.Option(help="Of halves and intervals.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find the best policy for recorded answers and judge it on questions that did not choose it.
+
+    Without a budget, target or lambda: as accurate as the best single model, for the least cost.
+
+    Example:  confgate sweep -r runs/calibration -r runs/test -c cascade.yaml --budget 40% --write cascade.yaml
+    """
+    from calibrators.base import CalibrationError
+    from eval import costs, policy_file, recommend
+    from eval.stats import BadComparison
+    from gateway import config as configs
+    from gateway.errors import ConfigError
+
+    if cost is not None and cost not in costs.MODELS:
+        raise ConfigError(f"no cost model {cost!r}; have {', '.join(costs.MODELS)}")
+    wish = recommend.Wish(
+        tiers=listed(tiers),
+        choose_on=choose_on,
+        test_on=test_on,
+        cost=cast(Any, cost),
+        budget=budget,
+        target=target,
+        rate=rate,
+        certify=certify,
+        levels=levels,
+        steps=steps,
+        seed=seed,
+    )
+    with one_line():
+        try:
+            settings = configs.read(config)
+            found = recommend.recommend(records, settings, wish, None if prices is None else costs.read(prices))
+        except BadComparison as error:
+            raise CalibrationError(str(error)) from error
+        if write is not None:
+            policy_file.write(write, policy, recommend.steps_of(found.test, found.verdict.recommended))
+    typer.echo(json.dumps(recommend.as_json(found), indent=2) if as_json else told(found))
+    if write is not None and not as_json:
+        typer.echo(f"\n{write}: policy {policy} is now {found.verdict.recommended.told(found.test.tiers)}")
+
+
+def told(found: Recommendation) -> str:
+    """The verdict first, then the numbers it stands on."""
+    from eval.stats import DEFINITIONS
+
+    verdict, test, unit = found.verdict, found.test, found.test.cost_unit
+    held_out = verdict.held_out
+    numbers = {name: getattr(verdict, name) for name in ("saving", "gain", "skill")}
+    parts = [
+        verdict.sentence,
+        f"chosen on {found.chosen_on.n:,} questions among {found.swept.combinations:,} policies: "
+        f"{verdict.choice.route.told(test.tiers)}\n"
+        f"there {held_out.chosen_accuracy:.1%} right at {held_out.chosen_cost:.4g} {unit} a question, "
+        f"on the test {held_out.test_accuracy:.1%} at {held_out.test_cost:.4g}; optimism {held_out.optimism:+.1%}",
+        table([{"number": name, "value": str(score), "how": score.how} for name, score in numbers.items()])
+        + "\n"
+        + table([{"chosen anew": name, "value": str(score), "how": score.how} for name, score in verdict.anew.items()]),
+        f"frontier, chosen there and scored on the test ({unit} a question)\n"
+        + table(
+            [
+                {"policy": route.told(test.tiers), "right": f"{played.accuracy:.1%}", "cost": played.mean_cost}
+                for route, played in found.curve
+            ]
+        ),
+        "held against, each chosen like ours\n" + table(baselines(found)),
+        "models alone (exact McNemar, Holm)\n"
+        + table(
+            [
+                {
+                    "model": one.tier,
+                    "right": f"{one.accuracy:.1%}",
+                    "cost": one.cost,
+                    "only ours right": one.only_policy,
+                    "only it right": one.only_model,
+                    "p": one.p_value,
+                    "AUROC of its p": str(verdict.signals[one.tier]),
+                }
+                for one in verdict.against
+            ]
+        ),
+        "promises\n" + "\n".join(f"- {one}" for one in found.certificates),
+        "words\n" + "\n".join(f"- {name}: {meaning}" for name, meaning in DEFINITIONS.items()),
+    ]
+    if found.mixed is not None:
+        low, high = (route.told(test.tiers) for route in (found.mixed.low, found.mixed.high))
+        parts.insert(
+            3, f"to spend the budget exactly: {found.mixed.share:.1%} of requests to {high}, the rest to {low}"
+        )
+    return "\n\n".join([*parts, *[f"note: {note}" for note in found.notes]])
+
+
+def baselines(found: Recommendation) -> list[dict[str, Any]]:
+    """One row per reference line: what the goal would have taken of it, or its best point where it has no choice."""
+    rows = []
+    for line in found.lines:
+        place = int(line.accuracy.argmax())
+        right = line.accuracy[place] if line.picked is None else line.picked.accuracy
+        paid = line.cost[place] if line.picked is None else line.picked.mean_cost
+        rows.append({"baseline": line.name, "right": f"{right:.1%}", "cost": float(paid), "what": line.told})
+    return rows
