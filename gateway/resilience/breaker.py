@@ -41,6 +41,7 @@ class Breaker:
     def __init__(self, rules: Rules, chance: Callable[[], float] = random.random) -> None:
         self._rules, self._chance = rules, chance
         self._recent: deque[tuple[float, bool]] = deque()  # (when, failed) within the window
+        self._failed = 0  # of those
         self._in_a_row = 0
         self._trips = 0  # openings since it was last closed
         self._until = 0.0
@@ -85,10 +86,10 @@ class Breaker:
         rules, recent = self._rules, self._recent
         self._in_a_row = 0 if good else self._in_a_row + 1
         recent.append((now, not good))
+        self._failed += not good  # kept in step with the window: counting it anew would cost more than the call
         while recent[0][0] < now - rules.window_seconds:
-            recent.popleft()
-        failed = sum(failed for _, failed in recent)
-        often = len(recent) >= rules.least and failed >= rules.share * len(recent)
+            self._failed -= recent.popleft()[1]
+        often = len(recent) >= rules.least and self._failed >= rules.share * len(recent)
         if not good and (self._in_a_row >= rules.in_a_row or often):
             self._open(now)
 
@@ -100,4 +101,4 @@ class Breaker:
 
     def _close(self) -> None:
         self._recent.clear()
-        self._in_a_row = self._trips = 0
+        self._in_a_row = self._trips = self._failed = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,3 +112,26 @@ def test_there_is_never_more_than_one_probe(steps: list[tuple[str, float]]) -> N
             one.leave(held.pop(0), good={"good": True, "bad": False, "left": None}[act], now=now)
         assert held.count(Entry.PROBE) <= 1
         assert 0 <= one.left(now) <= 60 * 1.2
+
+
+def test_a_busy_tier_pays_no_more_for_its_breaker_than_an_idle_one() -> None:
+    """A window full of calls must not be counted anew for each of them."""
+    one = breaker()
+    began = time.process_time()
+    for n in range(20_000):
+        call(one, n * 1e-4, True)
+    assert time.process_time() - began < 1.0  # 0.05 s; counting anew took 24
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 5)), max_size=100))
+def test_the_share_is_that_of_the_window(calls: list[tuple[bool, float]]) -> None:
+    rules, told, now = Rules(in_a_row=10**6), list[tuple[float, bool]](), 0.0
+    one = Breaker(rules)
+    for good, seconds in calls:
+        now += seconds
+        call(one, now, good)
+        told = [(when, well) for when, well in [*told, (now, good)] if when >= now - rules.window_seconds]
+        failed = sum(not well for _, well in told)
+        assert one.is_open is (not good and len(told) >= rules.least and failed >= rules.share * len(told))
+        if one.is_open:
+            return
