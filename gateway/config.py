@@ -48,7 +48,10 @@ class Server(Written):
     start_seconds: float = Field(
         default=0, ge=0, description="how long to wait at start for model servers that are still loading"
     )
-    grace_seconds: float = Field(default=30, ge=0, description="how long SIGTERM waits for requests in flight")
+    grace_seconds: float = Field(default=30, ge=0, description="from SIGTERM to the exit, at most")
+    linger_seconds: float = Field(
+        default=0, ge=0, description="of the grace: how long to be seen as not ready before connections are refused"
+    )
     hosts: tuple[str, ...] = Field(
         default=(),
         description="Host names to answer to, '*' for any. Nothing: on the loopback its own names, elsewhere any",
@@ -206,6 +209,13 @@ class Config(Written):
     )
     tiers: tuple[TierEntry, ...] = Field(min_length=1)
     policies: dict[Name, PolicyEntry] = Field(description="`default` is what the model name `auto` means")
+
+    @field_validator("server")
+    @classmethod
+    def _linger_inside_the_grace(cls, server: Server) -> Server:
+        if server.linger_seconds > server.grace_seconds:
+            raise wrong("linger_seconds is a part of grace_seconds", at=("linger_seconds",))
+        return server
 
     @model_validator(mode="after")
     def _admin_is_locked(self) -> Self:

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -25,6 +26,7 @@ from gateway.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+FAREWELL_SECONDS = 1.0  # the end of the grace, in which those whose time is up are told
 KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so that they, not we, close first
 
 
@@ -79,12 +81,13 @@ async def serve(
     live = Live(await open_generation(config), read, lambda now: telemetry.start(now.tiers, now.withheld))
     try:
         async with asyncio.TaskGroup() as group:
-            public = Process(settings(create_app(live, telemetry), config.server), invitation(url(listener), config))
+            app = create_app(live, telemetry)
+            public = Process(settings(app, config.server), live, invitation(url(listener), config))
             jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
             beside = None
             if admin is not None:
-                app = create_admin(live, telemetry, group, partial(public.handle_exit, signal.SIGTERM, None))
-                beside = Beside(settings(app, config.server))
+                private = create_admin(live, telemetry, group, partial(public.handle_exit, signal.SIGTERM, None))
+                beside = Beside(settings(private, config.server))
                 jobs.append(group.create_task(beside.serve([admin])))
             await public.serve([listener])
             if beside is not None:  # last, so that the end can be watched
@@ -108,7 +111,6 @@ def settings(app: ASGIApp, server: Server) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(server.grace_seconds),
     )
 
 
@@ -138,11 +140,30 @@ class Beside(uvicorn.Server):
 
 
 class Process(uvicorn.Server):
-    """uvicorn, except that it says how to try it, and that a signal ends it with 0 once everything is closed."""
+    """uvicorn, except that it says how to try it, and that a signal ends it in good order and with 0."""
 
-    def __init__(self, config: uvicorn.Config, invitation: str) -> None:
+    def __init__(self, config: uvicorn.Config, live: Live, invitation: str) -> None:
         super().__init__(config)
-        self._invitation = invitation
+        self._live, self._invitation = live, invitation
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Readiness goes down and new requests are refused at once; the rest follows in `shutdown`."""
+        self._live.draining = True
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Be seen as not ready, close the doors, wait for requests in flight, tell the rest; all inside the grace."""
+        server = self._live.snapshot.config.server
+        await asyncio.sleep(server.linger_seconds)
+        left = max(0.0, server.grace_seconds - server.linger_seconds - FAREWELL_SECONDS)
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # it takes parts of a second, too
+        await super().shutdown(sockets)
+        tasks = set(self.server_state.tasks)  # cancelled by now: they say so to their clients
+        if tasks:
+            await asyncio.wait(tasks, timeout=FAREWELL_SECONDS / 2)
+            for connection in list(self.server_state.connections):  # whoever does not even read that
+                connection.transport.abort()
+            await asyncio.wait(tasks)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:

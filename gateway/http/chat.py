@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway import cascade
 from gateway.errors import ClientGone
 from gateway.http import limits, reply, sse, wire
-from gateway.http.errors import RequestError, problem
+from gateway.http.errors import Draining, Problem, RequestError, problem
 from gateway.http.hangup import or_hangup
 from gateway.http.live import Generation, Live
 from gateway.http.reply import Call
@@ -39,10 +39,16 @@ class Chat:
         began, route_id = now(), uuid.uuid4().hex
         status, reason = 499, ""
         with self._telemetry.in_flight.track_inprogress(), self._live.held() as held:
+            out = Out(send)
             try:
                 status, reason, headers, pieces = await self._reply(held, scope, receive, route_id, began)
                 seconds = held.snapshot.config.server.request_seconds
-                await asyncio.wait_for(respond(status, headers, pieces, send), seconds)
+                await asyncio.wait_for(respond(status, headers, pieces, out), seconds)
+            except asyncio.CancelledError:
+                if not self._live.draining:
+                    raise
+                status, reason = 503, ""
+                await out.end_with(Draining(), route_id)
             except (ClientGone, OSError, TimeoutError):  # left, broke off, or does not read
                 status = 499
             finally:
@@ -63,12 +69,14 @@ class Chat:
             if told.status >= 500:
                 ours = error if told.status == 500 else None
                 log.error("request failed", extra={"route_id": route_id, "error": str(error)}, exc_info=ours)
-            return told.status, "", {"x-route-schema": reply.SCHEMA, "x-route-id": route_id} | told.headers, [told.body]
+            return told.status, "", refusal_headers(told, route_id), [told.body]
 
     async def _decide(
         self, held: Generation, scope: Scope, receive: Receive, route_id: str, began: float
     ) -> tuple[Call, Answer]:
         """Everything up to the answer, by one snapshot whatever is reloaded meanwhile."""
+        if self._live.draining:
+            raise Draining
         snapshot, headers = held.snapshot, Headers(scope=scope)
         server = snapshot.config.server
         held.keyring.who(headers.get("authorization"))
@@ -114,6 +122,32 @@ def written(answer: Answer, call: Call) -> tuple[dict[str, str], Iterable[bytes]
             answer, call
         )
     return headers | {"content-type": "application/json"}, [reply.whole(answer, call)]
+
+
+def refusal_headers(told: Problem, route_id: str) -> dict[str, str]:
+    return {"x-route-schema": reply.SCHEMA, "x-route-id": route_id} | told.headers
+
+
+class Out:
+    """The way to the client, which knows what has been said."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun = self._streams = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._begun = True
+            self._streams = not any(name == b"content-length" for name, _ in message["headers"])
+        await self._send(message)
+
+    async def end_with(self, error: Exception, route_id: str) -> None:
+        """A whole error, an error event in a stream that has begun, and of a body cut short nothing: it just ends."""
+        told = problem(error)
+        if not self._begun:
+            await respond(told.status, refusal_headers(told, route_id), [told.body], self._send)
+        elif self._streams:
+            await self._send({"type": "http.response.body", "body": sse.event(told.body), "more_body": False})
 
 
 async def respond(status: int, headers: Mapping[str, str], pieces: Iterable[bytes], send: Send) -> None:

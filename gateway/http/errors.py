@@ -42,6 +42,10 @@ class RequestError(GatewayError):
         self.status, self.param, self.code, self.close = status, param, code, close
 
 
+class Draining(GatewayError):
+    """The process is about to end: this request is not taken any more, or there is no time left for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What a client is told. retry_after_seconds: sent as a header where trying again makes sense."""
@@ -122,6 +126,7 @@ TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
     EngineSlow: lambda _: Problem(504, "The model did not answer in time."),
     DeadlinePassed: lambda _: Problem(504, "The request's time was up before any model had answered."),
     NoTierLeft: no_tier_left,
+    Draining: lambda _: Problem(503, "The gateway is shutting down.", retry_after_seconds=RETRY_SECONDS, close=True),
     ClientGone: lambda _: Problem(499, "The client left."),
     ConfigError: lambda _: Problem(500, "The gateway is configured wrongly."),
     BadTrace: lambda _: Problem(500, "The gateway made a mistake."),

@@ -24,9 +24,11 @@ def router(live: Live) -> APIRouter:
         """The process lives."""
         return {"status": "ok"}
 
-    @routes.get("/ready", responses={503: {"description": "no tier can answer"}})
+    @routes.get("/ready", responses={503: {"description": "no tier can answer, or the process is about to end"}})
     async def ready() -> JSONResponse:
-        """200 when at least one tier can answer; `degraded` when not all of them can."""
+        """200 when at least one tier can answer; `degraded` when not all of them can, `draining` before the end."""
+        if live.draining:
+            return JSONResponse({"status": "draining"}, 503)
         able, of = await readiness.look()
         word = "ready" if able == of else "degraded" if able else "unavailable"
         return JSONResponse({"status": word}, 200 if able else 503)

@@ -59,7 +59,7 @@ async def open_generation(config: Config, before: Snapshot | None = None) -> Gen
 
 
 class Live:
-    """The current generation.
+    """The current generation, and whether the process still takes requests.
 
     read: the configuration as it is written now.  changed: called with every snapshot that comes into service.
     """
@@ -69,6 +69,7 @@ class Live:
     ) -> None:
         self._now, self._read, self._changed = first, read, changed
         self._lock = asyncio.Lock()
+        self.draining = False  # no new requests; set once, by whoever ends the process
         changed(first.snapshot)
 
     @property

@@ -26,11 +26,16 @@ def replay(answer: Answer, call: Call) -> Iterator[bytes]:
     """The stream's bytes, in pieces of about SEND_BYTES."""
     waiting = bytearray()
     for chunk in chunks(answer, call):
-        waiting += b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+        waiting += event(msgspec.json.encode(chunk))
         if len(waiting) >= SEND_BYTES:
             yield bytes(waiting)
             waiting.clear()
     yield bytes(waiting + DONE)
+
+
+def event(told: bytes) -> bytes:
+    """One event. told: JSON, which has no bare line break that could end it."""
+    return b"data: " + told + b"\n\n"
 
 
 def chunks(answer: Answer, call: Call) -> Iterator[Json]:

@@ -162,6 +162,13 @@ def running(folder: Path, config: dict[str, Any], **environment: str) -> Iterato
     assert process.returncode == 0, log.read_text()
 
 
+def free_port() -> int:
+    """A port nobody listens on yet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def until(true: Any, seconds: float = 5.0) -> float:
     """Wait for something to become true; how long it took."""
     began = time.monotonic()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,18 +16,12 @@ import pytest
 from gateway import config as configs
 from gateway.errors import ConfigError
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, Gateway, cascade, running, until, write_artifact
+from tests.faults.gateway import SURE, UNSURE, Gateway, cascade, free_port, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 ADMIN = {"authorization": "Bearer sk-root"}
 CLIENT = {"authorization": "Bearer sk-alice"}
 SECRETS = {"ROOT_KEY": "sk-root", "ALICE_KEY": "sk-alice"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Run:
