@@ -55,6 +55,7 @@ def label_of(entry: TierEntry) -> str:
 async def open_once(config: Config) -> dict[str, str]:
     """Which tiers would run without their calibrator, and why. Raises ConfigError where serving would not start."""
     Keyring.of(config.keys)
+    Keyring.of_admins(config)
     async with open_cascade(config) as snapshot:
         return dict(snapshot.withheld)
 

@@ -70,6 +70,14 @@ def test_check_live_finds_an_artefact_of_another_model(tmp_path: Path) -> None:
     assert "fitted on 'another', served 'small'" in err
 
 
+def test_check_live_says_which_admins_secret_is_missing(tmp_path: Path) -> None:
+    keys = {"allow_anonymous": True, "admins": [{"name": "root", "key": "env:NO_SUCH_KEY"}]}
+    write_artifact(tmp_path / "cheap.json")
+    with Upstream() as upstream:
+        code, _, err = confgate_ends("check", "-c", write(tmp_path, upstream.url, keys=keys), "--live")
+    assert (code, "NO_SUCH_KEY is not set" in err) == (1, True)
+
+
 def test_check_prints_the_schema() -> None:
     code, out, _ = confgate_ends("check", "--schema")
     assert code == 0
