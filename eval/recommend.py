@@ -12,22 +12,26 @@ from typing import Any
 import numpy as np
 
 from calibrators import artifact as artifacts
+from calibrators.scores import Insufficient, Score
+from calibrators.scores import Outcome as Measured
 from eval import baselines, costs, guarantees, lookahead, records
 from eval.baselines import Line
-from eval.choice import Goal, Mix, budget, exchange, mix, target
+from eval.card import Absent, identity
+from eval.choice import Goal, Mix, NothingFits, budget, exchange, mix, target
 from eval.costs import CostFile, Model, TierCost
 from eval.crossed import Crossed, group_codes
 from eval.crossing import Crossing, cross
 from eval.records import MANIFEST, RECORDS, Manifest
-from eval.stats import DEFINITIONS, concave_hull
+from eval.stats import DEFINITIONS, BadComparison, aiq, concave_hull, mix_accuracy, pair_scores
 from eval.sweep import STEPS, Played, Route, Swept, replay, sweep
 from eval.verdict import LEVELS, Verdict, judge
 from gateway import snapshot
 from gateway.config import Config
 from gateway.errors import ConfigError
-from gateway.nouns import Ask, Completion, Tier
+from gateway.nouns import Tier
 
 TEST = "test"
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the reference's cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,22 @@ class Wish:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class AtBudget:
+    """At a share of the reference's cost: what mixing two efficient routes gives on the test, and a random mix of
+    models for what that cost there. accuracy, random: None where not even the cheapest can be had."""
+
+    share: float
+    accuracy: float | None
+    cost: float | None
+    random: float | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Recommendation:
     """chosen_on, test: the tables.  curve: what the efficient routes of the one reach on the other.
+    budgets: accuracy at shares of the reference's cost.  metrics: of the signal between the chain's first tier (the
+    cheapest where no chain was chosen) and the reference, and AIQ of the curve.
     mixed: two routes that spend a budget exactly.  certificates: on the test.  notes: what a reader must know."""
 
     chosen_on: Crossed
@@ -63,6 +80,8 @@ class Recommendation:
     verdict: Verdict
     lines: list[Line]
     curve: list[tuple[Route, Played]]
+    budgets: list[AtBudget]
+    metrics: dict[str, Measured]
     mixed: Mix | None
     certificates: list[guarantees.Outcome]
     notes: list[str]
@@ -96,6 +115,8 @@ def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFi
         verdict,
         [*baselines.lines(chosen_on.table, test.table, aim), looking_ahead(chosen_on.table, test.table, aim)],
         [(swept.routes[place], replay(test.table, swept.routes[place])) for place in hull],
+        [at_budget(swept, test.table, verdict.reference, share) for share in SHARES],
+        metrics(test.table, verdict, [replay(test.table, swept.routes[place]) for place in hull], rng),
         mix(swept, goal.most_cost) if goal is not None and np.isfinite(goal.most_cost) else None,
         certified(test.table, path, verdict.recommended, wish),
         notes,
@@ -103,29 +124,6 @@ def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFi
 
 
 # Tiers and questions
-
-
-class Recorded:
-    """Stands for an engine whose answers are recorded: it only says who it was."""
-
-    def __init__(self, name: str, fingerprint: Mapping[str, str]) -> None:
-        self._name, self._fingerprint = name, fingerprint
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    async def complete(self, _ask: Ask) -> Completion:
-        raise AssertionError("a tier of recorded answers is never asked")
-
-    async def ready(self) -> bool:
-        return False
-
-    async def fingerprint(self) -> Mapping[str, str]:
-        return self._fingerprint
-
-    async def close(self) -> None:
-        return None
 
 
 def open_tiers(config: Config, manifests: Sequence[Manifest], wanted: Sequence[str]) -> tuple[list[Tier], list[str]]:
@@ -140,7 +138,7 @@ def open_tiers(config: Config, manifests: Sequence[Manifest], wanted: Sequence[s
     tiers, notes = [], []
     for entry in entries:
         for manifest in manifests:
-            bare = snapshot.bare_tier(entry, Recorded(entry.name, identity(manifest, entry.name)))
+            bare = snapshot.bare_tier(entry, Absent(entry.name, identity(manifest, entry.name)))
             tier = asyncio.run(snapshot.calibrated(bare, entry, 0.0))
         tiers.append(tier)
         if entry.calibrator is None:
@@ -156,15 +154,6 @@ def bound(table: Crossed) -> list[str]:
         for tier, name in enumerate(table.tiers)
         if bool(np.isnan(table.p_of((tier,))).all()) and not np.isnan(table.p_of(tuple(range(tier + 1)))).all()
     ]
-
-
-def identity(manifest: Manifest, tier: str) -> dict[str, str]:
-    """What the engine behind the recorded answers said of itself, and how it was asked. Raises ConfigError."""
-    for collected in manifest.tiers:
-        if collected.name == tier:
-            return {**collected.fingerprint, "prompt_template": manifest.prompt}
-    have = ", ".join(collected.name for collected in manifest.tiers)
-    raise ConfigError(f"these records have no tier {tier!r}, they have {have}; say with --tiers which to take")
 
 
 def divided(crossings: Mapping[str, Crossing], config: Config, wish: Wish) -> tuple[Crossing, Crossing, list[str]]:
@@ -266,6 +255,41 @@ def _amount(written: str, table: Crossed) -> float:
         raise ConfigError(f"--budget is {wanted}, got {written!r}") from None
 
 
+# Numbers that others report
+
+
+def at_budget(swept: Swept, test: Crossed, reference: Route, share: float) -> AtBudget:
+    """The expectation over the mix's draws, so no luck of one draw is in it."""
+    try:
+        mixed = mix(swept, share * replay(swept.table, reference).mean_cost)
+    except NothingFits:
+        return AtBudget(share, None, None, None)
+    low, high = replay(test, mixed.low), replay(test, mixed.high)
+    accuracy = (1 - mixed.share) * low.accuracy + mixed.share * high.accuracy
+    cost = (1 - mixed.share) * low.mean_cost + mixed.share * high.mean_cost
+    singles = test.cost.mean(axis=0), test.right.mean(axis=0)
+    random = float(mix_accuracy(max(cost, float(singles[0].min())), *singles))
+    return AtBudget(share, accuracy, cost, random)
+
+
+def metrics(test: Crossed, verdict: Verdict, curve: Sequence[Played], rng: np.random.Generator) -> dict[str, Measured]:
+    """AUDC, APGR and CPT between two tiers, and the AIQ of all; see eval.stats.DEFINITIONS."""
+    last = verdict.reference.chain[0]
+    first = verdict.choice.route.chain[0]
+    first = int(test.cost.mean(axis=0).argmin()) if first == last else first
+    found = pair_scores(test.p_of((first,)), test.right[:, first], test.right[:, last], group_codes(test), rng)
+    named: dict[str, Measured] = {
+        f"{name} {test.tiers[first]} to {test.tiers[last]}": one for name, one in found.items()
+    }
+    cost, accuracy = (np.array([getattr(one, name) for one in curve]) for name in ("mean_cost", "accuracy"))
+    try:
+        value = aiq(cost, accuracy, test.cost.mean(axis=0), test.right.mean(axis=0))
+        named["AIQ"] = Score(name="AIQ", value=value, n=test.n)
+    except BadComparison as error:
+        named["AIQ"] = Insufficient(name="AIQ", n=test.n, why=str(error))
+    return named
+
+
 # Alternatives and promises
 
 
@@ -335,6 +359,8 @@ def as_json(found: Recommendation) -> dict[str, Any]:
             }
             for line in found.lines
         ],
+        "budgets": [asdict(one) for one in found.budgets],
+        "metrics": {name: one.as_json() for name, one in found.metrics.items()},
         "mix": None
         if found.mixed is None
         else {

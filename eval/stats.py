@@ -5,15 +5,16 @@ Definitions that a reader of the numbers needs are in DEFINITIONS, to be printed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
 
-from calibrators.scores import LEVEL, Score
+from calibrators.scores import LEVEL, Insufficient, Outcome, Score
 from eval.crossed import Floats, Ints
 
+PAIR_RESAMPLES = 300  # each sorts all questions anew
 RESAMPLES = 2_000  # for intervals; science 6.4 asks 10,000 of numbers that go to print
 BLOCK = 4_000_000  # resampled weights held in memory at a time: 32 MB
 
@@ -83,7 +84,7 @@ def deferral_curve(p: Floats, weak: Floats, strong: Floats) -> tuple[Floats, Flo
     random order, so in the mean along a straight line.
     """
     n = len(p)
-    score = np.where(np.isnan(p), -np.inf, p)
+    score = np.where(np.isnan(p), -1.0, p)  # below every probability
     order = np.argsort(score, kind="stable")
     gained = np.append(0.0, np.cumsum((strong - weak)[order]))
     ends = np.append(np.flatnonzero(np.diff(score[order]) > 0) + 1, n)
@@ -135,6 +136,45 @@ def aiq(cost: Floats, accuracy: Floats, single_cost: Floats, single_accuracy: Fl
     with_points = np.interp(middle, x, y)
     without = np.interp(middle, single_cost[mix], single_accuracy[mix])
     return float((np.where(middle >= first, with_points, without) * np.diff(corners)).sum() / (high - low))
+
+
+def pair_scores(
+    p: Floats, weak: Floats, strong: Floats, groups: Ints, rng: np.random.Generator, resamples: int = PAIR_RESAMPLES
+) -> dict[str, Outcome]:
+    """AUDC, APGR and CPT of one signal between two models, bootstrapped by family.
+
+    p: (n,) of the weak model, NaN without evidence.  weak, strong: (n,) 1 or 0.  Where the strong model is no better,
+    there is no gap to recover, and words stand in place of the numbers; resamples without a gap are drawn again.
+    """
+    n = len(p)
+    if strong.mean() <= weak.mean():
+        why = f"the model behind is right {strong.mean():.1%} of the time, the one before {weak.mean():.1%}: no gap"
+        return {name: Insufficient(name=name, n=n, why=why) for name in PAIR_SCORES}
+    members = (
+        [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)] if len(set(groups)) < n else []
+    )
+    seen: dict[str, list[float]] = {name: [] for name in PAIR_SCORES}
+    for _ in range(20 * resamples):
+        families = rng.integers(int(groups.max()) + 1, size=int(groups.max()) + 1)
+        rows = np.concatenate([members[one] for one in families]) if members else families
+        if strong[rows].mean() > weak[rows].mean():
+            for name, score in PAIR_SCORES.items():
+                seen[name].append(score(p[rows], weak[rows], strong[rows]))
+        if len(seen["AUDC"]) == resamples:
+            break
+    how = f"bootstrap of {len(seen['AUDC']):,} by question"
+    return {
+        name: interval(name, score(p, weak, strong), np.array(seen[name]), n, how)
+        for name, score in PAIR_SCORES.items()
+    }
+
+
+PAIR_SCORES: Mapping[str, Callable[[Floats, Floats, Floats], float]] = {
+    "AUDC": audc,
+    "APGR": apgr,
+    "CPT(50%)": lambda p, weak, strong: cpt(p, weak, strong, 0.5),
+    "CPT(80%)": lambda p, weak, strong: cpt(p, weak, strong, 0.8),
+}
 
 
 # Chance

@@ -110,6 +110,14 @@ def told(found: Recommendation) -> str:
                 for route, played in found.curve
             ]
         ),
+        f"accuracy at shares of the cost of {test.tiers[verdict.reference.chain[0]]}, two efficient policies mixed\n"
+        + table(
+            [
+                {"budget": f"{one.share:.0%}", "right": one.accuracy, "random mix": one.random, "cost": one.cost}
+                for one in found.budgets
+            ]
+        ),
+        table([{"metric": name, "value": str(one)} for name, one in found.metrics.items()]),
         "held against, each chosen like ours\n" + table(baselines(found)),
         "models alone (exact McNemar, Holm)\n"
         + table(

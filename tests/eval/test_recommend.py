@@ -246,6 +246,9 @@ def test_what_is_written_is_what_was_recommended_and_the_gateway_reads_it(folder
     assert "# chosen by sweep" in path.read_text()
     assert told["cost_unit"] == "usd"
     assert told["mix"]["share_high"] <= 1
+    assert [name.split()[0] for name in told["metrics"]] == ["AUDC", "APGR", "CPT(50%)", "CPT(80%)", "AIQ"]
+    paid = [one["accuracy"] for one in told["budgets"] if one["accuracy"] is not None]
+    assert len(paid) >= 3
 
 
 def test_no_calibrator_is_tested_on_what_it_was_fitted_on(folder: Path) -> None:

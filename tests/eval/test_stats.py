@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from calibrators.scores import Score
 from eval.crossed import Crossed, group_codes
 from eval.stats import (
     DEFINITIONS,
@@ -23,6 +24,7 @@ from eval.stats import (
     interval,
     mcnemar,
     mix_accuracy,
+    pair_scores,
     pgr,
     resampled_means,
     standard_error,
@@ -68,6 +70,25 @@ def test_answers_without_evidence_are_deferred_before_all_others() -> None:
     share, accuracy = deferral_curve(np.array([0.1, np.nan]), np.array([1.0, 0.0]), np.ones(2))
     assert share.tolist() == [0, 0.5, 1]
     assert accuracy.tolist() == [0.5, 1, 1]
+    assert deferral_curve(np.full(2, np.nan), np.zeros(2), np.ones(2))[1].tolist() == [0, 0.5, 1]
+
+
+def test_pair_scores_come_with_intervals_that_hold_their_values(world: World) -> None:
+    crossed = world(600, 7)
+    rng = np.random.default_rng(0)
+    found = pair_scores(crossed.p[:, 0], crossed.right[:, 0], crossed.right[:, 2], group_codes(crossed), rng)
+    assert list(found) == ["AUDC", "APGR", "CPT(50%)", "CPT(80%)"]
+    for score in found.values():
+        assert isinstance(score, Score)
+        assert score.low is not None
+        assert score.high is not None
+        assert score.low <= score.value <= score.high
+    assert found["APGR"].low > 0.5  # type: ignore[union-attr,operator]
+    backwards = pair_scores(crossed.p[:, 2], crossed.right[:, 2], crossed.right[:, 0], group_codes(crossed), rng)
+    assert all("no gap" in str(score) for score in backwards.values())
+    twins = np.arange(600) // 2
+    wider = pair_scores(crossed.p[:, 0], crossed.right[:, 0], crossed.right[:, 2], twins, rng)
+    assert wider["AUDC"].value == found["AUDC"].value  # type: ignore[union-attr]
 
 
 def test_no_gap_between_two_models_is_said_and_not_divided_by() -> None:
