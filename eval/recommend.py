@@ -96,6 +96,11 @@ def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFi
     crossings = cross(chain.from_iterable(records.read(file) for file in files), tiers)
     chosen_on, test, told = divided(crossings, config, wish)
     notes += told
+    notes += [
+        f"{one.unasked} questions of {split} left out: some tier gave no answer"
+        for split, one in crossings.items()
+        if one.unasked
+    ]
     notes += bound(chosen_on.table)
     model = wish.cost or ("usd" if any(entry.prices.usd_per_mtok_out for entry in config.tiers) else "tokens")
     listed = prices or own_prices(config)
@@ -157,7 +162,7 @@ def bound(table: Crossed) -> list[str]:
 
 
 def divided(crossings: Mapping[str, Crossing], config: Config, wish: Wish) -> tuple[Crossing, Crossing, list[str]]:
-    """(what chooses, what tests, notes). One split alone is halved by question family.
+    """(what chooses, what tests, notes). One split, alone or named twice, is halved by question family.
 
     Raises ConfigError where it is not clear which split is which, or calibrators were fitted on the test.
     """
@@ -169,13 +174,12 @@ def divided(crossings: Mapping[str, Crossing], config: Config, wish: Wish) -> tu
     test_on = wish.test_on or (TEST if TEST in have and len(have) > 1 and wish.choose_on != TEST else None)
     rest = [name for name in have if name != test_on]
     choose_on = wish.choose_on or (rest[0] if len(rest) == 1 else None)
-    if len(have) == 1 or choose_on == test_on:
-        only = crossings[choose_on or have[0]]
-        halves = _halves(only, wish.seed)
-        notes = ["one split alone: one half of its questions chose the policy, the other half tests it"]
-        if have[0] in fitted:
-            notes.append(f"calibrators were fitted on {have[0]} too, so every p here is somewhat too good")
-        return (*halves, notes)
+    if len(have) == 1 or (choose_on is not None and choose_on == test_on):
+        only = choose_on or have[0]
+        if only in fitted:
+            raise ConfigError(f"calibrators were fitted on {only!r}, so no part of it can test; collect another split")
+        notes = [f"one half of the questions of {only} chose the policy, the other half tests it"]
+        return (*_halves(crossings[only], wish.seed), notes)
     if choose_on is None or test_on is None:
         raise ConfigError(f"say with --choose-on and --test-on which splits choose and test; have {', '.join(have)}")
     if test_on in fitted:
@@ -184,11 +188,6 @@ def divided(crossings: Mapping[str, Crossing], config: Config, wish: Wish) -> tu
     if choose_on in fitted:
         told = f"calibrators were fitted on {choose_on} too, so thresholds were chosen on p somewhat too good"
         notes.append(f"{told}; the test did neither")
-    notes += [
-        f"{crossings[name].unasked} questions of {name} left out: not every tier answered"
-        for name in (choose_on, test_on)
-        if crossings[name].unasked
-    ]
     return crossings[choose_on], crossings[test_on], notes
 
 

@@ -32,7 +32,7 @@ def test_help_costs_less_than_a_third_of_a_second_of_cpu() -> None:
     code, out, _ = confgate_ends("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert code == 0
-    assert all(command in out for command in ("serve", "check", "route", "collect", "fit", "demo", "card"))
+    assert all(command in out for command in ("serve", "check", "route", "collect", "fit", "demo", "sweep", "card"))
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 

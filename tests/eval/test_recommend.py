@@ -182,7 +182,7 @@ def test_one_split_each_keeps_its_questions_tokens_and_scores() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of two splits, calibrators fitted on the first, and a cascade file."""
     folder = tmp_path_factory.mktemp("made")
-    rows = [*written(500, "calibration", 5), *written(500, "test", 6)]
+    rows = [*written(500, "calibration", 5), *unasked(list(written(500, "test", 6)))]
     records.write(folder / records.RECORDS, (records.flatten(row) for row in rows))
     manifest = Manifest(
         dataset="made",
@@ -234,6 +234,7 @@ def test_the_command_says_the_verdict_first_and_shows_what_it_was_held_against(f
     for part in ("frontier", "random mix", "agreement", "cascade oracle", "look-ahead", "McNemar", "AUDC", "promises"):
         assert part in told
     assert "thresholds were chosen on p somewhat too good" in told
+    assert "1 questions of test left out" in told
 
 
 def test_what_is_written_is_what_was_recommended_and_the_gateway_reads_it(folder: Path, tmp_path: Path) -> None:
@@ -257,6 +258,9 @@ def test_no_calibrator_is_tested_on_what_it_was_fitted_on(folder: Path) -> None:
     )
     assert isinstance(done.exception, ConfigError)
     assert "fitted on 'calibration'" in str(done.exception)
+    config = configs.read(folder / "cascade.yaml")
+    with pytest.raises(ConfigError, match="no part of it can test"):
+        recommend([folder], config, Wish(choose_on="calibration", test_on="calibration"))
 
 
 def test_one_split_is_halved_and_a_wrong_one_is_answered_with_the_right_ones(folder: Path) -> None:
