@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shlex
 import sys
 from pathlib import Path
@@ -59,3 +61,44 @@ def card(
     typer.echo(
         json.dumps({"card": made.twin, "files": list(map(str, paths))}) if as_json else "\n".join(map(str, paths))
     )
+
+
+@app.command()
+def objectives(
+    records: Sources,
+    out: Annotated[Path, typer.Option(help="Folder for objectives.md and objectives.json.")] = Path("docs/results"),
+    fit_on: Annotated[str, typer.Option(help="Split to fit on.")] = "calibration",
+    home: Annotated[str, typer.Option(help="Held-out split of the same kind.")] = "test",
+    tune: Annotated[str, typer.Option(help="Shifts that strengths are chosen on.")] = "more_steps,larger_numbers",
+    unseen: Annotated[str, typer.Option(help="Shifts that only judge.")] = "new_names,reworded,extra_clause",
+    slices: Annotated[str, typer.Option(help="Column that group objectives group by.")] = "steps",
+    accept_at: Annotated[float, typer.Option(min=0, max=1, help="Threshold of every tier but the last.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of folds and resamples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit calibrators under every robust objective and tell what each does in distribution and under unseen shifts.
+
+    Example:  confgate objectives -r runs/pocket/calibration -r runs/pocket/test -r runs/pocket/shifted
+    """
+    with one_line():
+        from importlib.metadata import version
+
+        from eval import objectives as studies
+
+        setting = studies.Setting(
+            fit=fit_on, home=home, tune=listed(tune), unseen=listed(unseen), slices=slices, accept_at=accept_at,
+            seed=seed,
+        )  # fmt: skip
+        about = {
+            "command": shlex.join(["confgate", *sys.argv[1:]]),
+            "machine": f"{os.cpu_count()} cores of {platform.machine()}",
+            "versions": ", ".join(
+                [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in ("numpy", "scikit-learn"))]
+            ),
+        }
+        page, told = studies.study(records, setting, about)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "objectives.md").write_text(page, encoding="utf-8")
+        text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        (out / "objectives.json").write_text(text, encoding="utf-8")
+    typer.echo(text if as_json else f"{out / 'objectives.md'}\n{out / 'objectives.json'}")

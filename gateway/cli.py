@@ -32,6 +32,7 @@ ELSEWHERE = {
     "demo": Elsewhere("eval.cli", "eval,local,demo", "Run the pocket cascade on held-out questions; no GPU needed."),
     "sweep": Elsewhere("eval.sweep_cli", "eval,calibrate", "Choose tiers and thresholds, and say whether that pays."),
     "card": Elsewhere("eval.reports_cli", "eval,calibrate", "Write the cascade's calibration card from its records."),
+    "objectives": Elsewhere("eval.reports_cli", "eval,calibrate", "Compare robust objectives on unseen shifts."),
 }
 
 
