@@ -285,7 +285,9 @@ def _ed25519() -> ModuleType:
     try:
         return importlib.import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
     except ImportError as error:
-        raise ArtifactError("signatures need the package `cryptography`: pip install cryptography") from error
+        raise ArtifactError(
+            "signatures need the package `cryptography`: pip install 'confidence-gateway[sign]'"
+        ) from error
 
 
 # What the bytes must be

@@ -351,5 +351,5 @@ def test_signing_without_its_package_says_what_to_install(monkeypatch: pytest.Mo
         raise ImportError(name)
 
     monkeypatch.setattr(home.importlib, "import_module", absent)
-    with pytest.raises(ArtifactError, match="pip install cryptography"):
+    with pytest.raises(ArtifactError, match=r"confidence-gateway\[sign\]"):
         sign(sealed(), bytes(32))
