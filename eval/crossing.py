@@ -171,7 +171,8 @@ class _Given:
                 for asked, said in zip(path[:-1], before, strict=True)
             )
             values = own.features.copy()
-            values[looking] = confidence.measure(names, Evidence(STUB, own.text, earlier)).values
+            seen = cascade.in_order(earlier, tier.after)
+            values[looking] = confidence.measure(names, Evidence(STUB, own.text, seen)).values
             p[i] = _predicted(tier, values)
         return p
 

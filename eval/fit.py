@@ -253,8 +253,7 @@ def pruned(table: Table, split: str, suspects: Sequence[str]) -> tuple[Table, li
 
 
 def upstream(table: Table, before: Sequence[Fitting | Failed]) -> tuple[tuple[str, ...], Floats]:
-    """Features of what earlier tiers said, (N, 2 per tier). Built as the gateway builds them: a tier that gave no
-    answer is skipped, one without a confidence is there without it."""
+    """Features of what earlier tiers said, (N, 2 per tier), as the gateway builds them: no answer is a silent tier."""
     names = tuple(spec for pair in pairs(len(before)) for spec in pair)
     rows = [
         confidence.measure(names, Evidence(STUB, table.said.get(place, ""), earlier(place, before))).values
@@ -265,11 +264,7 @@ def upstream(table: Table, before: Sequence[Fitting | Failed]) -> tuple[tuple[st
 
 def earlier(place: Place, before: Sequence[Fitting | Failed]) -> tuple[Earlier, ...]:
     """What the tiers before said about one question."""
-    return tuple(
-        Earlier(one.tier, one.table.said.get(place, ""), one.p.get(place))
-        for one in before
-        if place in one.table.said or place in one.p
-    )
+    return tuple(Earlier(one.tier, one.table.said.get(place, ""), one.p.get(place)) for one in before)
 
 
 def joined(table: Table, more: tuple[Sequence[str], Floats]) -> tuple[tuple[str, ...], Floats]:

@@ -130,7 +130,7 @@ def conditions(fitting: Fitting, manifest: Manifest | None, split: str) -> list[
         said.append(f"asked as {manifest.template!r}{around}, greedily")
         said.append("answers that ended by themselves and hold one final number; others have no confidence")
     if fitting.after:
-        said.append(f"asked after {', '.join(fitting.after)}, in this order; one of them may be silent, none another")
+        said.append(f"asked after {', '.join(fitting.after)}, in this order, some of which may be skipped or silent")
     return said
 
 

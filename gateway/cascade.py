@@ -162,7 +162,7 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
         note = f"the calibrator was fitted on {tier.source}, the engine sent {trace.source}"
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=note)
     try:
-        features = confidence.measure(tier.features, Evidence(trace, completion.text, tuple(earlier)))
+        features = confidence.measure(tier.features, Evidence(trace, completion.text, in_order(earlier, tier.after)))
     except BadTrace as error:
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=str(error))
     try:
@@ -199,6 +199,15 @@ def price(completion: Completion, prices: Prices) -> Cost:
     """Tokens and money one completion cost."""
     usd = completion.prompt_tokens * prices.usd_per_mtok_in + completion.completion_tokens * prices.usd_per_mtok_out
     return Cost(completion.prompt_tokens, completion.completion_tokens, usd / 1e6)
+
+
+def in_order(earlier: Sequence[Earlier], after: Sequence[str]) -> tuple[Earlier, ...]:
+    """Earlier answers where a calibrator expects them: it counts tiers back, so one that was skipped or failed must not
+    lend its place to another. It stands there silent. after: Tier.after; empty takes the answers as they are."""
+    if not after:
+        return tuple(earlier)
+    said = {one.tier: one for one in earlier}
+    return tuple(said.get(tier, Earlier(tier, "", None)) for tier in after)
 
 
 def earlier_answers(hops: Sequence[Hop]) -> tuple[Earlier, ...]:

@@ -275,6 +275,7 @@ class Tier:
     calibrator_id: id@first-12-hex-of-sha256, or "none".  patience_seconds: how long one attempt may take.
     source, sampling: what the calibrator was fitted under; other evidence or another sampler costs the confidence.
     top_k: candidates per token the features need.  guard: its breaker, seats and retries, the same in every policy.
+    after: names of the earlier tiers, in order, that the calibrator was fitted after, when it looks at what they said.
     """
 
     name: str
@@ -289,6 +290,7 @@ class Tier:
     prices: Prices = Prices()
     patience_seconds: float = 60.0
     guard: Guard = field(default_factory=Guard)
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

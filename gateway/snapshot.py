@@ -161,6 +161,7 @@ async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float) -> Tier
         calibrator_id=artifact.label,
         source=source(artifact),
         top_k=confidence.needs(artifact.features).top_k,
+        after=after(artifact),
     )
 
 
@@ -174,6 +175,12 @@ async def identity(engine: Engine, patience_ends: float) -> Mapping[str, str]:
             if now() >= patience_ends:
                 raise
         await asyncio.sleep(RETRY_SECONDS)
+
+
+def after(artifact: artifacts.Artifact) -> tuple[str, ...]:
+    """The earlier tiers that an artefact was fitted after; an older artefact does not say."""
+    told = artifact.fit.get("after")
+    return tuple(str(tier) for tier in told) if isinstance(told, list | tuple) else ()
 
 
 def source(artifact: artifacts.Artifact) -> Source:

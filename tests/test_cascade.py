@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from calibrators.base import BadFeatures
-from gateway import cascade
+from gateway import cascade, confidence
 from gateway.errors import (
     DeadlinePassed,
     EngineDown,
@@ -26,6 +26,8 @@ from gateway.nouns import (
     Ask,
     Completion,
     Cost,
+    Earlier,
+    Evidence,
     Finish,
     Floats,
     Hop,
@@ -252,3 +254,19 @@ def test_siblings_are_counted_and_seeded_apart() -> None:
     assert answer.cost.prompt_tokens == 30
     assert [ask.sampling.seed for ask in one.engine.asked] == [7, 8, 9]  # type: ignore[attr-defined]
     assert all(hop.p_correct == pytest.approx(0.9) for hop in answer.siblings)
+
+
+def test_a_skipped_tier_does_not_lend_its_place_to_another() -> None:
+    """A calibrator that was fitted after three tiers counts them back; the second is not asked, or fails."""
+    first, third = Earlier("first", "#### 1", 0.2), Earlier("third", "#### 2", 0.6)
+    told = cascade.in_order([first, third], ("first", "second", "third"))
+    assert [(one.tier, one.text, one.p_correct) for one in told] == [
+        ("first", "#### 1", 0.2),
+        ("second", "", None),
+        ("third", "#### 2", 0.6),
+    ]
+    assert cascade.in_order([first, third], ()) == (first, third)
+    evidence = Evidence(TokenTrace(Source.CHOSEN, np.zeros(1)), "#### 2", told)
+    names = [f"upstream_{what}(back={back})" for back in (1, 2, 3) for what in ("logit", "agreement")]
+    values = confidence.measure(names, evidence).values
+    np.testing.assert_allclose(values, [np.log(1.5), 1, np.nan, np.nan, np.log(0.25), 0])
