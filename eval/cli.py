@@ -152,6 +152,10 @@ def fit(
     out: Annotated[Path | None, typer.Option(help="Folder for the artefacts. Without it: calibrators, beside.")] = None,
     features: Annotated[str | None, typer.Option(help="Specs with commas between; columns, of your own table.")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="For every feature that has a window.")] = None,
+    cut: Annotated[
+        bool,
+        typer.Option("--cut-after-answer", help="Measure answers up to their final number, then and when serving."),
+    ] = False,
     family: Annotated[str, typer.Option(help="auto, or a calibrator family; a wrong one lists them.")] = "auto",
     objective: Annotated[str, typer.Option(help="erm, tilt, group_tilt, ...; a wrong one lists them.")] = "erm",
     eta: Annotated[float | None, typer.Option(help="Strength of the objective.")] = None,
@@ -182,7 +186,7 @@ def fit(
             upstream=upstream, missing=missing, chosen=bool(features), seed=seed,
         )  # fmt: skip
         specs = tables.windowed(listed(features) or tables.FEATURES, window) if features or window else None
-        every, manifest = tables.read(records, specs, how.slices)
+        every, manifest = tables.read(records, specs, how.slices, cut=cut)
         if manifest is None and not tiers and how.upstream is fits.Upstream.AUTO:
             how = replace(how, upstream=fits.Upstream.OFF)  # a table does not say which model is asked first
         done = fits.fit(tables.ordered(every, listed(tiers)), how)

@@ -77,7 +77,8 @@ def fingerprint(fitting: Fitting, manifest: Manifest | None) -> dict[str, str]:
     # the chosen tokens' log-probs are the same with and without candidates, so the lesser need is what counts
     source = Source.CHOSEN if sent is Source.TOP_LOGPROBS and not needs.top_k else sent
     told = {**engine, "source": str(source), "sampling": "greedy", "prompt_template": manifest.prompt}
-    return told | ({"k": str(needs.top_k)} if needs.top_k else {})
+    told |= {"k": str(needs.top_k)} if needs.top_k else {}
+    return told | ({"span": "answer"} if fitting.table.cut else {})
 
 
 def needs_of(fitting: Fitting) -> Needs:

@@ -55,7 +55,7 @@ class Table:
     names: F feature names.  X: (N, F), NaN where a feature is undefined.  y: (N,) of 0 and 1.
     question, family, split: (N,) words; family names what no fold may tear apart.  slices: by name, N values.
     said: by (split, question), the text of every answer there is, also of those left out.  left_out: how many, by why.
-    source: of the evidence; None in a user's own table.
+    source: of the evidence; None in a user's own table.  cut: measured up to the final number only.
     """
 
     tier: str
@@ -69,6 +69,7 @@ class Table:
     said: Mapping[Place, str] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     source: Source | None = None
+    cut: bool = False
 
     @property
     def places(self) -> list[Place]:
@@ -81,26 +82,28 @@ class Table:
                   for name, values in self.slices.items()}  # fmt: skip
         return Table(
             self.tier, self.names, self.X[chosen], self.y[chosen], self.question[chosen], self.family[chosen],
-            self.split[chosen], slices, self.said, self.left_out, self.source,
+            self.split[chosen], slices, self.said, self.left_out, self.source, self.cut,
         )  # fmt: skip
 
     def with_columns(self, names: Sequence[str], X: Floats) -> Table:
         """The same with other features. X: (N, F)."""
         return Table(
             self.tier, tuple(names), X, self.y, self.question, self.family, self.split, self.slices, self.said,
-            self.left_out, self.source,
+            self.left_out, self.source, self.cut,
         )  # fmt: skip
 
 
 def read(
-    path: Path, features: Sequence[str] | None = None, slices: Sequence[str] = ()
+    path: Path, features: Sequence[str] | None = None, slices: Sequence[str] = (), *, cut: bool = False
 ) -> tuple[dict[str, Table], Manifest | None]:
     """Tables and manifest of a collection (its folder, or its Parquet file), or of the user's own table, which has
     no manifest. Raises what `from_records` and `from_user` do."""
     file = path / RECORDS if path.is_dir() else path
     if path.is_dir() or (file.suffix == ".parquet" and records.is_ours(records.open_parquet(file).schema_arrow)):
         manifest = records.read_manifest(file.parent / MANIFEST)
-        return from_records(file, features), manifest
+        return from_records(file, features, cut=cut), manifest
+    if cut:
+        raise ConfigError(f"{file} is a table of finished confidences: there is no text in it that could be cut")
     return from_user(file, features, slices), None
 
 
@@ -135,6 +138,7 @@ class _Draft:
 
     names: tuple[str, ...]
     source: Source | None
+    cut: bool
     X: list[Floats] = field(default_factory=list)
     y: list[float] = field(default_factory=list)
     facts: list[tuple[str, str, str]] = field(default_factory=list)
@@ -146,14 +150,15 @@ class _Draft:
         question, family, split = (np.array(part, dtype=np.str_) for part in zip(*self.facts, strict=True))
         return Table(
             tier, self.names, np.array(self.X), np.array(self.y), question, family, split, dict(self.slices),
-            self.said, dict(self.left_out), self.source,
+            self.said, dict(self.left_out), self.source, self.cut,
         )  # fmt: skip
 
 
-def from_records(path: Path, features: Sequence[str] | None = None) -> dict[str, Table]:
+def from_records(path: Path, features: Sequence[str] | None = None, *, cut: bool = False) -> dict[str, Table]:
     """A table per tier, in the order of the records. Features of earlier tiers' answers come later; see eval.fit.
 
     features: specs, all of which every tier's evidence must support; None takes those of FEATURES that it supports.
+    cut: leave out of the measurement what an answer says behind its final number.
     Raises BadRecords, ConfigError for a wrong feature, BadTrace for one that the records cannot give.
     """
     drafts: dict[str, _Draft] = {}
@@ -161,7 +166,7 @@ def from_records(path: Path, features: Sequence[str] | None = None) -> dict[str,
         if record.tier not in drafts:
             if record.trace is None:
                 continue  # nothing to see yet which features there are; such a row is left out anyway
-            drafts[record.tier] = _begin(record, features)
+            drafts[record.tier] = _begin(record, features, cut=cut)
         _add(drafts[record.tier], record)
     if not drafts:
         raise BadRecords(path, "no answer in it carries log-probs, so no confidence can be measured")
@@ -172,11 +177,11 @@ def from_records(path: Path, features: Sequence[str] | None = None) -> dict[str,
     return {tier: draft.finished(tier) for tier, draft in drafts.items()}
 
 
-def _begin(record: Record, features: Sequence[str] | None) -> _Draft:
+def _begin(record: Record, features: Sequence[str] | None, *, cut: bool) -> _Draft:
     names = FEATURES if features is None else tuple(features)
-    evidence = _evidence(record)
+    evidence = _evidence(record, cut=cut)
     supported = [spec for spec in names if _supports(spec, evidence, required=features is not None)]
-    return _Draft(tuple(confidence.find(spec).spec for spec in supported), evidence.trace.source)
+    return _Draft(tuple(confidence.find(spec).spec for spec in supported), evidence.trace.source, cut)
 
 
 def _supports(spec: str, evidence: Evidence, *, required: bool) -> bool:
@@ -197,7 +202,7 @@ def _add(draft: _Draft, record: Record) -> None:
         draft.left_out[why] += 1
         return
     try:
-        values = confidence.measure(draft.names, _evidence(record)).values
+        values = confidence.measure(draft.names, _evidence(record, cut=draft.cut)).values
     except BadTrace:
         draft.left_out["without evidence"] += 1
         return
@@ -221,9 +226,10 @@ def failure(record: Record) -> str:
     return "without evidence" if record.trace is None else ""
 
 
-def _evidence(record: Record) -> Evidence:
+def _evidence(record: Record, *, cut: bool) -> Evidence:
     assert record.trace is not None, "a record without a trace is left out before"
-    return Evidence(record.trace, record.text or "")
+    evidence = Evidence(record.trace, record.text or "")
+    return confidence.cut_after_answer(evidence) if cut else evidence
 
 
 # From a table of the user's own
@@ -248,7 +254,7 @@ def from_user(path: Path, features: Sequence[str] | None = None, slices: Sequenc
         raise BadRecords(path, f"no column left to fit on besides {', '.join(have)}")
     drafts: dict[str, _Draft] = {}
     for number, row in enumerate(rows, start=1):
-        draft = drafts.setdefault(str(row.get("model", "")), _Draft(names, None))
+        draft = drafts.setdefault(str(row.get("model", "")), _Draft(names, None, cut=False))
         question = str(row.get("question", ""))
         draft.X.append(np.array([_number(path, number, name, row.get(name)) for name in names]))
         draft.y.append(_label(path, number, row.get("correct")))

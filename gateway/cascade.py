@@ -162,7 +162,8 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
         note = f"the calibrator was fitted on {tier.source}, the engine sent {trace.source}"
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=note)
     try:
-        features = confidence.measure(tier.features, Evidence(trace, completion.text, in_order(earlier, tier.after)))
+        evidence = Evidence(trace, completion.text, in_order(earlier, tier.after))
+        features = confidence.measure(tier.features, confidence.cut_after_answer(evidence) if tier.cut else evidence)
     except BadTrace as error:
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=str(error))
     try:

@@ -276,6 +276,7 @@ class Tier:
     source, sampling: what the calibrator was fitted under; other evidence or another sampler costs the confidence.
     top_k: candidates per token the features need.  guard: its breaker, seats and retries, the same in every policy.
     after: names of the earlier tiers, in order, that the calibrator was fitted after, when it looks at what they said.
+    cut: the calibrator was fitted on answers cut behind their final number, and measures no others.
     """
 
     name: str
@@ -291,6 +292,7 @@ class Tier:
     patience_seconds: float = 60.0
     guard: Guard = field(default_factory=Guard)
     after: tuple[str, ...] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

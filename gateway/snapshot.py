@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5  # between looks at a server that is still loading; vLLM takes minutes
 
-# What no server can tell: the first three are compared with every answer instead, the prompt is the client's own.
-TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template"})
+# What no server can tell: the first three are compared with every answer instead, the prompt is the client's own, and
+# how much of an answer is measured is up to us.
+TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template", "span"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +163,7 @@ async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float) -> Tier
         source=source(artifact),
         top_k=confidence.needs(artifact.features).top_k,
         after=after(artifact),
+        cut=artifact.fingerprint.get("span") == "answer",
     )
 
 

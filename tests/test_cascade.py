@@ -270,3 +270,18 @@ def test_a_skipped_tier_does_not_lend_its_place_to_another() -> None:
     names = [f"upstream_{what}(back={back})" for back in (1, 2, 3) for what in ("logit", "agreement")]
     values = confidence.measure(names, evidence).values
     np.testing.assert_allclose(values, [np.log(1.5), 1, np.nan, np.nan, np.log(0.25), 0])
+
+
+def test_a_calibrator_of_cut_answers_is_not_shown_what_comes_after_the_answer() -> None:
+    words = (b"so ", b"#### 7", b" and ", b"more")
+    trace = TokenTrace(Source.CHOSEN, np.array([-0.1, -0.3, -0.9, -0.9]), tokens=words)
+    rambling = said(text=b"".join(words).decode(), trace=trace)
+    for cut, p in ((True, 0.8), (False, 0.45)):
+        only = Policy("p", (tier("a", rambling, cut=cut),))
+        answer = run(lambda ask, only=only: cascade.answer(ask, only))
+        assert answer.served.p_correct == pytest.approx(p)
+
+
+def test_a_cut_that_cannot_be_made_costs_the_confidence() -> None:
+    answer = run(lambda ask: cascade.answer(ask, Policy("p", (tier("a", said(), cut=True),))))
+    assert (answer.served.p_correct, answer.served.null_reason) == (None, Reason.NO_EVIDENCE)

@@ -53,7 +53,7 @@ async def opened(folder: Path, **options: object) -> LocalEngine:
 
 
 def test_values_are_those_of_plain_transformers_on_the_same_tokens(folder: Path) -> None:
-    """Batched with mixed lengths, each answer must get its own log-probs: recomputed alone, without cache or padding."""
+    """Batched with mixed lengths, each answer gets its own log-probs: recomputed alone, without cache or padding."""
 
     async def go() -> None:
         engine = await opened(folder)

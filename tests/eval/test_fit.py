@@ -313,6 +313,18 @@ def test_failures_that_a_rule_sees_are_left_out_and_counted(tmp_path: Path) -> N
         tables.from_records(path, ["margin_min"])
 
 
+def test_what_stands_behind_the_answer_can_be_left_out(tmp_path: Path) -> None:
+    words = (b"so ", b"#### 7", b" and ", b"more")
+    trace = TokenTrace(Source.CHOSEN, np.array([-0.1, -0.3, -0.9, -0.9]), None, words)
+    rows = [answered(f"q{n}", b"".join(words).decode(), Grade.RIGHT, 0.0, trace=trace) for n in range(2)]
+    path = tmp_path / "records.parquet"
+    records.write(path, map(records.flatten, rows))
+    for cut, nats in ((True, -0.2), (False, -0.55)):
+        found = tables.from_records(path, ["lp_mean"], cut=cut)["t"]
+        assert found.cut is cut
+        np.testing.assert_allclose(found.X, nats, rtol=1e-6)
+
+
 def test_windows_go_to_the_features_that_have_one() -> None:
     told = tables.windowed(["lp_mean", "lp_tail", "deepconf_bottom(k=5)", "lp_tail(window=8)"], 16)
     assert told == ["lp_mean", "lp_tail(window=16)", "deepconf_bottom(k=5,window=16)", "lp_tail(window=8)"]
@@ -367,6 +379,19 @@ def test_fitted_artefacts_are_taken_by_the_gateway_they_were_collected_through(c
             return dict(snapshot.withheld)
 
     assert asyncio.run(withheld()) == {}
+
+
+def test_answers_cut_when_fitting_are_cut_when_serving(collected: Any, tmp_path: Path) -> None:
+    config, folder = collected
+    fitted("--records", str(folder), "--features", "lp_mean", "--cut-after-answer", "--out", str(tmp_path))
+    assert artifacts.load(tmp_path / "cheap.json").fingerprint["span"] == "answer"
+    entry = config.tiers[0].model_copy(update={"calibrator": tmp_path / "cheap.json"})
+
+    async def opened() -> bool:
+        async with open_cascade(config.model_copy(update={"tiers": (entry, *config.tiers[1:])})) as snapshot:
+            return snapshot.tiers["cheap"].cut
+
+    assert asyncio.run(opened())
 
 
 def test_the_same_records_and_seed_give_the_same_bytes(collected: Any, tmp_path: Path) -> None:
