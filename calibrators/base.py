@@ -188,6 +188,10 @@ class FitData:
         if len(missing) != columns:
             raise BadFeatures(f"need {columns} missing-value policies, got {len(missing)}")
         check_columns(X, names, missing)
+        if empty := [
+            name for name, column in zip(names, X.T, strict=True) if len(column) > 1 and np.isnan(column).all()
+        ]:
+            raise BadFeatures(f"feature {empty[0]!r} is NaN in every row; drop it")
         _set(self, X=_lock(X), y=_lock(_labels(self.y, rows)), names=names, missing=missing)
         if self.weights is not None:
             _set(self, weights=_lock(_weights(self.weights, rows)))
@@ -247,8 +251,6 @@ def check_columns(X: Floats, names: Sequence[str], missing: Sequence[Missing]) -
                 f"feature {name!r} is infinite in {int(np.isinf(column).sum())} rows; leave those rows out"
             )
         nans = int(np.isnan(column).sum())
-        if nans == len(column) > 1:
-            raise BadFeatures(f"feature {name!r} is NaN in every row; drop it")
         if nans and policy is Missing.REFUSE:
             raise BadFeatures(
                 f"feature {name!r} is NaN in {nans} of {len(column)} rows; "

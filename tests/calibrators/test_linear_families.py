@@ -163,3 +163,13 @@ def test_pooling_different_features_or_too_few_answers_is_refused():
         logistic.fit_pooled([DATA, FitData(DATA.X[:, :2], DATA.y)])
     with pytest.raises(TooFewRare):
         logistic.fit_pooled([DATA, DATA.rows(np.arange(40))])
+
+
+def test_rows_that_all_lack_a_covered_feature_are_still_predicted() -> None:
+    """A batch is judged row by row: that no row of it has a feature is no mistake when predicting."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 2))
+    X[:100, 1] = np.nan
+    y = (rng.random(400) < 1 / (1 + np.exp(-X[:, 0]))).astype(float)
+    fitted = logistic.fit(FitData(X, y, missing=(Missing.REFUSE, Missing.INDICATE)))
+    np.testing.assert_allclose(fitted.predict(X[:3]), [fitted.predict(X[n : n + 1])[0] for n in range(3)])
