@@ -28,12 +28,17 @@ lint: $(VENV)/.test ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pocket: $(VENV)/.test ## ask the shipped models anew and rebuild the shipped artefacts and card (about 15 minutes)
+pocket: $(VENV)/.test ## ask the shipped models anew and rebuild all figures and artefacts (about 20 minutes)
 	$(BIN)/confgate collect -c $(POCKET) --split calibration --n 1500 --out runs/pocket/calibration
+	$(BIN)/confgate collect -c $(POCKET) --split validation --n 1000 --out runs/pocket/validation
 	$(BIN)/confgate collect -c $(POCKET) --split test --n 1000 --out runs/pocket/test
 	$(BIN)/confgate collect -c $(POCKET) --split $(SHIFTS) --n 300 --out runs/pocket/shifted
-	$(BIN)/confgate fit --records runs/pocket/calibration --no-expiry --out deploy/pocket/calibrators
 	$(BIN)/python -m eval.pocket.card runs/pocket/test runs/pocket/shifted
+	$(BIN)/confgate fit -r runs/pocket/calibration --no-expiry --out deploy/pocket/calibrators
+	$(BIN)/confgate sweep -r runs/pocket/validation -r runs/pocket/test -c $(POCKET) \
+	  --choose-on validation --test-on test --write $(POCKET) --policy parity | tee docs/results/pocket-sweep.txt
+	$(BIN)/confgate objectives -r runs/pocket/calibration -r runs/pocket/test -r runs/pocket/shifted --out docs/results
+	$(BIN)/confgate card -c $(POCKET) -r runs/pocket/test -r runs/pocket/shifted --out docs/results/pocket-card
 
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv
