@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,9 @@ def row(one: Fitting | Failed) -> Row:
         "eta": one.eta,
         "features": list(one.data.names),
         "upstream": one.gain and str(one.gain),
+        "tried": [asdict(tried) for tried in one.tried],
+        "temperature": one.temperature,
+        "routed_n": one.routed_n,
         "notes": list(one.notes),
         "metrics": {name: dict(metric) for name, metric in one.metrics.items()},
     }
@@ -86,12 +90,33 @@ def fitted(rows: Sequence[Row], paths: Sequence[Path]) -> str:
     ]
     why = [f"{row['tier']}: {reason}" for row in good for reason in reasons(row)]
     wrong = [f"{row['tier']}: not fitted: {row['error']}" for row in rows if "error" in row]
-    return "\n".join([*([table(lines)] if lines else []), *why, *map(str, paths), *wrong])
+    weighed = [weighing(row) for row in good if row["tried"]]
+    return "\n".join([*([table(lines)] if lines else []), *weighed, *why, *map(str, paths), *wrong])
+
+
+def weighing(row: Row) -> str:
+    """What each strength of a robust objective came to for one tier, ERM first."""
+    lines = [
+        {
+            row["tier"]: f"{row['objective']}(eta={tried['eta']:g})" if tried["eta"] else "erm",
+            "NLL": f"{tried['nll']:.4f} +- {tried['se']:.4f}",
+            **{f"NLL, {split}": f"{nll:.4f}" for split, nll in tried["shifted"].items()},
+            "ESS": f"{tried['ess']:.2f} N",
+            "temperature": f"{tried['temperature']:.2f}",
+            "": "chosen" if tried["eta"] == row["eta"] else tried["rejected"],
+        }
+        for tried in row["tried"]
+    ]
+    return "\n" + table(lines) + "\n"
 
 
 def reasons(row: Row) -> list[str]:
+    routed = row["temperature"] and (
+        f"temperature {row['temperature']:.3f} fitted on the {row['routed_n']:,} answers that reach it"
+    )
     left = ", ".join(f"{n} {why}" for why, n in row["left_out"].items() if n)
-    return [row["reason"], *([row["upstream"]] if row["upstream"] else []), *row["notes"],
+    return [row["reason"], *([row["upstream"]] if row["upstream"] else []), *([routed] if routed else []),
+            *row["notes"],
             *([f"left out of the fit: {left}"] if left else [])]  # fmt: skip
 
 

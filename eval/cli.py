@@ -147,7 +147,10 @@ def share_cores(settings: Config) -> None:
 @app.command()
 def fit(
     records: Annotated[
-        Path, typer.Option("--records", "-r", help="Folder of `collect`, or your own .parquet, .jsonl or .csv table.")
+        list[Path],
+        typer.Option(
+            "--records", "-r", help="Folder of `collect`, or your own .parquet, .jsonl or .csv table; may be repeated."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the artefacts. Without it: calibrators, beside.")] = None,
     features: Annotated[str | None, typer.Option(help="Specs with commas between; columns, of your own table.")] = None,
@@ -186,7 +189,7 @@ def fit(
             upstream=upstream, missing=missing, chosen=bool(features), seed=seed,
         )  # fmt: skip
         specs = tables.windowed(listed(features) or tables.FEATURES, window) if features or window else None
-        every, manifest = tables.read(records, specs, how.slices, cut=cut)
+        every, manifest = tables.read_all(records, specs, how.slices, cut=cut)
         if manifest is None and not tiers and how.upstream is fits.Upstream.AUTO:
             how = replace(how, upstream=fits.Upstream.OFF)  # a table does not say which model is asked first
         done = fits.fit(tables.ordered(every, listed(tiers)), how)
@@ -197,7 +200,7 @@ def fit(
             created=moment(created),
             days=None if no_expiry else days,
         )
-        folder = out or (records if records.is_dir() else records.parent) / "calibrators"
+        folder = out or (records[0] if records[0].is_dir() else records[0].parent) / "calibrators"
         paths = seal.save([seal.seal(one, terms) for one in done if isinstance(one, fits.Fitting)], folder)
     rows = [_report.row(one) for one in done]
     typer.echo(json.dumps({"tiers": rows, "artifacts": list(map(str, paths))}, indent=2) if as_json else

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from calibrators import choose, scores
 from calibrators.base import (
@@ -33,6 +34,7 @@ from calibrators.base import (
 )
 from calibrators.objectives import Objective
 from calibrators.objectives import find as find_objective
+from calibrators.temperature import best_temperature
 from calibrators.tempered import Tempered
 from eval import tables
 from eval.tables import Place, Table
@@ -43,7 +45,7 @@ from gateway.nouns import Earlier, Evidence, Floats, Source, TokenTrace
 
 FOLDS = 5
 FEW = 10  # answers that must differ from the most common value, or a fold may see a constant
-REACH = 0.9  # a question counts as reaching a tier when no earlier tier was this sure; for reports, not for fits
+REACH = 0.9  # a question counts as reaching a tier when no earlier tier was this sure
 GROUPED = ("group_tilt", "group_dro")
 STUB = TokenTrace(Source.CHOSEN, np.zeros(1))  # features of earlier tiers look at texts and probabilities alone
 
@@ -103,6 +105,8 @@ class Fitting:
 
     data: what it was fitted on, columns as in `data.names`.  held_out: (N,), p of each row by a fit without its fold.
     p: by (split, question), what later tiers may know: out of fold for fitted rows, predicted for all others.
+    tried: every strength of the objective that was weighed, ERM first.  temperature: the last step of a later tier,
+    fitted on the routed_n answers that reach it.
     metrics: by name, as artefacts carry them.  notes: what was passed over, in words.
     """
 
@@ -118,6 +122,9 @@ class Fitting:
     p: Mapping[Place, float]
     after: tuple[str, ...] = ()
     gain: Gain | None = None
+    tried: tuple[choose.EtaRow, ...] = ()
+    temperature: float | None = None
+    routed_n: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -206,6 +213,8 @@ def fit_tier(table: Table, before: Sequence[Fitting | Failed], split: str, how: 
     here = whole.rows(whole.split == split)
     data = fit_data(here, how)
     made = make(whole, data, how)
+    if before:
+        made = tempered(made, data, reached(here, before))
     held_out = sigmoid(made.margins)
     outside = predicted(made.calibrator, whole.rows(whole.split != split), data)
     return Fitting(
@@ -216,6 +225,9 @@ def fit_tier(table: Table, before: Sequence[Fitting | Failed], split: str, how: 
         objective=made.objective,
         eta=made.eta,
         reason=made.reason,
+        tried=made.tried,
+        temperature=made.temperature,
+        routed_n=made.routed_n,
         held_out=held_out,
         metrics=measured(held_out, data, how.seed),
         p=outside | dict(zip(here.places, held_out.tolist(), strict=True)),
@@ -351,6 +363,9 @@ class _Made:
     objective: str
     eta: float
     reason: str
+    tried: tuple[choose.EtaRow, ...] = ()
+    temperature: float | None = None
+    routed_n: int = 0
 
 
 def make(table: Table, data: FitData, how: How) -> _Made:
@@ -385,7 +400,28 @@ def _tuned(table: Table, data: FitData, how: How) -> _Made:
     margins = choose.held_out_margins(full, folds(full, FOLDS, how.seed), family, objective=objective)
     # one number from all rows: refitting it per fold moves it in the third digit
     margins = margins[: data.n] / cast(Tempered, choice.calibrator).t
-    return _Made(choice.calibrator, margins, choice.calibrator.kind, how.objective, choice.eta, choice.reason)
+    return _Made(
+        choice.calibrator, margins, choice.calibrator.kind, how.objective, choice.eta, choice.reason, choice.rows
+    )
+
+
+def reached(table: Table, before: Sequence[Fitting | Failed]) -> npt.NDArray[np.bool_]:
+    """(N,) which answers belong to questions of which no earlier tier was sure."""
+    return np.array([all(one.p.get(place, 0.0) < REACH for one in before) for place in table.places], dtype=np.bool_)
+
+
+def tempered(made: _Made, data: FitData, routed: npt.NDArray[np.bool_]) -> _Made:
+    """With one more temperature, fitted out of fold on the answers that reach the tier, where there are enough of them.
+
+    Calibration on all questions is not calibration on those that earlier tiers passed on (science card, 3.8).
+    """
+    there = data.y[routed]
+    if min(there.sum(), (1 - there).sum()) < MIN_RARE:
+        return made
+    t = best_temperature(made.margins[routed], data.rows(routed), None)
+    inner = made.calibrator
+    hotter = Tempered(inner.inner, inner.t * t) if isinstance(inner, Tempered) else Tempered(inner, t)
+    return replace(made, calibrator=hotter, margins=made.margins / t, temperature=t, routed_n=int(routed.sum()))
 
 
 def _options(family: str, data: FitData) -> dict[str, Any]:
@@ -412,7 +448,7 @@ def worth(own: Table, looked: Table, before: Sequence[Fitting | Failed], split: 
     margins = [choose.held_out_margins(data, fold, "logistic", objective=objective) for data in (without, with_them)]
     gains = log_losses(margins[0], without.y) - log_losses(margins[1], without.y)
     gain, se = float(gains.mean()), choose.standard_error(gains, without)
-    reaches = np.array([all(one.p.get(place, 0.0) < REACH for one in before) for place in here.places])
+    reaches = reached(here, before)
     return Gain(
         used=how.upstream is Upstream.ON or gain > se,
         gain=gain,

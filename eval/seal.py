@@ -103,6 +103,9 @@ def fit_facts(fitting: Fitting, terms: Terms) -> dict[str, Any]:
         "family": fitting.family,
         "reason": fitting.reason,
         "after": list(fitting.after),
+        "temperature": fitting.temperature,
+        "routed_n": fitting.routed_n,
+        "tune": sorted({split for row in fitting.tried for split in row.shifted}),
         "upstream": None if gain is None else {
             "used": gain.used, "gain_nats": gain.gain, "se": gain.se, "n": gain.n,
             "reached_gain_nats": gain.reached_gain, "reached_n": gain.reached_n,

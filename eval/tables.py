@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,6 +105,45 @@ def read(
     if cut:
         raise ConfigError(f"{file} is a table of finished confidences: there is no text in it that could be cut")
     return from_user(file, features, slices), None
+
+
+def read_all(
+    paths: Sequence[Path], features: Sequence[str] | None = None, slices: Sequence[str] = (), *, cut: bool = False
+) -> tuple[dict[str, Table], Manifest | None]:
+    """`read` for several, put together tier by tier, with the first one's manifest.
+
+    Raises ConfigError when they were not answered by the same engines, or do not support the same features.
+    """
+    parts = [read(path, features, slices, cut=cut) for path in paths]
+    first, manifest = parts[0]
+    for path, (every, theirs) in zip(paths[1:], parts[1:], strict=True):
+        if _asked(manifest) != _asked(theirs) or every.keys() != first.keys():
+            raise ConfigError(f"{path} and {paths[0]} are not answers of the same tiers to the same prompt")
+        if any(table.names != first[tier].names for tier, table in every.items()):
+            raise ConfigError(f"{path} and {paths[0]} do not support the same features; name them with --features")
+    return {tier: _stacked([every[tier] for every, _ in parts]) for tier in first}, manifest
+
+
+def _asked(manifest: Manifest | None) -> object:
+    return manifest and (manifest.prompt, [(tier.name, tier.fingerprint) for tier in manifest.tiers])
+
+
+def _stacked(parts: Sequence[Table]) -> Table:
+    """Tables of one tier under each other."""
+    if len(parts) == 1:
+        return parts[0]
+    slices = {name: [value for part in parts for value in part.slices[name]] for name in parts[0].slices}
+    return replace(
+        parts[0],
+        X=np.concatenate([part.X for part in parts]),
+        y=np.concatenate([part.y for part in parts]),
+        question=np.concatenate([part.question for part in parts]),
+        family=np.concatenate([part.family for part in parts]),
+        split=np.concatenate([part.split for part in parts]),
+        slices=slices,
+        said={place: text for part in parts for place, text in part.said.items()},
+        left_out=dict(sum((Counter(part.left_out) for part in parts), Counter())),
+    )
 
 
 def ordered(every: Mapping[str, Table], tiers: Sequence[str]) -> dict[str, Table]:

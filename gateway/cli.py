@@ -173,7 +173,7 @@ def route(
 ) -> None:
     """Ask one question and show which tiers were tried, how sure each was, and why the answer was served.
 
-    Example:  confgate route "What is 17 + 25?" -c deploy/pocket/cascade.yaml
+    Example:  confgate route "Mia has 12 apples. She buys 5 more. How many?" -c deploy/pocket/cascade.yaml
     """
     from gateway import trying
 

@@ -187,10 +187,13 @@ class Process(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
+EXAMPLE = "Mia has 12 apples. Mia buys 5 more apples. How many apples does Mia have now?"
+
+
 def invitation(address: str, config: Config) -> str:
     """One line: where we are, and a command to try it with."""
     key = "" if config.keys.allow_anonymous else " -H 'authorization: Bearer YOUR-KEY'"
-    body = '{"model": "auto", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}'
+    body = '{"model": "auto", "messages": [{"role": "user", "content": "%s"}]}' % EXAMPLE
     curl = f"curl -i {address}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
     return f"ready on {address}   try: {curl}\n"
 

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import datetime as dt
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,10 +28,12 @@ from calibrators.base import (
     Missing,
     OneClass,
     TooFewRare,
+    logit,
     sigmoid,
 )
+from calibrators.temperature import best_temperature
 from eval import collect as collecting
-from eval import fit, records, seal, tables
+from eval import fit, prompts, records, seal, tables
 from eval.cli import app
 from eval.datasets import Question
 from eval.fit import Failed, Fitting, How, Upstream
@@ -173,6 +176,19 @@ def test_a_later_tier_asked_alone_still_has_a_true_confidence() -> None:
     p = np.array([second.calibrator.predict(row[None])[0] for row in X])
     assert p.mean() == pytest.approx(y.mean(), abs=0.02)
     assert float(scores.debiased_ece(p, y)) < 0.04
+
+
+def test_a_later_tier_is_tempered_on_the_answers_that_reach_it() -> None:
+    """Made sharp where the first tier is sure and flat where it is not: only the flat part may count."""
+    first, second = one(list(hard_and_easy()), How(upstream=Upstream.OFF, family="logistic"))
+    assert first.temperature is None
+    assert second.temperature is not None
+    reached = np.array([first.p[place] < 0.9 for place in second.table.places])
+    assert second.routed_n == reached.sum() < second.data.n
+    flat = second.held_out[reached]
+    again = best_temperature(logit(flat), second.data.rows(reached))
+    assert again == pytest.approx(1.0, abs=1e-3)  # nothing is left to temper there
+    assert second.calibrator.kind == "tempered"
 
 
 def test_looking_back_is_left_where_it_gains_nothing() -> None:
@@ -401,6 +417,30 @@ def test_the_same_records_and_seed_give_the_same_bytes(collected: Any, tmp_path:
         fitted(*common, "--out", str(tmp_path / name))
     for tier in ("cheap", "dear"):
         assert (tmp_path / "a" / f"{tier}.json").read_bytes() == (tmp_path / "b" / f"{tier}.json").read_bytes()
+
+
+def test_several_collections_are_put_together_and_every_strength_is_shown(collected: Any, tmp_path: Path) -> None:
+    config, folder = collected
+    rng = np.random.default_rng(1)
+    other = [replace(question(number, rng), split="shifted") for number in range(400, 600)]
+    asyncio.run(collecting.collect(config, other, tmp_path / "more", collecting.Plan(top_k=3)))
+    both = ("-r", str(folder), "-r", str(tmp_path / "more"), "--out", str(tmp_path / "out"), "--tiers", "cheap")
+    tuned = ("--features", "lp_mean", "--objective", "tilt", "--tune", "shifted")
+    printed = fitted(*both, *tuned)
+    assert re.search(r"^erm +\d", printed, re.MULTILINE)
+    assert "ESS" in printed
+    assert "NLL, shifted" in printed
+    sealed = artifacts.load(tmp_path / "out" / "cheap.json")
+    assert (sealed.fit["n"], sealed.fit["tune"]) == (400, ["shifted"])
+
+
+def test_collections_of_other_prompts_are_not_put_together(collected: Any, tmp_path: Path) -> None:
+    config, folder = collected
+    asked = [question(number, np.random.default_rng(1)) for number in range(400, 410)]
+    plan = collecting.Plan(top_k=3, prompt=prompts.boxed())
+    asyncio.run(collecting.collect(config, asked, tmp_path / "other", plan))
+    with pytest.raises(ConfigError, match="same prompt"):
+        tables.read_all([folder, tmp_path / "other"])
 
 
 def test_no_expiry_is_none_and_a_table_is_printed(collected: Any, tmp_path: Path) -> None:
