@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import signal
 import socket
@@ -193,7 +194,7 @@ EXAMPLE = "Mia has 12 apples. Mia buys 5 more apples. How many apples does Mia h
 def invitation(address: str, config: Config) -> str:
     """One line: where we are, and a command to try it with."""
     key = "" if config.keys.allow_anonymous else " -H 'authorization: Bearer YOUR-KEY'"
-    body = '{"model": "auto", "messages": [{"role": "user", "content": "%s"}]}' % EXAMPLE
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": EXAMPLE}]})
     curl = f"curl -i {address}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
     return f"ready on {address}   try: {curl}\n"
 
