@@ -55,7 +55,8 @@ class Options(engines.Options):
         folder = engines.resolve(value, info)
         if (folder / "config.json").is_file():
             return str(folder)
-        if folder.exists() or value.startswith((".", "/", "~")) or value.count("/") != 1:
+        local = folder.exists() or folder.parent.is_dir() or value.startswith((".", "/", "~"))
+        if local or value.count("/") != 1:
             raise ValueError(f"no model in {folder}: it needs a config.json, weights and a tokenizer")
         return value
 

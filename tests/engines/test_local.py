@@ -224,9 +224,13 @@ def test_the_fingerprint_changes_with_one_weight(folder: Path, tmp_path: Path) -
     assert {key for key in first if first[key] != second[key]} == {"weights"}
 
 
-def test_a_missing_model_folder_is_named() -> None:
-    with pytest.raises(ValueError, match="no-such-model"):
-        Options(model="./no-such-model")
+def test_a_missing_model_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for model in ("./no-such-model", "models/no-such-model", "no-such-model"):
+        with pytest.raises(ValueError, match="no-such-model"):
+            Options(model=model)
+    assert Options(model="Qwen/Qwen2.5-0.5B-Instruct").model == "Qwen/Qwen2.5-0.5B-Instruct"  # a name on the hub
 
 
 def test_an_unloadable_model_is_a_config_error(tmp_path: Path) -> None:
