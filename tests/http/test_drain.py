@@ -75,7 +75,7 @@ def test_readiness_goes_down_first_and_what_is_in_flight_ends_well(
         assert "in_flight 2.0" in httpx2.get(f"{admin}/metrics").text, "the end can be watched"
         assert slow.told().status_code == 200
         assert stream.told().text.endswith("data: [DONE]\n\n")
-        assert gateway.process.wait(timeout=5) == 0
+        assert gateway.process.wait(timeout=20) == 0
 
 
 def test_what_does_not_end_is_told_so_inside_the_grace(upstream: Upstream, tmp_path: Path) -> None:
@@ -89,22 +89,25 @@ def test_what_does_not_end_is_told_so_inside_the_grace(upstream: Upstream, tmp_p
             assert one.told().status_code == 503
             assert one.told().json()["error"]["type"] == "server_error"
             assert one.told().headers["x-route-id"]
-        assert gateway.process.wait(timeout=5) == 0
-        assert time.monotonic() - began < 2 + 2  # of a busy machine
+        assert gateway.process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 2 + 8  # a busy machine may stand still for seconds; a request for a minute
         assert all(seen.released_at is not None for seen in upstream.asked("small"))
         assert not any("traceback" in line for line in gateway.lines())
 
 
 def test_a_stream_that_nobody_reads_does_not_hold_up_the_end(upstream: Upstream, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
-    with running(tmp_path, plan(upstream.url, grace_seconds=2)) as gateway, gateway.connect() as raw:
+    with (
+        running(tmp_path, plan(upstream.url, grace_seconds=2)) as gateway,
+        gateway.connect() as raw,
+    ):
         body = json.dumps(ask({"nats": SURE, "text": "word " * 40_000}, stream=True)).encode()
         raw.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
         assert raw.recv(15) == b"HTTP/1.1 200 OK"
         began = time.monotonic()
         gateway.process.send_signal(signal.SIGTERM)
-        assert gateway.process.wait(timeout=5) == 0
-        assert time.monotonic() - began < 2 + 2  # of a busy machine
+        assert gateway.process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 2 + 8  # a busy machine may stand still for seconds; a request for a minute
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_failing_tier_is_left_alone_and_used_again_once_it_has_healed(
     assert not upstream.asked("small")
     began = time.monotonic()
     while lane.hops({"nats": SURE}) != [("confident", 0)]:
-        assert time.monotonic() - began < 2 * OPEN_SECONDS + 0.5  # of a busy machine
+        assert time.monotonic() - began < 2 * OPEN_SECONDS + 2  # of a busy machine
         time.sleep(0.05)
     assert lane.metric("breaker_open", "cheap") == 0
 
@@ -148,7 +148,7 @@ def test_a_server_that_wants_to_rest_is_skipped_and_clients_are_told_when_to_ret
     assert lane.hops({"fault": fault}) == [("rate_limited", 0), ("last", 0)]
     began = time.monotonic()
     assert lane.hops() == [("rate_limited", 0), ("last", 0)]
-    assert time.monotonic() - began < 0.5, "nobody sleeps"
+    assert time.monotonic() - began < 0.9, "nobody sleeps"
     assert len(upstream.asked("small")) == 1
     lane.ask({}, {"fault": fault})
     limited = lane.ask()
