@@ -130,8 +130,8 @@ def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
 
 def test_an_answer_longer_in_coming_than_a_request_may_be_does_not_cost_the_next_one(gateway: Gateway) -> None:
     with gateway.connect() as raw:
-        raw.sendall(whole(ask({}, {"seconds": RECEIVE_SECONDS + 1}) | {"model": "dear"}) + HEALTH[:20])
-        time.sleep(RECEIVE_SECONDS + 0.5)
+        raw.sendall(whole(ask({}, {"seconds": RECEIVE_SECONDS + 0.5}) | {"model": "dear"}) + HEALTH[:20])
+        time.sleep(RECEIVE_SECONDS + 0.2)
         raw.sendall(HEALTH[20:-2] + b"connection: close\r\n\r\n")
         assert statuses(rest(raw)) == [200, 200]
 
