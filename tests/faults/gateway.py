@@ -69,7 +69,7 @@ NEVER_OPEN = {"breaker": {"in_a_row": 10**6, "least": 10**6}}
 def cascade(url: str, **changes: Any) -> dict[str, Any]:
     """Two tiers of one upstream, the small one calibrated; accept it at .8. JSON is YAML, too."""
     return {
-        "server": {"port": 0, "request_seconds": 5, "receive_seconds": 2, "grace_seconds": 5, "max_body_mib": 0.25},
+        "server": {"port": 0, "request_seconds": 5, "receive_seconds": 1.5, "grace_seconds": 5, "max_body_mib": 0.25},
         "keys": {"allow_anonymous": True},
         "tiers": [
             {

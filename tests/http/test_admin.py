@@ -133,7 +133,7 @@ def test_a_hang_up_signal_reloads_too(run: Run) -> None:
         ('"accept_at": 0.8', '"acept_at": 0.8', "did you mean 'accept_at'"),
         ('"calibrator": "cheap.json"', '"calibrator": "gone.json"', "gone.json"),
         ('"request_seconds": 5', '"request_seconds": -5', "server.request_seconds"),
-        ('"receive_seconds": 2', '"receive_seconds": 3', "restart"),
+        ('"receive_seconds": 1.5', '"receive_seconds": 3', "restart"),
         ("{", "{{", "cascade.yaml"),
         ("env:ALICE_KEY", "env:NO_SUCH_KEY", "NO_SUCH_KEY"),
     ],

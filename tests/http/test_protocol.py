@@ -19,7 +19,7 @@ from tests.faults.ask import ask
 from tests.faults.gateway import HEAD, SURE, Gateway, cascade, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
-RECEIVE_SECONDS = 2.0  # as configured for these tests
+RECEIVE_SECONDS = 1.5  # as configured for these tests
 HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
