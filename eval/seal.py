@@ -136,11 +136,3 @@ def conditions(fitting: Fitting, manifest: Manifest | None, split: str) -> list[
     if fitting.after:
         said.append(f"asked after {', '.join(fitting.after)}, in this order, some of which may be skipped or silent")
     return said
-
-
-def before(manifest: Manifest) -> str:
-    """What the chat holds before the question."""
-    turns = ([f"the system message {manifest.system!r}"] if manifest.system else []) + (
-        [f"{len(manifest.shots)} worked examples"] if manifest.shots else []
-    )
-    return f", after {' and '.join(turns)}" if turns else ""

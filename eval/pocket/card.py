@@ -42,8 +42,9 @@ Apache-2.0, weights included. `transformers` and vLLM load them as they are.
 
 **Trained** by `python -m eval.pocket.train --out deploy/pocket/models`: {problems:,} problems of the split `train`,
 {batch} a step, seed {seed}, AdamW, loss on the answer alone, bfloat16 arithmetic, saved as float16. One {machine}, the
-rungs side by side; {versions}. The largest stops early on purpose: longer training makes it so good that there is
-nothing left to route. Loss and accuracy on the way are in each model's `training.jsonl`.
+rungs side by side, the base rung in a run apart from the others; {versions}. The largest stops early on purpose: longer
+training makes it so good that there is nothing left to route. Loss and accuracy on the way, and the seconds that each
+rung took, are in its `training.jsonl`.
 
 **Data**: `eval/datasets/pocket.py`. 2-8 steps of + - * /, numbers to 999, {names} names, {items} items, one distractor
 in a third of the problems. Its docstring says what the shifted splits change. No split shares a problem with another.

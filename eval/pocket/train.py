@@ -6,7 +6,7 @@
 
 Rungs train side by side, one process each. Every process logs loss and accuracy to OUT/pocket-<rung>/training.jsonl.
 The loss is taken on the answer alone. Weights are saved as float16 safetensors beside the tokenizer and a generation
-config. On one H200 the ladder takes five minutes; the same seed gave the same losses there run after run.
+config. The same seed gave the same losses on one H200 run after run.
 """
 
 from __future__ import annotations
