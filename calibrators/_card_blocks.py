@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from calibrators import _svg
+from calibrators._blocks import Block, Bullets, Figure, Gallery, Heading, Table, Text
 
 Json = Mapping[str, Any]
 FAILS_BELOW = 0.05
@@ -15,48 +15,6 @@ REGIONS = {
     "reached": "questions that reached this tier",
     "accepted": "answers that this tier's threshold let through",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Heading:
-    level: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bullets:
-    items: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """numbers: whether the cells after the first column are numbers, to be set flush right."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """svg: None where there is too little to plot, which `caption` then says. table: the same in numbers, if any."""
-
-    svg: str | None
-    caption: str
-    table: Table | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    figures: tuple[Figure, ...]
-
-
-Block = Heading | Text | Bullets | Table | Figure | Gallery
 
 
 def blocks(twin: Json) -> list[Block]:

@@ -17,7 +17,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from calibrators import _card_markdown, _card_page, scores
+from calibrators import _markdown, _page, scores
+from calibrators._card_blocks import blocks
 from calibrators.artifact import Artifact
 from calibrators.scores import Insufficient, Outcome, Score, ScoreFunction
 
@@ -133,10 +134,10 @@ class Card:
         return json.dumps(self.twin, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     def markdown(self) -> str:
-        return _card_markdown.write(self.twin)
+        return _front_matter(self.twin) + "\n\n" + _markdown.write(self.twin["title"], blocks(self.twin))
 
     def html(self) -> str:
-        return _card_page.write(self.twin)
+        return _page.write(self.twin["title"], blocks(self.twin))
 
     def save(self, folder: Path) -> tuple[Path, Path, Path]:
         """card.md, card.json and card.html in `folder`, which is made when missing."""
@@ -145,6 +146,23 @@ class Card:
         for name, text in forms.items():
             (folder / name).write_text(text, encoding="utf-8")
         return folder / "card.md", folder / "card.json", folder / "card.html"
+
+
+def _front_matter(twin: Json) -> str:
+    """A JSON string is a YAML string, so nothing in a title can break the header."""
+    told = {
+        "schema": twin["schema"],
+        "schema_version": twin["schema_version"],
+        "title": twin["title"],
+        "created": twin["created"],
+        "routing": twin["routing"]["type"],
+        "calibrators": [tier["calibrator"]["label"] for tier in twin["tiers"]],
+        "models": [tier["calibrator"]["fingerprint"]["model"] for tier in twin["tiers"]],
+        "evaluated_on": twin["distributions"]["evaluation"],
+        "n": twin["routed"]["region"]["n"],
+    }
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items()]
+    return "\n".join(["---", *lines, "---"])
 
 
 def build(
@@ -280,7 +298,7 @@ class Ruler:
                 }
                 for row in scores.risk_coverage(p, y)
             ],
-            "reliability": self._reliability(p, y),
+            "reliability": self.reliability(p, y),
             "curve": _curve(p, y),
         }
 
@@ -319,7 +337,7 @@ class Ruler:
             return scores.auroc_delong(p, y)
         return scores.bootstrap(scores.auroc, p, y, self.rng, question=question, resamples=self.resamples)
 
-    def _reliability(self, p: Floats, y: Floats) -> Json:
+    def reliability(self, p: Floats, y: Floats) -> Json:
         """Bins with both bands: where the truth may lie (Clopper-Pearson), where a perfect forecaster's rates would."""
         bins = scores.equal_mass(p, y)
         low, high = scores.clopper_pearson(bins.rate * bins.n, bins.n)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from scipy.special import expit, logit
 
-from calibrators import _card_markdown, _card_page, _svg, scores
+from calibrators import _markdown, _page, _svg, scores
 from calibrators._card_schema import SCHEMA
 from calibrators.artifact import Artifact
 from calibrators.card import AggregateEvidence, BadEvidence, Card, Facts, Guarantee, TierEvidence, build
@@ -471,7 +471,7 @@ def test_failures_are_told_before_any_success(card: Card) -> None:
 
 
 def test_ticks_mark_code_and_open_no_door() -> None:
-    assert _card_markdown._escaped("run `a_b|c` <now>") == r"run `a_b\|c` \<now\>"
-    assert _card_markdown._escaped("one ` <b>") == r"one  \<b\>"
-    assert _card_page._words("run `<a>` <b>") == "run <code>&lt;a&gt;</code> &lt;b&gt;"
-    assert _card_page._words("one ` <b>") == "one ` &lt;b&gt;"
+    assert _markdown._escaped("run `a_b|c` <now>") == r"run `a_b\|c` \<now\>"
+    assert _markdown._escaped("one ` <b>") == r"one  \<b\>"
+    assert _page._words("run `<a>` <b>") == "run <code>&lt;a&gt;</code> &lt;b&gt;"
+    assert _page._words("one ` <b>") == "one ` &lt;b&gt;"

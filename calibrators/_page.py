@@ -1,14 +1,11 @@
-"""The card as one HTML page: no script, no foreign host, light and dark by the reader's own setting."""
+"""Blocks as one HTML page: no script, no foreign host, light and dark by the reader's setting, fit to be printed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from calibrators._card_blocks import Block, Bullets, Figure, Gallery, Heading, Table, Text, blocks
-
-Json = Mapping[str, Any]
+from calibrators._blocks import Block, Bullets, Figure, Gallery, Heading, Table, Text
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --dim: #59636e; --rule: #d5dae0; --soft: #f4f6f8;
@@ -56,12 +53,22 @@ svg .outline { fill: none; stroke: var(--wrong); stroke-width: 2; stroke-linejoi
 svg .curve { fill: none; stroke: var(--right); stroke-width: 2; }
 svg .curve.reached { stroke: var(--wrong); }
 svg .curve.accepted { stroke: var(--ink); stroke-dasharray: 2 2; }
+@media print {
+  :root { color-scheme: light; --page: #fff; --ink: #000; --dim: #444; --rule: #bbb; --soft: #f4f6f8;
+    --right: #1f6fb4; --wrong: #d1570c; --band: #c9d0d8; --bad: #b3261e; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .scroll { overflow: visible; }
+  .numbers td { white-space: normal; }
+  h2, h3 { break-after: avoid; }
+  figure, tr { break-inside: avoid; }
+  details::details-content { content-visibility: visible; }
+}
 """
 
 
-def write(twin: Json) -> str:
-    title = escape(twin["title"])
-    body = "\n".join(_block(block) for block in blocks(twin))
+def write(heading: str, blocks: Sequence[Block]) -> str:
+    title = escape(heading)
+    body = "\n".join(_block(block) for block in blocks)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -90,7 +97,7 @@ def _block(block: Block) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head)
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
     rows = "".join(_row(row) for row in table.rows)
     kind = "numbers" if table.numbers else "words"
     above = f"<thead><tr>{head}</tr></thead>" if any(table.head) else ""
@@ -100,7 +107,7 @@ def _table(table: Table) -> str:
 def _row(row: tuple[str, ...]) -> str:
     kind = ' class="chance"' if row[0].startswith("·") else ""
     cells = "".join(f"<td{kind or _kind(cell)}>{_words(cell)}</td>" for cell in row[1:])
-    return f"<tr><th{kind}>{escape(row[0])}</th>{cells}</tr>"
+    return f'<tr><th scope="row"{kind}>{escape(row[0])}</th>{cells}</tr>'
 
 
 def _kind(cell: str) -> str:

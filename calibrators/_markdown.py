@@ -1,37 +1,16 @@
-"""The card as Markdown with YAML front matter. Pictures become their tables; the page has them drawn."""
+"""Blocks as Markdown. Pictures become their tables; the page has them drawn."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from calibrators._card_blocks import Block, Bullets, Figure, Gallery, Heading, Table, Text, blocks
-
-Json = Mapping[str, Any]
+from calibrators._blocks import Block, Bullets, Figure, Gallery, Heading, Table, Text
 
 
-def write(twin: Json) -> str:
-    parts = [_front_matter(twin), f"# {_escaped(twin['title'])}", *(_block(block) for block in blocks(twin))]
+def write(heading: str, blocks: Sequence[Block]) -> str:
+    parts = [f"# {_escaped(heading)}", *(_block(block) for block in blocks)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _front_matter(twin: Json) -> str:
-    """A JSON string is a YAML string, so nothing in a title can break the header."""
-    told = {
-        "schema": twin["schema"],
-        "schema_version": twin["schema_version"],
-        "title": twin["title"],
-        "created": twin["created"],
-        "routing": twin["routing"]["type"],
-        "calibrators": [tier["calibrator"]["label"] for tier in twin["tiers"]],
-        "models": [tier["calibrator"]["fingerprint"]["model"] for tier in twin["tiers"]],
-        "evaluated_on": twin["distributions"]["evaluation"],
-        "n": twin["routed"]["region"]["n"],
-    }
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items()]
-    return "\n".join(["---", *lines, "---"])
 
 
 def _block(block: Block) -> str:

@@ -1,0 +1,47 @@
+"""What a document of ours is made of; the page and the Markdown both print the same list of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bullets:
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """numbers: whether the cells after the first column are numbers, to be set flush right."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """svg: None where there is too little to plot, which `caption` then says. table: the same in numbers, if any."""
+
+    svg: str | None
+    caption: str
+    table: Table | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    figures: tuple[Figure, ...]
+
+
+Block = Heading | Text | Bullets | Table | Figure | Gallery
