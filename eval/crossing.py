@@ -8,7 +8,7 @@ are measured anew for each path; what the trace says does not change.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -17,11 +17,12 @@ import numpy as np
 from calibrators.base import CalibrationError
 from eval.baselines import LENGTH, RAW
 from eval.costs import Usage
-from eval.crossed import BadTable, Crossed, Floats, Path
+from eval.crossed import BadTable, Bools, Crossed, Floats, Path
+from eval.datasets import Slice
 from eval.grade import Grade
 from eval.records import Record
 from gateway import cascade, confidence
-from gateway.nouns import Ask, Completion, Earlier, Evidence, Message, Source, Tier, TokenTrace
+from gateway.nouns import Ask, Completion, Earlier, Evidence, Finish, Message, Source, Tier, TokenTrace
 
 ASK = Ask((Message("user", "recorded"),), deadline=0.0)  # judging looks at its sampler alone, and that is greedy
 STUB = TokenTrace(Source.CHOSEN, np.zeros(1))  # features about earlier tiers look at texts and probabilities alone
@@ -30,11 +31,34 @@ STUB = TokenTrace(Source.CHOSEN, np.zeros(1))  # features about earlier tiers lo
 @dataclass(frozen=True, slots=True, eq=False)
 class Crossing:
     """One split. table: cost in tokens, see eval.costs for others.  unasked: questions left out because some tier gave
-    no answer at all; the gateway would have gone on without that tier, which is no question of policy."""
+    no answer at all; the gateway would have gone on without that tier, which is no question of policy.
+    cut, unreadable, silent: (n, K) answers that met their token limit, that have no final number, that came without
+    log-probs.  slices: n values by name, only those that every question has."""
 
     table: Crossed
     usage: Usage
     unasked: int
+    cut: Bools
+    unreadable: Bools
+    silent: Bools
+    slices: Mapping[str, tuple[Slice, ...]]
+
+    def rows(self, chosen: Bools) -> Crossing:
+        """The same for some of the questions. chosen: (n,)."""
+        usage = self.usage
+        parts = (usage.prompt_tokens[chosen], usage.completion_tokens[chosen], usage.seconds[chosen])
+        return Crossing(
+            self.table.rows(chosen),
+            Usage(usage.tiers, *parts),
+            self.unasked,
+            self.cut[chosen],
+            self.unreadable[chosen],
+            self.silent[chosen],
+            {
+                name: tuple(value for value, keep in zip(values, chosen, strict=True) if keep)
+                for name, values in self.slices.items()
+            },
+        )
 
 
 @dataclass(slots=True)
@@ -47,6 +71,9 @@ class _Row:
     features: Floats | None
     p: float | None
     raw: float | None
+    cut: bool
+    unreadable: bool
+    silent: bool
     prompt_tokens: int
     completion_tokens: int
     seconds: float
@@ -56,6 +83,7 @@ class _Row:
 class _Split:
     questions: list[str] = field(default_factory=list)
     families: list[str] = field(default_factory=list)
+    slices: list[Mapping[str, Slice]] = field(default_factory=list)
     rows: list[list[_Row]] = field(default_factory=list)
     unasked: int = 0
 
@@ -75,6 +103,7 @@ def cross(records: Iterable[Record], tiers: Sequence[Tier]) -> dict[str, Crossin
             continue
         found.questions.append(question)
         found.families.append(told[names[0]].family)
+        found.slices.append(told[names[0]].slices)
         found.rows.append([_row(told[tier.name], tier) for tier in tiers])
     empty = [split for split, found in splits.items() if not found.questions]
     if empty or not splits:
@@ -95,6 +124,9 @@ def _row(record: Record, tier: Tier) -> _Row:
         None if verdict.features is None else verdict.features.values,
         verdict.p_correct,
         None if trace is None else float(np.exp(trace.chosen.mean())),
+        record.finish is Finish.LENGTH,
+        record.grade is Grade.UNREADABLE,
+        trace is None,
         record.prompt_tokens,
         record.completion_tokens,
         record.seconds,
@@ -139,7 +171,11 @@ def _crossing(found: _Split, tiers: Sequence[Tier]) -> Crossing:
         answers=tuple(tuple(row.answer for row in rows) for rows in found.rows),
         scores={RAW: np.minimum(matrix("raw"), 1.0), LENGTH: 1 / (1 + completion_tokens)},
     )
-    return Crossing(table, Usage(names, prompt_tokens, completion_tokens, seconds), found.unasked)
+    cut, unreadable, silent = (matrix(name).astype(np.bool_) for name in ("cut", "unreadable", "silent"))
+    shared = [name for name in found.slices[0] if all(name in one for one in found.slices)]
+    slices = {name: tuple(one[name] for one in found.slices) for name in shared}
+    usage = Usage(names, prompt_tokens, completion_tokens, seconds)
+    return Crossing(table, usage, found.unasked, cut, unreadable, silent, slices)
 
 
 class _Given:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,25 @@ class Recommendation:
     notes: list[str]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What a recommendation is made from: recorded answers with the gateway's own p, priced.
+
+    chosen_on, test: what chooses and what judges.  notes: what a reader must know of them.
+    """
+
+    chosen_on: Crossing
+    test: Crossing
+    notes: tuple[str, ...]
+
+
 def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFile | None = None) -> Recommendation:
     """places: folders of `confgate collect`, or their Parquet files. Raises GatewayError leaves and ArtifactError."""
+    return decide(gather(places, config, wish, prices), wish)
+
+
+def gather(places: Sequence[Path], config: Config, wish: Wish, prices: CostFile | None = None) -> Material:
+    """Read, calibrate, split and price. Raises GatewayError leaves and ArtifactError."""
     folders = [place if place.is_dir() else place.parent for place in places]
     files = [place / RECORDS if place.is_dir() else place for place in places]
     manifests = [records.read_manifest(folder / MANIFEST) for folder in folders]
@@ -105,6 +122,12 @@ def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFi
     model = wish.cost or ("usd" if any(entry.prices.usd_per_mtok_out for entry in config.tiers) else "tokens")
     listed = prices or own_prices(config)
     chosen_on, test = (priced(one, model, listed) for one in (chosen_on, test))
+    return Material(chosen_on, test, tuple(notes))
+
+
+def decide(material: Material, wish: Wish) -> Recommendation:
+    """Choose on the one table and judge on the other. Raises GatewayError leaves."""
+    chosen_on, test = material.chosen_on, material.test
     goal = goal_of(wish, chosen_on.table)
     swept = sweep(chosen_on.table, levels=wish.levels, steps=wish.steps)
     rng = np.random.default_rng(wish.seed)
@@ -124,7 +147,7 @@ def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFi
         metrics(test.table, verdict, [replay(test.table, swept.routes[place]) for place in hull], rng),
         mix(swept, goal.most_cost) if goal is not None and np.isfinite(goal.most_cost) else None,
         certified(test.table, path, verdict.recommended, wish),
-        notes,
+        list(material.notes),
     )
 
 
@@ -201,13 +224,7 @@ def _halves(whole: Crossing, seed: int) -> tuple[Crossing, Crossing]:
     codes = group_codes(whole.table)
     coin = np.random.default_rng(seed).permutation(int(codes.max()) + 1) % 2
     first = coin[codes] == 0
-    return _rows(whole, first), _rows(whole, ~first)
-
-
-def _rows(one: Crossing, chosen: np.ndarray) -> Crossing:
-    usage = one.usage
-    parts = (usage.prompt_tokens[chosen], usage.completion_tokens[chosen], usage.seconds[chosen])
-    return Crossing(one.table.rows(chosen), costs.Usage(usage.tiers, *parts), one.unasked)
+    return whole.rows(first), whole.rows(~first)
 
 
 # Costs and goals
@@ -228,7 +245,7 @@ def own_prices(config: Config) -> CostFile:
 def priced(one: Crossing, model: Model, prices: CostFile) -> Crossing:
     cost = costs.cost(model, one.usage, prices)
     costs.check_unit(model, one.table.tiers, cost)
-    return Crossing(one.table.costing(cost, model), one.usage, one.unasked)
+    return replace(one, table=one.table.costing(cost, model))
 
 
 def goal_of(wish: Wish, table: Crossed) -> Goal | None:

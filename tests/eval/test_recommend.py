@@ -67,6 +67,7 @@ def written(n: int, split: str, seed: int) -> Iterator[Record]:
                 if odd in ("bare", "empty")
                 else TokenTrace(Source.CHOSEN, chosen.astype("f4").astype(float)),
                 no_trace="none sent" if odd in ("bare", "empty") else "",
+                slices={"odd": i % 2},
             )
 
 
@@ -175,6 +176,23 @@ def test_one_split_each_keeps_its_questions_tokens_and_scores() -> None:
     table = found["test"].table
     assert table.cost.tolist() == (found["test"].usage.prompt_tokens + found["test"].usage.completion_tokens).tolist()
     assert set(table.scores) == {RAW, LENGTH}
+    assert found["test"].slices == {"odd": tuple(i % 2 for i in range(8))}
+
+
+def test_what_was_cut_unreadable_or_came_without_log_probs_is_marked() -> None:
+    rows = list(written(200, "test", 4))
+    found = cross(rows, [bare(name, OWN, None) for name in TIERS])["test"]
+    by = {(row.question, row.tier): row for row in rows}
+    for name, is_so in (
+        ("cut", lambda row: row.finish is Finish.LENGTH),
+        ("unreadable", lambda row: row.grade is Grade.UNREADABLE),
+        ("silent", lambda row: row.trace is None),
+    ):
+        expected = [[is_so(by[question, tier]) for tier in TIERS] for question in found.table.questions]
+        assert getattr(found, name).tolist() == expected
+        assert getattr(found, name).any()
+    half = found.rows(np.arange(200) % 2 == 0)
+    assert half.table.n == len(half.slices["odd"]) == half.cut.shape[0] == 100
     assert np.isnan(table.p).all()
 
 
