@@ -177,6 +177,7 @@ def test_one_split_each_keeps_its_questions_tokens_and_scores() -> None:
     assert table.cost.tolist() == (found["test"].usage.prompt_tokens + found["test"].usage.completion_tokens).tolist()
     assert set(table.scores) == {RAW, LENGTH}
     assert found["test"].slices == {"odd": tuple(i % 2 for i in range(8))}
+    assert np.isnan(table.p).all()
 
 
 def test_what_was_cut_unreadable_or_came_without_log_probs_is_marked() -> None:
@@ -193,7 +194,6 @@ def test_what_was_cut_unreadable_or_came_without_log_probs_is_marked() -> None:
         assert getattr(found, name).any()
     half = found.rows(np.arange(200) % 2 == 0)
     assert half.table.n == len(half.slices["odd"]) == half.cut.shape[0] == 100
-    assert np.isnan(table.p).all()
 
 
 @pytest.fixture(scope="module")
