@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,41 +12,54 @@ import typer
 
 from eval.cli import listed, one_line
 from gateway.cli import AsJson, ConfigFile, table
+from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    from eval.recommend import Recommendation
+    from eval.recommend import Recommendation, Wish
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+# What may be wished for, here and of `confgate report`
+Records = Annotated[
+    list[Path], typer.Option("--records", "-r", help="Folder of `collect`, or its Parquet file; may be repeated.")
+]
+Budget = Annotated[
+    str | None, typer.Option(help="Most to spend per question, in the cost's unit; 40% is of the best model's.")
+]
+Target = Annotated[float | None, typer.Option(help="Least share of right answers, such as 0.94.")]
+Rate = Annotated[float | None, typer.Option("--lambda", min=0, help="Right answers that one unit of cost is worth.")]
+CostModel = Annotated[str | None, typer.Option(help="tokens, usd, flops, gpu-seconds or seconds.")]
+Prices = Annotated[Path | None, typer.Option(help="YAML file of prices and machines. Without it: those of --config.")]
+ChooseOn = Annotated[str | None, typer.Option(help="Split that chooses the policy.")]
+TestOn = Annotated[str | None, typer.Option(help="Split that judges it; no calibrator may know it.")]
+Candidates = Annotated[str | None, typer.Option(help="Candidates, with commas between. Without it: all.")]
+Levels = Annotated[int, typer.Option(min=1, max=6, help="Longest chain to try.")]
+Steps = Annotated[int, typer.Option(min=1, max=1000, help="Thresholds to try per level.")]
+Certify = Annotated[float | None, typer.Option(help="Also find the cheapest policy proven to err no more.")]
+Seed = Annotated[int, typer.Option(help="Of halves and intervals.")]
+
+
 @app.command()
 def sweep(
-    records: Annotated[
-        list[Path], typer.Option("--records", "-r", help="Folder of `collect`, or its Parquet file; may be repeated.")
-    ],
+    records: Records,
     config: ConfigFile = Path("cascade.yaml"),
-    budget: Annotated[
-        str | None, typer.Option(help="Most to spend per question, in the cost's unit; 40% is of the best model's.")
-    ] = None,
-    target: Annotated[float | None, typer.Option(help="Least share of right answers, such as 0.94.")] = None,
-    rate: Annotated[
-        float | None, typer.Option("--lambda", min=0, help="Right answers that one unit of cost is worth.")
-    ] = None,
-    cost: Annotated[str | None, typer.Option(help="tokens, usd, flops, gpu-seconds or seconds.")] = None,
-    prices: Annotated[
-        Path | None, typer.Option(help="YAML file of prices and machines. Without it: those of --config.")
-    ] = None,
-    choose_on: Annotated[str | None, typer.Option(help="Split that chooses the policy.")] = None,
-    test_on: Annotated[str | None, typer.Option(help="Split that judges it; no calibrator may know it.")] = None,
-    tiers: Annotated[str | None, typer.Option(help="Candidates, with commas between. Without it: all.")] = None,
-    levels: Annotated[int, typer.Option(min=1, max=6, help="Longest chain to try.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Thresholds to try per level.")] = 24,
-    certify: Annotated[float | None, typer.Option(help="Also find the cheapest policy proven to err no more.")] = None,
+    budget: Budget = None,
+    target: Target = None,
+    rate: Rate = None,
+    cost: CostModel = None,
+    prices: Prices = None,
+    choose_on: ChooseOn = None,
+    test_on: TestOn = None,
+    tiers: Candidates = None,
+    levels: Levels = 4,
+    steps: Steps = 24,
+    certify: Certify = None,
     write: Annotated[
         Path | None, typer.Option(help="Put the recommended policy into this cascade file; comments stay.")
     ] = None,
     policy: Annotated[str, typer.Option(help="Which policy of the file --write changes.")] = "default",
-    seed: Annotated[int, typer.Option(help="Of halves and intervals.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Find the best policy for recorded answers and judge it on questions that did not choose it.
@@ -53,38 +68,41 @@ def sweep(
 
     Example:  confgate sweep -r runs/calibration -r runs/test -c cascade.yaml --budget 40% --write cascade.yaml
     """
-    from calibrators.base import CalibrationError
     from eval import costs, policy_file, recommend
-    from eval.stats import BadComparison
     from gateway import config as configs
-    from gateway.errors import ConfigError
 
-    if cost is not None and cost not in costs.MODELS:
-        raise ConfigError(f"no cost model {cost!r}; have {', '.join(costs.MODELS)}")
-    wish = recommend.Wish(
-        tiers=listed(tiers),
-        choose_on=choose_on,
-        test_on=test_on,
-        cost=cast(Any, cost),
-        budget=budget,
-        target=target,
-        rate=rate,
-        certify=certify,
-        levels=levels,
-        steps=steps,
-        seed=seed,
-    )
-    with one_line():
-        try:
-            settings = configs.read(config)
-            found = recommend.recommend(records, settings, wish, None if prices is None else costs.read(prices))
-        except BadComparison as error:
-            raise CalibrationError(str(error)) from error
+    wish = wished(
+        tiers=tiers, choose_on=choose_on, test_on=test_on, cost=cost, budget=budget, target=target, rate=rate,
+        certify=certify, levels=levels, steps=steps, seed=seed,
+    )  # fmt: skip
+    with one_line(), comparable():
+        settings = configs.read(config)
+        found = recommend.recommend(records, settings, wish, None if prices is None else costs.read(prices))
         if write is not None:
             policy_file.write(write, policy, recommend.steps_of(found.test, found.verdict.recommended))
     typer.echo(json.dumps(recommend.as_json(found), indent=2) if as_json else told(found))
     if write is not None and not as_json:
         typer.echo(f"\n{write}: policy {policy} is now {found.verdict.recommended.told(found.test.tiers)}")
+
+
+def wished(*, tiers: str | None, cost: str | None, **rest: Any) -> Wish:
+    """The wish from the words on the command line. Raises ConfigError."""
+    from eval import costs, recommend
+
+    if cost is not None and cost not in costs.MODELS:
+        raise ConfigError(f"no cost model {cost!r}; have {', '.join(costs.MODELS)}")
+    return recommend.Wish(tiers=listed(tiers), cost=cast(Any, cost), **rest)
+
+
+@contextlib.contextmanager
+def comparable() -> Iterator[None]:
+    """Numbers that cannot be compared are told like everything else that is wrong with the input."""
+    from eval.stats import BadComparison
+
+    try:
+        yield
+    except BadComparison as error:
+        raise GatewayError(str(error)) from error
 
 
 def told(found: Recommendation) -> str:
