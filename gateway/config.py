@@ -1,13 +1,17 @@
 """The configuration file: what may be written in it, and mistakes told with file, line and what would be right.
 
 YAML, read with a safe loader; nothing in it is ever evaluated. Relative paths start at the file's own folder. Secrets
-are SHA-256 hashes or the names of environment variables.
+are SHA-256 hashes, or the names of environment variables and files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
+import secrets
+import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,11 +22,14 @@ from pydantic_core import ErrorDetails, core_schema
 
 from gateway import engines
 from gateway.errors import ConfigError
+from gateway.ids import Seal
 from gateway.resilience.breaker import Rules
 from gateway.resilience.guard import Limits
-from gateway.written import SecretReference, Written, read_secret, unknown, wrong
+from gateway.written import SecretReference, Written, read_secret, resolve, unknown, wrong
 
 Location = tuple[str | int, ...]
+
+LEAST_SECRET_BYTES = 16
 
 # Names stand in headers, metrics and URLs, so they are plain.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
@@ -67,7 +74,7 @@ class Server(Written):
 
 
 class Client(Written):
-    """One client key: its SHA-256, or the environment variable that holds it."""
+    """One client key: its SHA-256, or where it is to be found."""
 
     name: Name
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -76,15 +83,67 @@ class Client(Written):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.sha256 is None) == (self.key is None):
-            raise wrong("a client needs either sha256 or key (env:NAME)")
+            raise wrong("a client needs either sha256 or key (env:NAME or file:PATH)")
         return self
 
     def digest(self) -> bytes:
-        """The key's SHA-256. Raises ConfigError when the environment does not have it."""
+        """The key's SHA-256. Raises ConfigError when it is not there."""
         if self.sha256 is not None:
             return bytes.fromhex(self.sha256)
         assert self.key is not None, "validated above"
         return hashlib.sha256(read_secret(self.key).get_secret_value().encode()).digest()
+
+
+class Ids(Written):
+    """How decision ids are made unforgeable. Nothing said: by a secret that ends with the process, and ids with it."""
+
+    secret: SecretReference | None = Field(default=None, description="env:NAME or file:PATH; the same on every replica")
+    previous: tuple[SecretReference, ...] = Field(default=(), description="secrets of before: their ids still count")
+    keep: Path | None = Field(
+        default=None, description="instead: a file that the first start makes, for its owner only"
+    )
+
+    @field_validator("keep")
+    @classmethod
+    def _beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else resolve(path, info)
+
+    @model_validator(mode="after")
+    def _one_at_most(self) -> Self:
+        if self.secret is not None and self.keep is not None:
+            raise wrong("say where the secret is (secret) or where to make one (keep), not both")
+        return self
+
+    def seal(self, spare: bytes) -> Seal:
+        """Reads the secrets. spare: what to use when none is configured. Raises ConfigError naming the one at fault."""
+        if self.keep is not None:
+            secret = kept_secret(self.keep)
+        else:
+            secret = spare if self.secret is None else long_enough(self.secret)
+        return Seal(secret, [long_enough(reference) for reference in self.previous])
+
+
+def long_enough(reference: str) -> bytes:
+    """A secret nobody can guess, if it was drawn by chance. Raises ConfigError."""
+    secret = read_secret(reference).get_secret_value().encode()
+    if len(secret) < LEAST_SECRET_BYTES:
+        told = f"the secret in {reference} is too short: need {LEAST_SECRET_BYTES} characters"
+        raise ConfigError(f"{told}, say from `openssl rand -hex 32`")
+    return secret
+
+
+def kept_secret(path: Path) -> bytes:
+    """The secret in a file, which is made when it is not there. Safe against others that do the same now."""
+    if not path.exists():
+        try:
+            with tempfile.NamedTemporaryFile("w", dir=path.parent) as draft:  # mode 0600
+                draft.write(secrets.token_hex(32))
+                draft.flush()
+                with contextlib.suppress(FileExistsError):  # somebody was faster: his counts
+                    os.link(draft.name, path)
+        except OSError as error:
+            raise ConfigError(f"cannot keep a secret in {path}: {error.strerror or error}") from None
+    return long_enough(f"file:{path}")
 
 
 class Keys(Written):
@@ -201,6 +260,7 @@ class Config(Written):
 
     server: Server = Server()
     keys: Keys
+    ids: Ids = Ids()
     admin: Admin | None = Field(default=None, description="without it, /metrics is on the public listener")
     on_bad_artifact: Literal["escalate", "refuse"] = Field(
         default="refuse",

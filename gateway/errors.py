@@ -40,6 +40,20 @@ class NoTierLeft(GatewayError):
         self.reasons, self.retry_after_seconds = tuple(reasons), retry_after_seconds
 
 
+class BadId(GatewayError):
+    """A decision id that was not made here, or by a secret that is no longer known."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such decision")
+
+
+class ForeignId(GatewayError):
+    """A decision id that was given to another client."""
+
+    def __init__(self) -> None:
+        super().__init__("this decision was not made for this key")
+
+
 class ClientGone(GatewayError):
     """The client hung up; nobody is left to answer."""
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import logging
+import secrets
 import signal
 import socket
 import sys
@@ -17,7 +18,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from gateway.config import Config, Server
+from gateway.config import Config, Ids, Server
 from gateway.errors import ConfigError
 from gateway.http import protocol
 from gateway.http.admin import create_admin
@@ -79,7 +80,10 @@ async def serve(
 ) -> None:
     """Open, serve, and close again, in this order."""
     telemetry = Telemetry()
-    live = Live(await open_generation(config), read, lambda now: telemetry.start(now.tiers, now.withheld))
+    spare = secrets.token_bytes(32)
+    if config.ids == Ids():
+        log.warning("decision ids end with this process; name a secret under ids, or a file to keep one in")
+    live = Live(await open_generation(config, spare), read, spare, lambda now: telemetry.start(now.tiers, now.withheld))
     try:
         async with asyncio.TaskGroup() as group:
             app = create_app(live, telemetry)

@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from pathlib import Path
 from typing import Protocol, cast
 
-from pydantic import BaseModel, ValidationInfo
+from pydantic import BaseModel
 
 from gateway.errors import ConfigError
 from gateway.nouns import Engine
-from gateway.written import Written
+from gateway.written import Written, resolve
+
+__all__ = ["EngineFile", "Options", "find", "kinds", "resolve"]
 
 
 class Options(Written):
@@ -56,9 +57,3 @@ def find(kind: str) -> EngineFile:
     if kind not in kinds():
         raise ConfigError(f"no engine {kind!r}; have {', '.join(kinds())}")
     return cast(EngineFile, importlib.import_module(f"{__name__}.{kind}"))
-
-
-def resolve(value: str | Path, info: ValidationInfo) -> Path:
-    """An absolute path; a relative one starts at the folder of the configuration file (without one: where we run)."""
-    base_dir: Path = (info.context or {}).get("base_dir", Path.cwd())
-    return (base_dir / Path(value).expanduser()).resolve()

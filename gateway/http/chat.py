@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway import cascade
+from gateway import cascade, ids
 from gateway.errors import ClientGone
 from gateway.http import limits, reply, sse, wire
 from gateway.http.errors import Draining, Problem, RequestError, problem
@@ -36,7 +35,7 @@ class Chat:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, whatever becomes of it: an answer, an error, or nobody left to tell."""
         now = asyncio.get_running_loop().time
-        began, route_id = now(), uuid.uuid4().hex
+        began, route_id = now(), ids.number(time.time())
         status, reason = 499, ""
         with self._telemetry.in_flight.track_inprogress(), self._live.held() as held:
             out = Out(send)
@@ -79,14 +78,15 @@ class Chat:
             raise Draining
         snapshot, headers = held.snapshot, Headers(scope=scope)
         server = snapshot.config.server
-        held.keyring.who(headers.get("authorization"))
+        client = held.keyring.who(headers.get("authorization"))
         body = await limits.read_json(scope, receive, max_bytes=int(server.max_body_mib * 2**20))
         request = wire.read(body, server)
         route = choose(request.model, snapshot)
         ask, ignored = wire.to_ask(request, began + server.request_seconds, pin=server.sampler == "pin")
         debug = request.debug or headers.get("x-route-debug", "").lower() in ("true", "1")
-        call = Call(request, route_id, int(time.time()), debug, tuple(ignored))
-        return call, await or_hangup(self._answer(ask, route, request.choices, route_id), receive)
+        answer = await or_hangup(self._answer(ask, route, request.choices, route_id), receive)
+        sealed = seal(held, route_id, client, answer.served)
+        return Call(request, sealed, int(time.time()), debug, tuple(ignored)), answer
 
     async def _answer(self, ask: Ask, route: Policy, choices: int, route_id: str) -> Answer:
         def note(hop: Hop) -> None:
@@ -94,6 +94,11 @@ class Chat:
 
         answer = await cascade.answer(ask, route, note)
         return answer if choices == 1 else await cascade.with_siblings(answer, ask, choices, note)
+
+
+def seal(held: Generation, number: str, client: str, served: Hop) -> str:
+    """The decision's id, with the facts that a label needs to be of use inside."""
+    return held.seal.seal(number, client, tier=served.tier, calibrator=served.calibrator_id, p_correct=served.p_correct)
 
 
 def choose(model: str, snapshot: Snapshot) -> Policy:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import (
+    BadId,
     BadTrace,
     ClientGone,
     ConfigError,
@@ -24,6 +25,7 @@ from gateway.errors import (
     EngineRefused,
     EngineSlow,
     EngineTooSmall,
+    ForeignId,
     GatewayError,
     NoTierLeft,
 )
@@ -127,6 +129,8 @@ TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
     DeadlinePassed: lambda _: Problem(504, "The request's time was up before any model had answered."),
     NoTierLeft: no_tier_left,
     Draining: lambda _: Problem(503, "The gateway is shutting down.", retry_after_seconds=RETRY_SECONDS, close=True),
+    BadId: lambda _: Problem(404, "There is no such decision."),
+    ForeignId: lambda _: Problem(403, "This decision was not made for this key."),
     ClientGone: lambda _: Problem(499, "The client left."),
     ConfigError: lambda _: Problem(500, "The gateway is configured wrongly."),
     BadTrace: lambda _: Problem(500, "The gateway made a mistake."),

@@ -11,6 +11,7 @@ from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.http import hosts
 from gateway.http.auth import Keyring
+from gateway.ids import Seal
 from gateway.snapshot import Snapshot, healed, open_cascade
 
 log = logging.getLogger(__name__)
@@ -19,10 +20,10 @@ HEAL_SECONDS = 5.0  # between looks at servers that were away when their calibra
 
 
 class Generation:
-    """One configuration in service: its snapshot, its keys, and how many requests hold it."""
+    """One configuration in service: its snapshot, its keys, and how many requests hold it. seal: of decision ids."""
 
-    def __init__(self, snapshot: Snapshot, keyring: Keyring, stack: AsyncExitStack) -> None:
-        self.snapshot, self.keyring = snapshot, keyring
+    def __init__(self, snapshot: Snapshot, keyring: Keyring, seal: Seal, stack: AsyncExitStack) -> None:
+        self.snapshot, self.keyring, self.seal = snapshot, keyring, seal
         config = snapshot.config
         self.admins = Keyring.of_admins(config)
         self.hosts = hosts.allowed(config.server.host, config.server.hosts)
@@ -49,25 +50,34 @@ class Generation:
         await self._stack.aclose()
 
 
-async def open_generation(config: Config, before: Snapshot | None = None) -> Generation:
-    """Opened and ready to be asked; engines that `before` has already are shared with it. Raises ConfigError."""
+async def open_generation(config: Config, spare: bytes, before: Snapshot | None = None) -> Generation:
+    """Opened and ready to be asked; engines that `before` has already are shared with it. Raises ConfigError.
+
+    spare: the secret for decision ids where none is configured.
+    """
     async with AsyncExitStack() as stack:
         keyring = Keyring.of(config.keys)
         Keyring.of_admins(config)  # a key that is not there is told before anything is opened
+        seal = config.ids.seal(spare)
         snapshot = await stack.enter_async_context(open_cascade(config, before))
-        return Generation(snapshot, keyring, stack.pop_all())
+        return Generation(snapshot, keyring, seal, stack.pop_all())
 
 
 class Live:
     """The current generation, and whether the process still takes requests.
 
-    read: the configuration as it is written now.  changed: called with every snapshot that comes into service.
+    read: the configuration as it is written now.  spare: as open_generation takes it; outlives a reload.
+    changed: called with every snapshot that comes into service.
     """
 
     def __init__(
-        self, first: Generation, read: Callable[[], Config], changed: Callable[[Snapshot], object] = lambda _: None
+        self,
+        first: Generation,
+        read: Callable[[], Config],
+        spare: bytes,
+        changed: Callable[[Snapshot], object] = lambda _: None,
     ) -> None:
-        self._now, self._read, self._changed = first, read, changed
+        self._now, self._read, self._spare, self._changed = first, read, spare, changed
         self._lock = asyncio.Lock()
         self.draining = False  # no new requests; set once, by whoever ends the process
         changed(first.snapshot)
@@ -107,7 +117,7 @@ class Live:
         async with self._lock:
             config = self._read()
             check_listeners(self.snapshot.config, config)
-            old, self._now = self._now, await open_generation(config, self.snapshot)
+            old, self._now = self._now, await open_generation(config, self._spare, self.snapshot)
             self._changed(self.snapshot)
             group.create_task(old.close())
         log.warning("configuration reloaded", extra={"withheld": dict(self.snapshot.withheld)})

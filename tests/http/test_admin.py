@@ -14,14 +14,15 @@ import httpx2
 import pytest
 
 from gateway import config as configs
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, ForeignId
+from gateway.ids import Seal
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, Gateway, cascade, free_port, running, until, write_artifact
+from tests.faults.gateway import P_SURE, SURE, UNSURE, Gateway, cascade, free_port, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 ADMIN = {"authorization": "Bearer sk-root"}
 CLIENT = {"authorization": "Bearer sk-alice"}
-SECRETS = {"ROOT_KEY": "sk-root", "ALICE_KEY": "sk-alice"}
+SECRETS = {"ROOT_KEY": "sk-root", "ALICE_KEY": "sk-alice", "ROUTE_SECRET": "of sixteen characters"}
 
 
 class Run:
@@ -44,7 +45,7 @@ class Run:
 
 def planned(url: str, **changes: Any) -> dict[str, Any]:
     keys = {"clients": [{"name": "alice", "key": "env:ALICE_KEY"}], "admins": [{"name": "root", "key": "env:ROOT_KEY"}]}
-    return cascade(url, keys=keys, admin={"port": free_port()}, **changes)
+    return cascade(url, keys=keys, admin={"port": free_port()}, ids={"secret": "env:ROUTE_SECRET"}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,21 @@ def test_operators_see_what_runs_and_no_secret(run: Run) -> None:
         ("cheap", "closed", 0),
         ("dear", "closed", 0),
     ]
+
+
+def test_an_answers_id_says_who_was_served_by_what_and_how_sure_it_was(run: Run) -> None:
+    seal = Seal(SECRETS["ROUTE_SECRET"].encode())
+    answer = run.ask(small={"nats": SURE})
+    told = answer.json()["id"]
+    assert told == f"chatcmpl-{answer.headers['x-route-id']}"
+    found = seal.open(told, "alice")
+    assert (found.tier, f"cheap@{found.calibrator}") == ("cheap", answer.headers["x-route-calibrator"])
+    assert found.p_correct == pytest.approx(P_SURE)
+    assert found.unix_seconds == pytest.approx(time.time(), abs=60)
+    with pytest.raises(ForeignId):
+        seal.open(told, "root")
+    last = seal.open(run.ask(small={"nats": UNSURE}).json()["id"], "alice")
+    assert (last.tier, last.calibrator, last.p_correct) == ("dear", "", None)
 
 
 def test_a_reload_changes_thresholds_for_the_next_request(run: Run) -> None:
