@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval import datasets, prompts
 from eval.datasets import Question
 from eval.prompts import Prompt
+from eval.records import BadRecords, Manifest
 from gateway.errors import ConfigError
 
 
@@ -27,6 +29,35 @@ def questions(
     if len(twice) < len(found):
         raise ConfigError(f"{dataset}: {len(found) - len(twice)} questions come twice; name each split once")
     return found
+
+
+def asked(
+    file: Path,
+    dataset: str,
+    manifest: Manifest,
+    keys: Sequence[tuple[str, str]],
+    *,
+    data: Path | None,
+    seed: int | None,
+) -> list[Question]:
+    """The questions that a file of records answers, in its order. keys: (split, id) of each.
+
+    Raises BadRecords when the dataset does not hold them.
+    """
+    most = {split: n + SPARE for split, n in manifest.splits.items()}
+    known = {
+        (question.split, question.id): question
+        for split, n in most.items()
+        for question in _one(dataset, split, data, n, seed)
+    }
+    absent = [key for key in keys if key not in known]
+    if absent:
+        told = f"{dataset} has no question {absent[0][1]!r} in its split {absent[0][0]!r}"
+        raise BadRecords(file, f"{told}; name the --dataset, --data and --seed that were collected")
+    return [known[key] for key in keys]
+
+
+SPARE = 1_000  # questions that collecting may have left out as variants of others
 
 
 def _one(dataset: str, split: str, data: Path | None, n: int | None, seed: int | None) -> list[Question]:
@@ -48,6 +79,15 @@ def _parameters(dataset: str) -> set[str]:
     if dataset not in datasets.names():
         raise ConfigError(f"no dataset {dataset!r}; have {', '.join(datasets.names())}")
     return set(inspect.signature(importlib.import_module(f"eval.datasets.{dataset}").load).parameters)
+
+
+def prompt_of(manifest: Manifest, dataset: str, data: Path | None) -> Prompt:
+    """The prompt of a collection; its examples come out of the dataset's split train again."""
+    made = Prompt("as collected", manifest.template, manifest.system)
+    if not manifest.shots:
+        return made
+    train = questions(dataset, ["train"], data=data, n=None, seed=None)
+    return replace(made, shots=prompts.shots(train, manifest.shots).shots)
 
 
 def prompt(name: str, dataset: str, data: Path | None) -> Prompt:

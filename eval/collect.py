@@ -107,11 +107,10 @@ async def describe(
         )
         for entry in config.tiers
     ]
-    asked = [[question.split, question.id, question.text, question.target] for question in questions]
     return Manifest(
         dataset=questions[0].dataset,
         splits=dict(Counter(question.split for question in questions)),
-        data_sha256=records.sha256_of(asked),
+        data_sha256=records.questions_sha256(questions),
         template=plan.prompt.template,
         system=plan.prompt.system,
         shots=tuple(shot.id for shot in plan.prompt.shots),

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.datasets import Slice
+from eval.datasets import Question, Slice
 from eval.grade import Grade
 from gateway.answers import Rule
 from gateway.errors import BadTrace, GatewayError
@@ -234,6 +234,14 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise BadRecords(path, f"no whole Parquet file, it may have been cut ({why}); copy it again") from None
 
 
+def asked(path: Path) -> list[tuple[str, str]]:
+    """(split, id) of every question in a file, once each, in order. Raises BadRecords."""
+    file = open_parquet(path)
+    _check(path, file.schema_arrow)
+    found = file.read(columns=["split", "question"])
+    return list(dict.fromkeys(zip(found["split"].to_pylist(), found["question"].to_pylist(), strict=True)))
+
+
 def is_ours(schema: pa.Schema) -> bool:
     """Whether a Parquet file says that it holds our records, and not a table of the user's own."""
     return (schema.metadata or {}).get(b"schema") == SCHEMA.encode()
@@ -425,6 +433,11 @@ def read_manifest(path: Path) -> Manifest:
         raise BadRecords(path, f"cannot be read: {error.strerror or error}") from None
     except msgspec.DecodeError as error:
         raise BadRecords(path, f"no whole manifest ({error}); take it from where the records come from") from None
+
+
+def questions_sha256(questions: Iterable[Question]) -> str:
+    """Hash of what was asked, in order, and of what a right answer comes to."""
+    return sha256_of([[question.split, question.id, question.text, question.target] for question in questions])
 
 
 def sha256_of(value: object) -> str:

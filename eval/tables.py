@@ -219,8 +219,14 @@ def from_records(path: Path, features: Sequence[str] | None = None, *, cut: bool
 def _begin(record: Record, features: Sequence[str] | None, *, cut: bool) -> _Draft:
     names = FEATURES if features is None else tuple(features)
     evidence = _evidence(record, cut=cut)
-    supported = [spec for spec in names if _supports(spec, evidence, required=features is not None)]
-    return _Draft(tuple(confidence.find(spec).spec for spec in supported), evidence.trace.source, cut)
+    usable = supported(names, evidence, required=features is not None)
+    return _Draft(tuple(confidence.find(spec).spec for spec in usable), evidence.trace.source, cut)
+
+
+def supported(specs: Iterable[str], evidence: Evidence, *, required: bool = False) -> list[str]:
+    """Those of the features that such evidence can give. Raises BadTrace for the first other one when all are
+    required."""
+    return [spec for spec in specs if _supports(spec, evidence, required=required)]
 
 
 def _supports(spec: str, evidence: Evidence, *, required: bool) -> bool:
