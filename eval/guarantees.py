@@ -1,7 +1,10 @@
 """Guarantees with a sample size behind them: for the final error, for what one tier accepts, and for the cost.
 
 All of them hold for questions that are exchangeable with the ones counted here, which must have chosen nothing: neither
-the calibrators, nor the thresholds, nor the order of the candidates. Under shift they say nothing; watch for drift.
+the calibrators, nor the thresholds, nor the order of the candidates. Where these questions did have a say, as when they
+decide between a cascade and the best model alone, `among` says between how many policies, fixed beforehand, and every
+bound is taken at a share of its error (Bonferroni), so that it holds whichever was taken. Under shift they say nothing;
+watch for drift.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from gateway.errors import GatewayError
 MIN_ACCEPTED = 30  # fewer accepted answers certify nothing that one would act on (arXiv:2407.18370 asks as many)
 MOST_LABELS = 100_000
 
+FINAL = "share of final answers that are wrong"
 EXCHANGEABLE = "requests are like the questions counted here: same source, same prompt, same models, same sampler"
-UNTOUCHED = "these questions chose nothing: no calibrator, no threshold, no order of candidates"
+UNTOUCHED = "these questions chose no calibrator, no threshold and no order of candidates"
 INDEPENDENT = "questions are independent; of variants of one question only the first was counted"
 
 
@@ -36,7 +40,8 @@ class Certificate:
     """A promise that was earned.
 
     what: of which quantity, in words.  limit: it stays at or below this, with probability `confidence` over the
-    questions counted.  seen: what was observed.  n: questions (or accepted answers) it rests on.
+    questions counted.  seen: what was observed.  n: questions (or accepted answers) it rests on.  unit: share, or what
+    a cost is counted in.
     policy: tiers and thresholds it is about, {"tiers": [...], "thresholds": [...]}.  data_sha256: of the crossed table.
     """
 
@@ -49,6 +54,7 @@ class Certificate:
     policy: Mapping[str, Any]
     data_sha256: str
     assumptions: tuple[str, ...] = (EXCHANGEABLE, UNTOUCHED, INDEPENDENT)
+    unit: str = "share"
 
     def __str__(self) -> str:
         return (
@@ -133,7 +139,7 @@ def final_error(table: Crossed, candidates: Sequence[Route], alpha: float, delta
     """
     _check(alpha, "alpha")
     _check(delta, "delta")
-    what = "share of final answers that are wrong"
+    what = FINAL
     counted = one_per_family(table)
     wrong = [int(counted.n - replay(counted, route).right.sum()) for route in candidates]
     passed = kept([binomial_p_value(errors, counted.n, alpha) for errors in wrong], delta)
@@ -152,6 +158,27 @@ def final_error(table: Crossed, candidates: Sequence[Route], alpha: float, delta
     )
 
 
+def error_bound(table: Crossed, route: Route, delta: float = 0.05, *, among: int = 1) -> Certificate:
+    """How often the final answer of this route is wrong at most: Clopper and Pearson's one-sided bound."""
+    _check(delta, "delta")
+    counted = one_per_family(table)
+    wrong = int(counted.n - replay(counted, route).right.sum())
+    return Certificate(
+        FINAL,
+        upper_bound(wrong, counted.n, delta / among),
+        1 - delta,
+        wrong / counted.n,
+        counted.n,
+        f"Clopper-Pearson{_shared(among)}",
+        told(counted, route),
+        counted.sha256,
+    )
+
+
+def _shared(among: int) -> str:
+    return f", {among} policies at once" if among > 1 else ""
+
+
 def one_per_family(table: Crossed) -> Crossed:
     """The first question of each family: binomial tails are those of independent questions."""
     return table.rows(np.sort(np.unique(group_codes(table), return_index=True)[1]))
@@ -165,10 +192,11 @@ def told(table: Crossed, route: Route) -> dict[str, Any]:
 # One tier's accepted answers
 
 
-def accepted_error(table: Crossed, route: Route, delta: float = 0.05) -> list[Outcome]:
+def accepted_error(table: Crossed, route: Route, delta: float = 0.05, *, among: int = 1) -> list[Outcome]:
     """Per tier of a route: an upper bound for the share of wrong answers among those it serves.
 
     Clopper and Pearson's one-sided bound at delta / levels, so that all hold at once with confidence 1 - delta.
+    among: see the head of this file.
     """
     _check(delta, "delta")
     counted = one_per_family(table)
@@ -180,9 +208,9 @@ def accepted_error(table: Crossed, route: Route, delta: float = 0.05) -> list[Ou
             outcomes.append(Refused(what, f"only {m} answers of it were served, {MIN_ACCEPTED} are needed"))
             continue
         wrong = int(m - counted.right[accepted, tier].sum())
-        share = delta / len(route.chain)
+        share = delta / len(route.chain) / among
         bound = upper_bound(wrong, m, share)
-        method = f"Clopper-Pearson, {len(route.chain)} tiers at once"
+        method = f"Clopper-Pearson, {len(route.chain)} tiers at once{_shared(among)}"
         policy = told(counted, route)
         outcomes.append(Certificate(what, bound, 1 - delta, wrong / m, m, method, policy, counted.sha256))
     return outcomes
@@ -238,7 +266,7 @@ def controlled_threshold(p: Floats, right: Floats, thresholds: Floats, alpha: fl
 # Cost
 
 
-def cost_bound(table: Crossed, route: Route, alpha: float = 0.05) -> Outcome:
+def cost_bound(table: Crossed, route: Route, alpha: float = 0.05, *, among: int = 1) -> Outcome:
     """What one request costs at most, but for a share alpha of requests: the ceil((n + 1)(1 - alpha))-th smallest cost.
 
     Needs no labels (C3PO, arXiv:2511.07396). The probability is over the questions here and the new one together.
@@ -246,14 +274,16 @@ def cost_bound(table: Crossed, route: Route, alpha: float = 0.05) -> Outcome:
     _check(alpha, "alpha")
     counted = one_per_family(table)
     costs = np.sort(replay(counted, route).cost)
-    rank = math.ceil((counted.n + 1) * (1 - alpha) - 1e-9)
+    share = alpha / among
+    rank = math.ceil((counted.n + 1) * (1 - share) - 1e-9)
     what = f"cost of one request in {counted.cost_unit}"
     if rank > counted.n:
-        return Refused(what, f"{counted.n} questions, {math.ceil(1 / alpha) - 1} are needed for {1 - alpha:.4g}")
+        return Refused(what, f"{counted.n} questions, {math.ceil(1 / share) - 1} are needed for {1 - alpha:.4g}")
     limit = float(costs[rank - 1])
     policy = told(counted, route)
     seen = float(costs.mean())
-    return Certificate(what, limit, 1 - alpha, seen, counted.n, "split conformal", policy, counted.sha256)
+    method = f"split conformal{_shared(among)}"
+    return Certificate(what, limit, 1 - alpha, seen, counted.n, method, policy, counted.sha256, unit=counted.cost_unit)
 
 
 # How many labels

@@ -31,6 +31,7 @@ from gateway.nouns import (
     Features,
     Finish,
     Hop,
+    Mix,
     Policy,
     Prices,
     Reason,
@@ -46,12 +47,15 @@ def ignore(hop: Hop) -> None:
     """The observer of those who do not watch."""
 
 
-async def answer(ask: Ask, route: Policy, note: Observer = ignore) -> Answer:
+async def answer(ask: Ask, route: Policy | Mix, note: Observer = ignore) -> Answer:
     """Ask the tiers in order; serve the first answer that is sure enough, or the last one.
+
+    Of a mix, ask.decision draws the policy.
 
     Raises DeadlinePassed or NoTierLeft when no tier answered, EngineTooSmall when the prompt fits none of them,
     EngineFull when a tier has more to do than it may, and EngineRefused when one found the request itself at fault.
     """
+    route = policy.drawn(route, ask.decision)
     hops: list[Hop] = []
     for position, tier in enumerate(route.tiers):
         last = position == len(route.tiers) - 1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from calibrators import artifact as artifacts
 from gateway import confidence
 from gateway import config as configs
-from gateway.config import Config, TierEntry
+from gateway.certificate import certificate_fault
+from gateway.config import Config, Step, TierEntry
 from gateway.errors import ConfigError
 from gateway.http.auth import Keyring
 from gateway.snapshot import open_cascade
@@ -18,7 +20,7 @@ Row = dict[str, Any]
 
 
 def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
-    """Rows about tiers and policies. Raises ConfigError with one line per mistake.
+    """Rows about tiers, policies and certificates. Raises ConfigError with one line per mistake.
 
     live: open the engines too, as serving would.
     """
@@ -26,10 +28,11 @@ def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
     config = configs.read(path)
     mistakes: list[str] = []
     tiers: list[Row] = []
+    labels: dict[str, str] = {}
     for position, entry in enumerate(config.tiers):
         row: Row = {"tier": entry.name, "engine": entry.engine.kind, "calibrator": "-", "withheld": None}
         try:
-            row["calibrator"] = label_of(entry)
+            row["calibrator"] = labels[entry.name] = label_of(entry)
         except (artifacts.ArtifactError, ConfigError) as error:
             line, where = configs.locate(text, path, ("tiers", position, "calibrator"))
             mistakes.append(f"{path}:{line}: {where}: {error}")
@@ -37,9 +40,17 @@ def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
         tiers.append(row)
     if mistakes and config.on_bad_artifact == "refuse":
         raise ConfigError("\n".join(mistakes))
+    certificates = standings(config, labels)
+    bad = [one for one in certificates if not one["holds"] and all(s.tier in labels for s in steps_of(config, one))]
+    if bad and config.on_bad_certificate == "refuse":
+        told = []
+        for one in bad:
+            line, where = configs.locate(text, path, ("policies", one["policy"], "certificate"))
+            told.append(f"{path}:{line}: {where}: {one['why']}")
+        raise ConfigError("\n".join(told))
     for name, why in (asyncio.run(open_once(config)) if live else {}).items():
         next(row for row in tiers if row["tier"] == name)["withheld"] = why
-    return {"tiers": tiers, "policies": policies(config)}
+    return {"tiers": tiers, "policies": policies(config), "certificates": certificates}
 
 
 def label_of(entry: TierEntry) -> str:
@@ -60,6 +71,42 @@ async def open_once(config: Config) -> dict[str, str]:
         return dict(snapshot.withheld)
 
 
+def standings(config: Config, labels: Mapping[str, str]) -> list[Row]:
+    """Every certificate against the steps of its policy and the calibrators' files. labels: of the tiers whose
+    calibrator can be read."""
+    return [
+        {
+            "policy": name,
+            "holds": not (why := certificate_fault(entry.certificate, served)),
+            "why": why,
+            "issued": str(entry.certificate.issued),
+            "promises": [str(one) for one in entry.certificate.promises],
+            "chosen": entry.certificate.chosen,
+            "data": f"{entry.certificate.data.n:,} questions of {entry.certificate.data.split}, "
+            f"sha256 {entry.certificate.data.sha256[:12]}",
+            "assumptions": list(entry.certificate.assumptions),
+        }
+        for name, entry in config.policies.items()
+        if entry.certificate is not None
+        for served in [
+            [(step.tier, step.accept_at, labels.get(step.tier, "one that cannot be read")) for step in entry.steps]
+        ]
+    ]
+
+
+def steps_of(config: Config, row: Row) -> Sequence[Step]:
+    return config.policies[row["policy"]].steps
+
+
+def told(row: Row) -> str:
+    """One certificate in words."""
+    head = f"certificate of {row['policy']}, issued {row['issued']} on {row['data']}"
+    if not row["holds"]:
+        return f"{head}: withdrawn: {row['why']}"
+    parts = [*row["promises"], f"chosen: {row['chosen']}", f"as long as {'; '.join(row['assumptions'])}"]
+    return "\n".join([f"{head}: holds", *(f"  {part}" for part in parts)])
+
+
 def policies(config: Config) -> list[Row]:
     return [
         {
@@ -67,8 +114,9 @@ def policies(config: Config) -> list[Row]:
             "steps": " -> ".join(
                 step.tier if step.accept_at is None else f"{step.tier} (p >= {step.accept_at:g})"
                 for step in entry.steps
-            ),
-            "serve_fallback": entry.serve_fallback,
+            )
+            or " | ".join(f"{part.share:.2%} {part.policy}" for part in entry.mix),
+            "serve_fallback": entry.serve_fallback if entry.steps else None,
             "abstain_below": entry.abstain_below,
         }
         for name, entry in config.policies.items()

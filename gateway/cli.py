@@ -160,6 +160,8 @@ def check(
         return
     typer.echo(table(summary["tiers"]))
     typer.echo(table(summary["policies"]))
+    for certificate in summary["certificates"]:
+        typer.echo(checking.told(certificate))
     typer.echo(f"{config}: good")
 
 

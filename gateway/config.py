@@ -21,6 +21,7 @@ from pydantic import Field, GetPydanticSchema, ValidationError, ValidationInfo, 
 from pydantic_core import ErrorDetails, core_schema
 
 from gateway import engines
+from gateway.certificate import Certificate
 from gateway.errors import ConfigError
 from gateway.ids import Seal
 from gateway.resilience.breaker import Rules
@@ -34,6 +35,8 @@ LEAST_SECRET_BYTES = 16
 # Names stand in headers, metrics and URLs, so they are plain.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+SHARES_OFF = 1e-6  # how far the shares of a mix may be from 1: people write decimals
 
 AnyEngine = Annotated[
     engines.Options,
@@ -234,17 +237,42 @@ class Step(Written):
     accept_at: Share | None = None
 
 
-class PolicyEntry(Written):
-    """Which tiers are asked in which order."""
+class Part(Written):
+    """One policy of a mix, and the share of decisions that it takes."""
 
-    steps: tuple[Step, ...] = Field(min_length=1)
+    policy: str
+    share: Share
+
+
+class PolicyEntry(Written):
+    """Which tiers are asked in which order; or a mix of two such policies, which spends a budget exactly."""
+
+    steps: tuple[Step, ...] = Field(default=(), description="the tiers in the order asked; the last one always answers")
+    mix: tuple[Part, ...] = Field(
+        default=(), description="instead of steps: other policies of this file, drawn by a keyed hash of the decision"
+    )
+    mix_key: Annotated[str, Field(max_length=16)] = Field(default="", description="another key draws otherwise")
+    certificate: Certificate | None = Field(default=None, description="written by confgate sweep --write")
     serve_fallback: bool = Field(
         default=True, description="serve an earlier unsure answer, marked, when the last tier fails"
     )
     abstain_below: Share | None = Field(default=None, description="flag a last answer whose probability is below this")
 
     @model_validator(mode="after")
+    def _steps_or_mix(self) -> Self:
+        if bool(self.steps) == bool(self.mix):
+            raise wrong("a policy has either steps or a mix of other policies")
+        for key in ("serve_fallback", "abstain_below", "certificate") if self.mix else ("mix_key",):
+            if key in self.model_fields_set:
+                raise wrong("belongs to a policy with " + ("steps" if self.mix else "a mix"), at=(key,))
+        if self.mix and abs(sum(part.share for part in self.mix) - 1) > SHARES_OFF:
+            raise wrong("the shares must sum to 1", at=("mix",))
+        return self
+
+    @model_validator(mode="after")
     def _thresholds_where_they_act(self) -> Self:
+        if not self.steps:
+            return self
         *before, last = self.steps
         for position, step in enumerate(before):
             if step.accept_at is None:
@@ -266,6 +294,11 @@ class Config(Written):
         default="refuse",
         description="a calibrator that is missing, broken or not this server's: escalate runs the tier without a "
         "confidence, refuse does not start",
+    )
+    on_bad_certificate: Literal["withdraw", "refuse"] = Field(
+        default="withdraw",
+        description="a policy's certificate that does not speak of what is served: withdraw serves without it, "
+        "refuse does not start",
     )
     tiers: tuple[TierEntry, ...] = Field(min_length=1)
     policies: dict[Name, PolicyEntry] = Field(description="`default` is what the model name `auto` means")
@@ -292,6 +325,13 @@ class Config(Written):
         if "default" not in self.policies:
             raise wrong("one policy must be called default", at=("policies",))
         for name, policy in self.policies.items():
+            for position, part in enumerate(policy.mix):
+                there = ("policies", name, "mix", position, "policy")
+                plain = {other: entry for other, entry in self.policies.items() if not entry.mix}
+                if part.policy not in plain:
+                    raise wrong("{told}", at=there, told=unknown("policy with steps", part.policy, plain))
+                if part.policy in {earlier.policy for earlier in policy.mix[:position]}:
+                    raise wrong("a policy can be mixed in only once", at=there)
             for position, step in enumerate(policy.steps):
                 at = ("policies", name, "steps", position)
                 if step.tier not in tiers:

@@ -100,6 +100,7 @@ class Ask:
     texts: the candidates' texts are wanted too (a client asked for log-probs); features never need them.
     evidence: whether log-probs are needed at all; a server is a third faster without.
     fresh: an engine on a network takes a new connection, because those it holds may all have died at once.
+    decision: names what is being decided; a policy that is a mix draws by it, so the same decision draws alike.
     """
 
     messages: tuple[Message, ...]
@@ -110,6 +111,7 @@ class Ask:
     texts: bool = False
     evidence: bool = True
     fresh: bool = False
+    decision: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -301,6 +303,7 @@ class Policy:
 
     serve_fallback: when the last tier fails, serve the surest earlier answer, marked, instead of an error.
     abstain_below: a last answer under this probability is served flagged as abstained.  bypass: one tier, no cascade.
+    certified: it carries a certificate that holds.
     """
 
     name: str
@@ -308,6 +311,20 @@ class Policy:
     serve_fallback: bool = True
     abstain_below: float | None = None
     bypass: bool = False
+    certified: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mix:
+    """Several policies, of which each decision follows one: parts[i] in the mean so often as shares[i] says.
+
+    shares: sum to 1.  key: of the hash that draws.
+    """
+
+    name: str
+    parts: tuple[Policy, ...]
+    shares: tuple[float, ...]
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,8 +1,11 @@
-"""A calibrated probability meets a threshold here and nowhere else."""
+"""A calibrated probability meets a threshold here and nowhere else; and which policy of a mix a decision follows."""
 
 from __future__ import annotations
 
-from gateway.nouns import Finish, Reason
+import hashlib
+from itertools import accumulate
+
+from gateway.nouns import Finish, Mix, Policy, Reason
 
 
 def decide(p_correct: float | None, threshold: float | None, *, finish: Finish, null_reason: Reason | None) -> Reason:
@@ -19,3 +22,18 @@ def decide(p_correct: float | None, threshold: float | None, *, finish: Finish, 
     if p_correct is None:
         return null_reason or Reason.NO_EVIDENCE
     return Reason.CONFIDENT if p_correct >= threshold else Reason.UNSURE
+
+
+def drawn(route: Policy | Mix, decision: str) -> Policy:
+    """The policy that this decision follows. decision: any text; the same one always draws alike, on every machine."""
+    if isinstance(route, Policy):
+        return route
+    place = lot(decision, route.key)
+    ends = accumulate(route.shares)
+    return next((part for part, end in zip(route.parts, ends, strict=True) if place < end), route.parts[-1])
+
+
+def lot(decision: str, key: str = "") -> float:
+    """A number in [0, 1) that looks random and follows from the decision and the key alone. key: 64 bytes at most."""
+    digest = hashlib.blake2b(decision.encode(), digest_size=8, key=key.encode(), person=b"mix").digest()
+    return int.from_bytes(digest) / 2**64

@@ -24,6 +24,7 @@ from gateway.http import protocol
 from gateway.http.admin import create_admin
 from gateway.http.app import create_app
 from gateway.http.live import Live, open_generation
+from gateway.snapshot import Snapshot
 from gateway.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,11 @@ async def serve(
     spare = secrets.token_bytes(32)
     if config.ids == Ids():
         log.warning("decision ids end with this process; name a secret under ids, or a file to keep one in")
-    live = Live(await open_generation(config, spare), read, spare, lambda now: telemetry.start(now.tiers, now.withheld))
+
+    def watch(now: Snapshot) -> None:
+        telemetry.start(now.tiers, now.withheld, {name: one.holds for name, one in now.certificates.items()})
+
+    live = Live(await open_generation(config, spare), read, spare, watch)
     try:
         async with asyncio.TaskGroup() as group:
             app = create_app(live, telemetry)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from calibrators import artifact as artifacts
 from gateway import confidence, engines
+from gateway.certificate import Standing, standing
 from gateway.config import Config, PolicyEntry, TierEntry
 from gateway.errors import ConfigError, EngineDown, EngineError
-from gateway.nouns import Engine, Policy, Prices, Source, Tier
+from gateway.nouns import Engine, Mix, Policy, Prices, Source, Tier
 from gateway.resilience.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,16 @@ class Snapshot:
     tiers: without a threshold, for asking one directly.  policies: by name, `default` always there.
     withheld: tiers that run without their calibrator, and why.  away: those of them whose server could not be asked
     who it is.  engines: by tier, shared with the snapshot that comes after where it wants the same.
+    certificates: of the policies that carry one, and whether it holds.
     """
 
     config: Config
     tiers: Mapping[str, Tier]
-    policies: Mapping[str, Policy]
+    policies: Mapping[str, Policy | Mix]
     withheld: Mapping[str, str]
     away: frozenset[str] = frozenset()
     engines: Mapping[str, Shared] = field(default_factory=dict)
+    certificates: Mapping[str, Standing] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +65,8 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
 
     before: what is in service now. A tier that is the same in both keeps its engine, and its guard what it has learnt.
     Raises ConfigError for a model that does not exist, and, unless on_bad_artifact is escalate, for a calibrator that
-    is missing, broken or fitted on something else than what its engine serves.
+    is missing, broken or fitted on something else than what its engine serves; and for a certificate of another
+    policy, when on_bad_certificate is refuse.
     """
     async with open_shared(config, before) as opened:
         patience_ends = asyncio.get_running_loop().time() + config.server.start_seconds
@@ -81,8 +85,14 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
                 if isinstance(error, EngineError):
                     away.add(entry.name)
                 log.error("calibrator withheld", extra={"tier": entry.name, "why": str(error)})
-        policies = {name: policy(name, entry, tiers) for name, entry in config.policies.items()}
-        yield Snapshot(config, tiers, policies, withheld, frozenset(away), opened)
+        policies, certificates = certified(config, tiers)
+        for name, found in certificates.items():
+            # a calibrator that is withheld, say while its server is away, is on_bad_artifact's to judge
+            ours = found.holds or not withheld.keys().isdisjoint(step.tier for step in config.policies[name].steps)
+            if config.on_bad_certificate == "refuse" and not ours:
+                advice = "or set on_bad_certificate: withdraw to serve without it"
+                raise ConfigError(f"the certificate of policy {name}: {found.why} ({advice})")
+        yield Snapshot(config, tiers, policies, withheld, frozenset(away), opened, certificates)
 
 
 async def healed(snapshot: Snapshot) -> Snapshot:
@@ -103,8 +113,10 @@ async def healed(snapshot: Snapshot) -> Snapshot:
             away.remove(entry.name)
     if away == snapshot.away:
         return snapshot
-    policies = {name: policy(name, entry, tiers) for name, entry in snapshot.config.policies.items()}
-    return replace(snapshot, tiers=tiers, policies=policies, withheld=withheld, away=frozenset(away))
+    policies, certificates = certified(snapshot.config, tiers)
+    return replace(
+        snapshot, tiers=tiers, policies=policies, withheld=withheld, away=frozenset(away), certificates=certificates
+    )
 
 
 @asynccontextmanager
@@ -195,7 +207,30 @@ def source(artifact: artifacts.Artifact) -> Source:
     return Source(told)
 
 
+def certified(config: Config, tiers: Mapping[str, Tier]) -> tuple[dict[str, Policy | Mix], dict[str, Standing]]:
+    """Every policy, and how the certificates stand of those that carry one; one that does not hold is logged."""
+    plain: dict[str, Policy] = {}
+    standings: dict[str, Standing] = {}
+    for name, entry in config.policies.items():
+        if entry.mix:
+            continue
+        plain[name] = policy(name, entry, tiers)
+        if entry.certificate is not None:
+            standings[name] = found = standing(entry.certificate, plain[name])
+            plain[name] = replace(plain[name], certified=found.holds)
+            if not found.holds:
+                log.warning("certificate withdrawn", extra={"policy": name, "why": found.why})
+    return {name: plain[name] if name in plain else mixed(name, entry, plain) for name, entry in
+            config.policies.items()}, standings  # fmt: skip
+
+
 def policy(name: str, entry: PolicyEntry, tiers: Mapping[str, Tier]) -> Policy:
     """A policy over tiers that exist; its thresholds are the steps'."""
     chain = tuple(replace(tiers[step.tier], threshold=step.accept_at) for step in entry.steps)
     return Policy(name, chain, entry.serve_fallback, entry.abstain_below)
+
+
+def mixed(name: str, entry: PolicyEntry, plain: Mapping[str, Policy]) -> Mix:
+    """A mix of policies that exist."""
+    parts = tuple(plain[part.policy] for part in entry.mix)
+    return Mix(name, parts, tuple(part.share for part in entry.mix), entry.mix_key)

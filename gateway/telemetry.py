@@ -66,11 +66,24 @@ class Telemetry:
         self._withheld = Gauge(
             f"{PREFIX}_calibrator_withheld", "1 where a tier runs without its calibrator", ["tier"], registry=registry
         )
+        self._certificate_holds = Gauge(
+            f"{PREFIX}_certificate_holds",
+            "1 where a policy's certificate holds, 0 where it was withdrawn; no series without one",
+            ["policy"],
+            registry=registry,
+        )
 
-    def start(self, tiers: Mapping[str, Tier], withheld: Mapping[str, str]) -> None:
-        """Called whenever a snapshot comes into service; tiers it no longer has are forgotten."""
-        for gauge in (self._withheld, *self._guards.values()):
+    def start(
+        self, tiers: Mapping[str, Tier], withheld: Mapping[str, str], certificates: Mapping[str, bool] | None = None
+    ) -> None:
+        """Called whenever a snapshot comes into service; tiers it no longer has are forgotten.
+
+        certificates: of the policies that carry one, whether it holds.
+        """
+        for gauge in (self._withheld, self._certificate_holds, *self._guards.values()):
             gauge.clear()
+        for policy, holds in (certificates or {}).items():
+            self._certificate_holds.labels(policy).set(holds)
         for name, tier in tiers.items():
             self._withheld.labels(name).set(name in withheld)
             self._watch("breaker_open", name, partial(getattr, tier.guard.breaker, "is_open"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from gateway import cascade
@@ -27,8 +28,9 @@ async def ask(config: Config, request: wire.ChatRequest) -> Json:
     async with open_cascade(config) as snapshot:
         deadline = asyncio.get_running_loop().time() + config.server.request_seconds
         question, ignored = wire.to_ask(request, deadline, pin=False)
-        answer = await cascade.answer(question, chat.choose(request.model, snapshot))
         call = reply.Call(request, uuid.uuid4().hex, 0, debug=True, ignored=tuple(ignored))
+        question = replace(question, decision=call.route_id)
+        answer = await cascade.answer(question, chat.choose(request.model, snapshot))
         told = reply.route(answer, call)
         for row, hop in zip(told["hops"], answer.hops, strict=True):
             row["note"] = hop.note or (str(hop.error) if hop.error else "")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.nouns import Finish, Reason
-from gateway.policy import decide
+from gateway.nouns import Finish, Mix, Policy, Reason
+from gateway.policy import decide, drawn, lot
 
 shares = st.floats(0, 1)
 
@@ -31,3 +31,38 @@ def test_a_cut_answer_is_never_confident(p_correct: float) -> None:
 def test_no_evidence_is_not_low_confidence(threshold: float) -> None:
     assert decide(None, threshold, finish=Finish.STOP, null_reason=Reason.SAMPLER_CHANGED) is Reason.SAMPLER_CHANGED
     assert decide(None, threshold, finish=Finish.STOP, null_reason=None) is Reason.NO_EVIDENCE
+
+
+def policy(name: str) -> Policy:
+    return Policy(name, ())
+
+
+@given(st.text(max_size=50))
+def test_a_policy_that_is_no_mix_is_followed_by_every_decision(decision: str) -> None:
+    alone = policy("a")
+    assert drawn(alone, decision) is alone
+
+
+@given(st.text(max_size=50), st.text(max_size=16))
+def test_the_same_decision_draws_alike_and_inside_the_interval(decision: str, key: str) -> None:
+    mix = Mix("m", (policy("a"), policy("b")), (0.3, 0.7), key)
+    assert drawn(mix, decision) is drawn(mix, decision)
+    assert 0 <= lot(decision, key) < 1
+    assert drawn(mix, decision).name == ("a" if lot(decision, key) < 0.3 else "b")
+
+
+def test_a_mix_is_followed_in_its_shares_and_another_key_draws_otherwise() -> None:
+    def followed(key: str) -> list[str]:
+        mix = Mix("m", tuple(map(policy, "abc")), (0.2, 0.5, 0.3), key)
+        return [drawn(mix, f"decision-{number}").name for number in range(20_000)]
+
+    one, other = followed(""), followed("autumn")
+    for name, share in zip("abc", (0.2, 0.5, 0.3), strict=True):
+        assert abs(one.count(name) / 20_000 - share) < 4 * (share * (1 - share) / 20_000) ** 0.5
+    same = sum(a == b for a, b in zip(one, other, strict=True)) / 20_000
+    assert abs(same - (0.04 + 0.25 + 0.09)) < 0.02  # as of two independent draws
+
+
+def test_shares_that_rounding_keeps_below_one_still_draw_somebody() -> None:
+    mix = Mix("m", (policy("a"), policy("b")), (0.0, 0.0))
+    assert drawn(mix, "x").name == "b"

@@ -18,7 +18,7 @@ from gateway.http.errors import Draining, Problem, RequestError, problem
 from gateway.http.hangup import or_hangup
 from gateway.http.live import Generation, Live
 from gateway.http.reply import Call
-from gateway.nouns import Answer, Ask, Hop, Policy
+from gateway.nouns import Answer, Ask, Hop, Mix, Policy
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Telemetry
 from gateway.written import unknown
@@ -88,11 +88,11 @@ class Chat:
         sealed = seal(held, route_id, client, answer.served)
         return Call(request, sealed, int(time.time()), debug, tuple(ignored)), answer
 
-    async def _answer(self, ask: Ask, route: Policy, choices: int, route_id: str) -> Answer:
+    async def _answer(self, ask: Ask, route: Policy | Mix, choices: int, route_id: str) -> Answer:
         def note(hop: Hop) -> None:
             self._telemetry.note(hop, route_id)
 
-        answer = await cascade.answer(ask, route, note)
+        answer = await cascade.answer(replace(ask, decision=route_id), route, note)
         return answer if choices == 1 else await cascade.with_siblings(answer, ask, choices, note)
 
 
@@ -101,7 +101,7 @@ def seal(held: Generation, number: str, client: str, served: Hop) -> str:
     return held.seal.seal(number, client, tier=served.tier, calibrator=served.calibrator_id, p_correct=served.p_correct)
 
 
-def choose(model: str, snapshot: Snapshot) -> Policy:
+def choose(model: str, snapshot: Snapshot) -> Policy | Mix:
     """The policy a model name stands for: `auto`, `auto:<policy>`, or a tier alone. Raises RequestError with 404."""
     if model == "auto":
         return snapshot.policies["default"]

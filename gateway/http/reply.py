@@ -140,6 +140,7 @@ def route(answer: Answer, call: Call) -> Json:
         "model": answer.completion.model,
         "tier": served.tier,
         "policy": answer.policy.name,
+        "certified": answer.policy.certified,
         "reason": answer.reason,
         "confidence": served.p_correct,
         "threshold": served.threshold,
