@@ -1,0 +1,196 @@
+"""From vLLM's workers to its API servers: a Unix socket per API server, a frame per request that left the batch.
+
+An id names the API server that waits for it, so any number of API servers and engines on one host find each other
+without being told: the socket's folder is CONFGATE_VLLM_DIR, by default one of the user's own in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import queue
+import re
+import secrets
+import socket
+import struct
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.vllm_plugin.recorder import Leaving
+from gateway.vllm_plugin.signals import COLUMNS
+
+log = logging.getLogger(__name__)
+
+Records = npt.NDArray[np.float32]
+
+SIZES = struct.Struct(">II")  # bytes of the header, bytes of the records
+LARGEST = 64 * 2**20
+ID = re.compile(r"^([0-9a-f]{16})-[0-9a-f]{1,16}$")
+SEND_SECONDS = 5.0
+
+
+def folder() -> Path:
+    """Where the sockets lie; made if need be. Raises PermissionError when it is not ours alone."""
+    path = Path(os.environ.get("CONFGATE_VLLM_DIR") or Path(tempfile.gettempdir()) / f"confgate-vllm-{os.getuid()}")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = path.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o077:
+        raise PermissionError(f"{path} must belong to this user and be closed to all others (chmod 700)")
+    return path
+
+
+@dataclass(slots=True)
+class Piece:
+    """What was recorded of one choice while it sat in the batch once: tokens start to start + len(records)."""
+
+    choice: int
+    start: int
+    greedy: bool
+    lost: str
+    records: Records  # (T, COLUMNS)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request whose records are on their way. Pieces come once per stay in the batch, in any number."""
+
+    id: str
+    pieces: list[Piece] = field(default_factory=list)
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def records(self, choice: int, tokens: int) -> tuple[Records, bool] | str | None:
+        """All records of a choice of so many tokens, and whether they were drawn greedily. None: not all there yet.
+        A sentence: they will never be."""
+        whole = np.zeros((tokens, COLUMNS), dtype=np.float32)
+        seen = np.zeros(tokens, dtype=bool)
+        greedy = True
+        for piece in self.pieces:
+            if piece.choice != choice:
+                continue
+            if piece.lost:
+                return piece.lost
+            stop = min(tokens, piece.start + len(piece.records))
+            if stop > piece.start:
+                whole[piece.start : stop] = piece.records[: stop - piece.start]
+                seen[piece.start : stop] = True
+            greedy = greedy and piece.greedy
+        return (whole, greedy) if tokens and bool(seen.all()) else None
+
+
+class Inbox:
+    """The API server's end."""
+
+    def __init__(self) -> None:
+        self._token = secrets.token_hex(8)
+        self._count = 0
+        self._waiting: dict[str, Waiting] = {}
+        self._server: asyncio.Server | None = None
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Listens; once is enough. Raises OSError when the folder cannot be used."""
+        async with self._opening:
+            if self._server is None:
+                self._path = folder() / f"{self._token}.sock"
+                self._server = await asyncio.start_unix_server(self._read, self._path)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+            self._server = None
+
+    def expect(self) -> Waiting:
+        """A new id, and what will come under it. `forget` it whatever happens."""
+        self._count += 1
+        waiting = Waiting(f"{self._token}-{self._count:x}")
+        self._waiting[waiting.id] = waiting
+        return waiting
+
+    def forget(self, waiting: Waiting) -> None:
+        self._waiting.pop(waiting.id, None)
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One worker's frames, until it goes."""
+        try:
+            while True:
+                head, body = SIZES.unpack(await reader.readexactly(SIZES.size))
+                if head + body > LARGEST:
+                    raise ValueError(f"a frame of {head + body} bytes")
+                told = json.loads(await reader.readexactly(head))
+                records = np.frombuffer(await reader.readexactly(body), dtype=np.float32).reshape(-1, COLUMNS)
+                if (waiting := self._waiting.get(told["id"])) is not None:  # else the client has left
+                    waiting.pieces.append(Piece(told["choice"], told["start"], told["greedy"], told["lost"], records))
+                    waiting.came.set()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except (ValueError, KeyError) as error:
+            log.warning("confidence: a worker sent what is no frame (%s)", error)
+        finally:
+            writer.close()
+
+
+class Outbox:
+    """The worker's end: a thread that waits for the device and for the socket, so that the engine waits for neither."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Leaving] = queue.SimpleQueue()
+        self._sockets: dict[str, socket.socket] = {}
+        self._thread: threading.Thread | None = None
+
+    def send(self, leaving: Leaving) -> None:
+        """Returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="confidence-outbox", daemon=True)
+            self._thread.start()
+        self._queue.put(leaving)
+
+    def _run(self) -> None:
+        while True:
+            leaving = self._queue.get()
+            try:
+                self._deliver(leaving)
+            except Exception:  # the thread must outlive whatever one request did
+                log.exception("confidence: could not be delivered")
+
+    def _deliver(self, leaving: Leaving) -> None:
+        seat = leaving.seat
+        match = ID.match(seat.wanted.id)
+        if match is None:
+            log.warning("confidence: an id that no middleware made")
+            return
+        if leaving.filled is not None:
+            leaving.filled.synchronize()
+        pages = [page.numpy() for page in leaving.pages]
+        records = np.concatenate(pages)[: seat.written] if pages else np.zeros((0, COLUMNS), dtype=np.float32)
+        told = {"choice": seat.choice, "start": seat.start, "greedy": seat.greedy, "lost": seat.lost}
+        head, body = json.dumps({"id": seat.wanted.id} | told).encode(), records.tobytes()
+        try:
+            self._socket(match[1]).sendall(SIZES.pack(len(head), len(body)) + head + body)
+        except OSError as error:
+            self._drop(match[1])
+            log.warning("confidence: the API server that asked is not there (%s)", error.strerror or error)
+
+    def _socket(self, token: str) -> socket.socket:
+        if token not in self._sockets:
+            mine = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            mine.settimeout(SEND_SECONDS)
+            try:
+                mine.connect(str(folder() / f"{token}.sock"))
+            except OSError:
+                mine.close()
+                raise
+            self._sockets[token] = mine
+        return self._sockets[token]
+
+    def _drop(self, token: str) -> None:
+        with contextlib.suppress(KeyError, OSError):
+            self._sockets.pop(token).close()
