@@ -227,7 +227,7 @@ def served_reason(hop: Hop, route: Policy) -> Reason:
     doubtful = hop.p_correct is None or hop.p_correct < (route.abstain_below or 0.0)
     if hop.reason is Reason.LAST and route.abstain_below is not None and doubtful:
         return Reason.ABSTAINED
-    return hop.reason
+    return Reason.BUDGET if hop.reason is Reason.LAST and route.curtailed else hop.reason
 
 
 def fall_back(hops: Sequence[Hop], route: Policy) -> Answer:

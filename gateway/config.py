@@ -13,6 +13,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +27,7 @@ from gateway.errors import ConfigError
 from gateway.ids import Seal
 from gateway.resilience.breaker import Rules
 from gateway.resilience.guard import Limits
+from gateway.resilience.ledger import Windows
 from gateway.written import SecretReference, Written, read_secret, resolve, unknown, wrong
 
 Location = tuple[str | int, ...]
@@ -76,7 +78,51 @@ class Server(Written):
     )
 
 
-class Client(Written):
+class Allowance(Written):
+    """What one client may use. Nothing said: as much as it likes."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, description="and as many at once")
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="of all tiers that were asked, prompts too")
+    in_flight: int | None = Field(default=None, ge=1, description="requests at once")
+    tokens_per_day: int | None = Field(default=None, ge=1, description="calendar days and months are UTC's")
+    tokens_per_month: int | None = Field(default=None, ge=1)
+    usd_per_day: float | None = Field(default=None, ge=0)
+    usd_per_month: float | None = Field(default=None, ge=0)
+    dearest_usd_per_day: float | None = Field(
+        default=None, ge=0, description="on the dearest tier; over it, policies stop at the tier below"
+    )
+    dearest_usd_per_month: float | None = Field(default=None, ge=0)
+
+    @cached_property
+    def limited(self) -> bool:
+        return self != Allowance()
+
+    @property
+    def counts_money(self) -> bool:
+        caps = (self.usd_per_day, self.usd_per_month, self.dearest_usd_per_day, self.dearest_usd_per_month)
+        return any(cap is not None for cap in caps)
+
+    def caps(self, period: Literal["day", "month"]) -> list[tuple[int, float | None, str]]:
+        """(what, cap, in words) for one period."""
+        tokens, usd = getattr(self, f"tokens_per_{period}"), getattr(self, f"usd_per_{period}")
+        dear = getattr(self, f"dearest_usd_per_{period}")
+        return [
+            (Windows.TOKENS, tokens, f"{tokens} tokens per {period}"),
+            (Windows.USD, usd, f"{usd} US dollars per {period}"),
+            (Windows.DEAREST, dear, f"{dear} US dollars per {period} on the dearest model"),
+        ]
+
+
+class Rights(Written):
+    """What one client may do."""
+
+    models: tuple[str, ...] | None = Field(
+        default=None, description="what may stand in `model`: auto, auto:<policy>, tiers. Nothing: everything"
+    )
+    limits: Allowance = Allowance()
+
+
+class Client(Rights):
     """One client key: its SHA-256, or where it is to be found."""
 
     name: Name
@@ -153,14 +199,52 @@ class Keys(Written):
     """Who may ask. Without a key, everybody must be let in on purpose."""
 
     allow_anonymous: bool = False
+    anonymous: Rights = Field(default=Rights(), description="of all those together who come without a key")
+    ledger: Path | None = Field(
+        default=None, description="a file that keeps what was used over a restart; else that begins anew"
+    )
     clients: tuple[Client, ...] = ()
     admins: tuple[Client, ...] = Field(default=(), description="for the admin listener, and for nothing else")
+
+    @field_validator("ledger")
+    @classmethod
+    def _beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else resolve(path, info)
+
+    @model_validator(mode="after")
+    def _one_name_one_client(self) -> Self:
+        """A name may have two keys while one replaces the other; then they have the same rights."""
+        first: dict[str, Client] = {}
+        for position, client in enumerate(self.clients):
+            twin = first.setdefault(client.name, client)
+            if (twin.limits, twin.models) != (client.limits, client.models):
+                raise wrong("two keys of one name must have the same limits and models", at=("clients", position))
+        return self
 
     @model_validator(mode="after")
     def _somebody(self) -> Self:
         if not self.clients and not self.allow_anonymous:
             raise wrong("nobody may ask: list clients, or set allow_anonymous: true to let everybody in")
         return self
+
+
+class Overrides(Written):
+    """What a request may change about its own route."""
+
+    threshold: tuple[Share, Share] | None = Field(
+        default=None, description="[least, most] that route.threshold may be. Nothing: it may not be set"
+    )
+    max_tier: bool = Field(default=True, description="route.max_tier: stop at this tier")
+    budget: bool = Field(default=True, description="route.budget_usd: ask no tier that may exceed it")
+    deadline: bool = Field(default=True, description="route.deadline_seconds, up to server.request_seconds")
+    debug: bool = Field(default=True, description="route.debug and x-route-debug: show the whole route")
+
+    @field_validator("threshold")
+    @classmethod
+    def _in_order(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise wrong("the first bound must not exceed the second")
+        return bounds
 
 
 class Admin(Written):
@@ -289,6 +373,7 @@ class Config(Written):
     server: Server = Server()
     keys: Keys
     ids: Ids = Ids()
+    overrides: Overrides = Overrides()
     admin: Admin | None = Field(default=None, description="without it, /metrics is on the public listener")
     on_bad_artifact: Literal["escalate", "refuse"] = Field(
         default="refuse",
@@ -315,6 +400,23 @@ class Config(Written):
         if self.admin is not None and not self.admin.allow_anonymous and not self.keys.admins:
             told = "nobody may administer: list keys.admins, or set admin.allow_anonymous: true to let everybody in"
             raise wrong(told, at=("admin",))
+        return self
+
+    @model_validator(mode="after")
+    def _rights_are_about_what_there_is(self) -> Self:
+        names = dict.fromkeys(
+            ["auto", *(f"auto:{name}" for name in self.policies), *(tier.name for tier in self.tiers)]
+        )
+        priced = any(tier.prices != PriceList() for tier in self.tiers)
+        places: list[tuple[Location, Rights]] = [(("keys", "anonymous"), self.keys.anonymous)]
+        places += [(("keys", "clients", position), client) for position, client in enumerate(self.keys.clients)]
+        for place, rights in places:
+            for position, model in enumerate(rights.models or ()):
+                if model not in names:
+                    at = (*place, "models", position)
+                    raise wrong("{told}", at=at, told=unknown("model", model, names))
+            if rights.limits.counts_money and not priced:
+                raise wrong("a limit in dollars needs tiers with prices", at=(*place, "limits"))
         return self
 
     @model_validator(mode="after")

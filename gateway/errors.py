@@ -54,6 +54,22 @@ class ForeignId(GatewayError):
         super().__init__("this decision was not made for this key")
 
 
+class RateLimited(GatewayError):
+    """A client asks more, or more at once, than its key allows. limit: in words, with the number."""
+
+    def __init__(self, limit: str, retry_after_seconds: float) -> None:
+        super().__init__(f"this key's limit is {limit}")
+        self.limit, self.retry_after_seconds = limit, retry_after_seconds
+
+
+class OverBudget(GatewayError):
+    """A client has used up what its key may cost in a day or a month. retry_after_seconds: until that is over."""
+
+    def __init__(self, budget: str, retry_after_seconds: float) -> None:
+        super().__init__(f"this key's budget of {budget} is used up")
+        self.budget, self.retry_after_seconds = budget, retry_after_seconds
+
+
 class ClientGone(GatewayError):
     """The client hung up; nobody is left to answer."""
 

@@ -304,6 +304,7 @@ class Policy:
     serve_fallback: when the last tier fails, serve the surest earlier answer, marked, instead of an error.
     abstain_below: a last answer under this probability is served flagged as abstained.  bypass: one tier, no cascade.
     certified: it carries a certificate that holds.
+    curtailed: dearer tiers were left out, because there was no money for them.
     """
 
     name: str
@@ -312,6 +313,7 @@ class Policy:
     abstain_below: float | None = None
     bypass: bool = False
     certified: bool = False
+    curtailed: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,8 @@ from gateway.errors import ConfigError
 from gateway.http import protocol
 from gateway.http.admin import create_admin
 from gateway.http.app import create_app
-from gateway.http.live import Live, open_generation
+from gateway.http.live import Lasting, Live, open_generation
+from gateway.resilience.ledger import Ledger
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Telemetry
 
@@ -81,14 +82,14 @@ async def serve(
 ) -> None:
     """Open, serve, and close again, in this order."""
     telemetry = Telemetry()
-    spare = secrets.token_bytes(32)
+    lasting = Lasting(secrets.token_bytes(32), Ledger(config.keys.ledger))
     if config.ids == Ids():
         log.warning("decision ids end with this process; name a secret under ids, or a file to keep one in")
 
     def watch(now: Snapshot) -> None:
         telemetry.start(now.tiers, now.withheld, {name: one.holds for name, one in now.certificates.items()})
 
-    live = Live(await open_generation(config, spare), read, spare, watch)
+    live = Live(await open_generation(config, lasting.spare), read, lasting, watch)
     try:
         async with asyncio.TaskGroup() as group:
             app = create_app(live, telemetry)

@@ -13,12 +13,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway import cascade, ids
 from gateway.errors import ClientGone
-from gateway.http import limits, reply, sse, wire
+from gateway.http import limits, overrides, reply, sse, wire
 from gateway.http.errors import Draining, Problem, RequestError, problem
 from gateway.http.hangup import or_hangup
 from gateway.http.live import Generation, Live
+from gateway.http.quota import Estimate, Visit
 from gateway.http.reply import Call
 from gateway.nouns import Answer, Ask, Hop, Mix, Policy
+from gateway.policy import drawn
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Telemetry
 from gateway.written import unknown
@@ -37,12 +39,14 @@ class Chat:
         now = asyncio.get_running_loop().time
         began, route_id = now(), ids.number(time.time())
         status, reason = 499, ""
-        with self._telemetry.in_flight.track_inprogress(), self._live.held() as held:
+        counted = self._telemetry.in_flight.track_inprogress()
+        with counted, self._live.held() as held, self._visit(held) as visit:
             out = Out(send)
             try:
-                status, reason, headers, pieces = await self._reply(held, scope, receive, route_id, began)
+                status, reason, headers, pieces = await self._reply(held, visit, scope, receive, route_id, began)
                 seconds = held.snapshot.config.server.request_seconds
-                await asyncio.wait_for(respond(status, headers, pieces, out), seconds)
+                async with asyncio.timeout(seconds):  # no task of its own: what it held is free before a next request
+                    await respond(status, headers, pieces, out)
             except asyncio.CancelledError:
                 if not self._live.draining:
                     raise
@@ -53,43 +57,56 @@ class Chat:
             finally:
                 self._telemetry.ended(status, reason, now() - began)
 
+    def _visit(self, held: Generation) -> Visit:
+        return Visit(self._live.lasting.ledger, held.dearest, time.time)
+
     async def _reply(
-        self, held: Generation, scope: Scope, receive: Receive, route_id: str, began: float
+        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, route_id: str, began: float
     ) -> tuple[int, str, Mapping[str, str], Iterable[bytes]]:
         """Status, why the answer was served, headers and body. Raises ClientGone only."""
         try:
-            call, answer = await self._decide(held, scope, receive, route_id, began)
+            call, answer = await self._decide(held, visit, scope, receive, route_id, began)
             self._telemetry.served(answer)
-            return 200, str(answer.reason), *written(answer, call)
+            visit.settle()
+            headers, pieces = written(answer, call)
+            return 200, str(answer.reason), headers | visit.headers(), pieces
         except ClientGone:
+            visit.abandon()
             raise
         except Exception as error:
             told = problem(error)
             if told.status >= 500:
                 ours = error if told.status == 500 else None
                 log.error("request failed", extra={"route_id": route_id, "error": str(error)}, exc_info=ours)
-            return told.status, "", refusal_headers(told, route_id), [told.body]
+            return told.status, "", refusal_headers(told, route_id) | visit.headers(), [told.body]
 
     async def _decide(
-        self, held: Generation, scope: Scope, receive: Receive, route_id: str, began: float
+        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, route_id: str, began: float
     ) -> tuple[Call, Answer]:
         """Everything up to the answer, by one snapshot whatever is reloaded meanwhile."""
         if self._live.draining:
             raise Draining
         snapshot, headers = held.snapshot, Headers(scope=scope)
-        server = snapshot.config.server
+        config, server = snapshot.config, snapshot.config.server
         client = held.keyring.who(headers.get("authorization"))
+        visit.enter(client)
         body = await limits.read_json(scope, receive, max_bytes=int(server.max_body_mib * 2**20))
         request = wire.read(body, server)
-        route = choose(request.model, snapshot)
-        ask, ignored = wire.to_ask(request, began + server.request_seconds, pin=server.sampler == "pin")
-        debug = request.debug or headers.get("x-route-debug", "").lower() in ("true", "1")
-        answer = await or_hangup(self._answer(ask, route, request.choices, route_id), receive)
-        sealed = seal(held, route_id, client, answer.served)
+        model = overrides.policy_asked(request)
+        route = drawn(choose(model, snapshot), route_id)
+        client.check(model)
+        debug = overrides.debug(request, headers.get("x-route-debug", ""), config)
+        deadline = began + overrides.seconds(request, config)
+        ask, ignored = wire.to_ask(request, deadline, pin=server.sampler == "pin")
+        estimate = Estimate.of(sum(len(one.content) for one in ask.messages), ask.max_tokens, request.choices)
+        route = visit.reserve(overrides.apply(route, request, config, estimate), estimate)
+        answer = await or_hangup(self._answer(ask, route, request.choices, route_id, visit), receive)
+        sealed = seal(held, route_id, client.name, answer.served)
         return Call(request, sealed, int(time.time()), debug, tuple(ignored)), answer
 
-    async def _answer(self, ask: Ask, route: Policy | Mix, choices: int, route_id: str) -> Answer:
+    async def _answer(self, ask: Ask, route: Policy, choices: int, route_id: str, visit: Visit) -> Answer:
         def note(hop: Hop) -> None:
+            visit.note(hop)
             self._telemetry.note(hop, route_id)
 
         answer = await cascade.answer(replace(ask, decision=route_id), route, note)

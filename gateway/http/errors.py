@@ -28,6 +28,8 @@ from gateway.errors import (
     ForeignId,
     GatewayError,
     NoTierLeft,
+    OverBudget,
+    RateLimited,
 )
 from gateway.nouns import Reason
 
@@ -130,6 +132,12 @@ TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
     NoTierLeft: no_tier_left,
     Draining: lambda _: Problem(503, "The gateway is shutting down.", retry_after_seconds=RETRY_SECONDS, close=True),
     BadId: lambda _: Problem(404, "There is no such decision."),
+    RateLimited: lambda error: Problem(
+        429, f"Rate limit reached: {error.limit}.", None, "rate_limit_exceeded", error.retry_after_seconds, close=True
+    ),
+    OverBudget: lambda error: Problem(
+        429, f"The budget of {error.budget} is used up.", None, "insufficient_quota", error.retry_after_seconds
+    ),
     ForeignId: lambda _: Problem(403, "This decision was not made for this key."),
     ClientGone: lambda _: Problem(499, "The client left."),
     ConfigError: lambda _: Problem(500, "The gateway is configured wrongly."),

@@ -6,17 +6,28 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 
 from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.http import hosts
 from gateway.http.auth import Keyring
+from gateway.http.quota import dearest
 from gateway.ids import Seal
+from gateway.resilience.ledger import Ledger
 from gateway.snapshot import Snapshot, healed, open_cascade
 
 log = logging.getLogger(__name__)
 
 HEAL_SECONDS = 5.0  # between looks at servers that were away when their calibrators were to be held against them
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What outlives a reload. spare: the secret for decision ids where none is configured."""
+
+    spare: bytes
+    ledger: Ledger
 
 
 class Generation:
@@ -25,6 +36,7 @@ class Generation:
     def __init__(self, snapshot: Snapshot, keyring: Keyring, seal: Seal, stack: AsyncExitStack) -> None:
         self.snapshot, self.keyring, self.seal = snapshot, keyring, seal
         config = snapshot.config
+        self.dearest = dearest(tuple(snapshot.tiers.values()))
         self.admins = Keyring.of_admins(config)
         self.hosts = hosts.allowed(config.server.host, config.server.hosts)
         self.admin_hosts = hosts.allowed(config.admin.host, config.admin.hosts) if config.admin else None
@@ -66,7 +78,7 @@ async def open_generation(config: Config, spare: bytes, before: Snapshot | None 
 class Live:
     """The current generation, and whether the process still takes requests.
 
-    read: the configuration as it is written now.  spare: as open_generation takes it; outlives a reload.
+    read: the configuration as it is written now.
     changed: called with every snapshot that comes into service.
     """
 
@@ -74,10 +86,10 @@ class Live:
         self,
         first: Generation,
         read: Callable[[], Config],
-        spare: bytes,
+        lasting: Lasting,
         changed: Callable[[Snapshot], object] = lambda _: None,
     ) -> None:
-        self._now, self._read, self._spare, self._changed = first, read, spare, changed
+        self._now, self._read, self.lasting, self._changed = first, read, lasting, changed
         self._lock = asyncio.Lock()
         self.draining = False  # no new requests; set once, by whoever ends the process
         changed(first.snapshot)
@@ -117,7 +129,7 @@ class Live:
         async with self._lock:
             config = self._read()
             check_listeners(self.snapshot.config, config)
-            old, self._now = self._now, await open_generation(config, self._spare, self.snapshot)
+            old, self._now = self._now, await open_generation(config, self.lasting.spare, self.snapshot)
             self._changed(self.snapshot)
             group.create_task(old.close())
         log.warning("configuration reloaded", extra={"withheld": dict(self.snapshot.withheld)})
@@ -144,5 +156,7 @@ def check_listeners(now: Config, then: Config) -> None:
     changed = [f"server.{name}" for name in fixed if getattr(now.server, name) != getattr(then.server, name)]
     if (now.admin and now.admin.address) != (then.admin and then.admin.address):
         changed.append("admin")
+    if now.keys.ledger != then.keys.ledger:
+        changed.append("keys.ledger")
     if changed:
         raise ConfigError(f"{', '.join(changed)}: takes a restart to change; nothing was reloaded")

@@ -79,12 +79,17 @@ class StreamOptions(BaseModel):
 
 
 class RouteOptions(BaseModel):
-    """Our own field: how the route is shown, and how a stream comes about."""
+    """Our own field: how the route is shown, how a stream comes about, and what this request wants otherwise."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     debug: bool | None = None
     stream_mode: Literal["buffer"] | None = None
+    policy: str | None = Field(default=None, max_length=128, description="as the model auto:<policy>")
+    threshold: float | None = Field(default=None, ge=0, le=1, description="accept at this probability, in every tier")
+    max_tier: str | None = Field(default=None, max_length=128, description="stop at this tier")
+    budget_usd: float | None = Field(default=None, ge=0, description="ask no tier that may exceed it")
+    deadline_seconds: float | None = Field(default=None, gt=0)
 
 
 class ChatRequest(BaseModel):

@@ -1,0 +1,97 @@
+"""What one request may change about its own route, within what the configuration allows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway.config import Config
+from gateway.http.errors import RequestError
+from gateway.http.quota import Estimate
+from gateway.http.wire import ChatRequest, shown
+from gateway.nouns import Policy, Tier
+from gateway.written import unknown
+
+
+def policy_asked(request: ChatRequest) -> str:
+    """The model name, with `route.policy` said the other way. Raises RequestError with 400."""
+    policy = request.route.policy if request.route else None
+    if policy is None:
+        return request.model
+    if request.model != "auto":
+        raise RequestError(400, "route.policy needs the model auto.", param="route.policy")
+    return f"auto:{policy}"
+
+
+def seconds(request: ChatRequest, config: Config) -> float:
+    """How long the request may take. Raises RequestError with 400."""
+    most = config.server.request_seconds
+    wanted = request.route.deadline_seconds if request.route else None
+    if wanted is None:
+        return most
+    if not config.overrides.deadline or wanted > most:
+        raise bound("deadline_seconds", f"at most {most:g}" if config.overrides.deadline else None)
+    return wanted
+
+
+def debug(request: ChatRequest, header: str, config: Config) -> bool:
+    """Whether the whole route is shown. Raises RequestError with 400 when that is not allowed."""
+    by_field, by_header = request.debug, header.lower() in ("true", "1")
+    if (by_field or by_header) and not config.overrides.debug:
+        raise bound("debug", None)
+    return by_field or by_header
+
+
+def apply(route: Policy, request: ChatRequest, config: Config, estimate: Estimate) -> Policy:
+    """The route as the request wants it. Raises RequestError with 400 and the field that is out of its bounds."""
+    asked = request.route
+    if asked is None:
+        return route
+    allowed = config.overrides
+    if route.bypass and (asked.threshold is not None or asked.max_tier is not None):
+        name = "threshold" if asked.threshold is not None else "max_tier"
+        raise RequestError(400, f"route.{name} needs a policy, not a tier, as the model.", param=f"route.{name}")
+    if asked.threshold is not None:
+        if allowed.threshold is None or not allowed.threshold[0] <= asked.threshold <= allowed.threshold[1]:
+            bounds = allowed.threshold and f"from {allowed.threshold[0]:g} to {allowed.threshold[1]:g}"
+            raise bound("threshold", bounds)
+        route = with_tiers(route, [replace(tier, threshold=asked.threshold) for tier in route.tiers])
+    if asked.max_tier is not None:
+        if not allowed.max_tier:
+            raise bound("max_tier", None)
+        names = {tier.name: place for place, tier in enumerate(route.tiers)}
+        if asked.max_tier not in names:
+            told = unknown("tier", shown(asked.max_tier), names)
+            raise RequestError(400, f"route.max_tier: there is {told}.", param="route.max_tier")
+        route = with_tiers(route, route.tiers[: names[asked.max_tier] + 1])
+    if asked.budget_usd is not None:
+        if not allowed.budget:
+            raise bound("budget_usd", None)
+        route = within(route, asked.budget_usd, estimate)
+    return route
+
+
+def within(route: Policy, usd: float, estimate: Estimate) -> Policy:
+    """The tiers that all together cannot cost more, by the estimate. Raises RequestError when that is none."""
+    kept: list[Tier] = []
+    spent = 0.0
+    for tier in route.tiers:
+        spent += estimate.usd(tier.prices)
+        if spent > usd:
+            break
+        kept.append(tier)
+    if len(kept) == len(route.tiers):
+        return route
+    if not kept:
+        told = f"route.budget_usd: even {route.tiers[0].name} may take {spent:.3g}; limit max_tokens, or allow more."
+        raise RequestError(400, told, param="route.budget_usd")
+    return replace(with_tiers(route, kept), curtailed=True)
+
+
+def with_tiers(route: Policy, tiers: list[Tier] | tuple[Tier, ...]) -> Policy:
+    """Other tiers; whoever is last answers whatever comes. A certificate says nothing about these."""
+    return replace(route, tiers=(*tiers[:-1], replace(tiers[-1], threshold=None)), certified=False)
+
+
+def bound(name: str, bounds: str | None) -> RequestError:
+    told = f"route.{name} may be {bounds} here." if bounds else f"route.{name} is not allowed here."
+    return RequestError(400, told, param=f"route.{name}", code=None if bounds else "unsupported_parameter")
