@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from gateway.engines._compact import Confidence
 from gateway.errors import BadTrace, EngineGarbled
 from gateway.nouns import Ask, Finish, Floats, Source, TokenTrace
 
@@ -77,10 +78,12 @@ class BareChoice(msgspec.Struct):
 
 class Choice(BareChoice):
     logprobs: Logprobs | None = None
+    confidence: Confidence | None = None
 
 
 class NamedChoice(BareChoice):
     logprobs: NamedLogprobs | None = None
+    confidence: Confidence | None = None
 
 
 class BareReply(msgspec.Struct):
@@ -103,7 +106,7 @@ READ_BARE = msgspec.json.Decoder(BareReply)
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """A reply, read. no_trace says why there is no trace."""
+    """A reply, read. no_trace says why there is no trace. confidence: what our plugin inside the engine added."""
 
     text: str
     finish: Finish
@@ -112,6 +115,7 @@ class Answered(msgspec.Struct, frozen=True):
     completion_tokens: int
     trace: TokenTrace | None
     no_trace: str
+    confidence: Confidence | None = None
 
 
 def read(body: bytes, ask: Ask, engine: str) -> Answered:
@@ -132,7 +136,8 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
     if usage.prompt_tokens < 0 or usage.completion_tokens < 0:
         raise EngineGarbled(engine, "a negative number of tokens")
     tokens = usage.completion_tokens or len(entries or ())
-    return Answered(text, finish, reply.model, usage.prompt_tokens, tokens, trace, no_trace)
+    confidence = getattr(choice, "confidence", None)
+    return Answered(text, finish, reply.model, usage.prompt_tokens, tokens, trace, no_trace, confidence)
 
 
 def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, str]:

@@ -12,9 +12,9 @@ import msgspec
 from pydantic import Field, StringConstraints
 
 from gateway import engines
-from gateway.engines import _refusals, _reply
-from gateway.errors import EngineDown, EngineError, EngineGarbled, EngineRefused, EngineTooSmall
-from gateway.nouns import Ask, Completion
+from gateway.engines import _compact, _refusals, _reply
+from gateway.errors import BadTrace, EngineDown, EngineError, EngineGarbled, EngineRefused, EngineTooSmall
+from gateway.nouns import Ask, Completion, TokenTrace
 from gateway.written import SecretReference, read_secret
 
 MIB = 2**20
@@ -32,6 +32,11 @@ class Options(engines.Options):
     api_key: SecretReference | None = None
     connect_seconds: float = Field(1.0, gt=0)
     max_reply_mib: float = Field(16.0, gt=0)
+    confidence: Literal["logprobs", "engine"] = Field(
+        "logprobs",
+        description="where evidence comes from: log-probs over HTTP, or our plugin inside vLLM (docs/vllm_plugin.md)",
+    )
+    confidence_k: int = Field(20, ge=1, le=20, description="candidates in the plugin's mean of the largest log-probs")
     extra_body: dict[str, Any] = Field(
         default={},
         description="fields sent with every request. A vLLM server without `--generation-config vllm` applies its "
@@ -82,7 +87,7 @@ class OpenAIHttp:
             ask = shorter
             raw = await self._post(ask)
         answered = _reply.read(raw, ask, self.name)
-        trace, no_trace = answered.trace, answered.no_trace
+        trace, no_trace = evidence(answered, ask, self._options)
         if answered.model != self._options.model:
             trace, no_trace = None, f"another model answered than the configured {self._options.model}"
         return Completion(
@@ -211,8 +216,11 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         "n": 1,
         "stream": False,
     }
-    if ask.evidence:
+    in_engine = options.confidence == "engine"
+    if ask.texts or (ask.evidence and not in_engine):
         body |= {"logprobs": True, "top_logprobs": ask.top_k}
+    if in_engine and _compact.wanted(ask):
+        body |= _compact.wish(options.confidence_k)
     if ask.max_tokens is not None:
         body["max_tokens"] = ask.max_tokens
     if sampling.seed is not None:
@@ -222,6 +230,17 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     return body | options.extra_body
+
+
+def evidence(answered: _reply.Answered, ask: Ask, options: Options) -> tuple[TokenTrace | None, str]:
+    """The trace of an answer, or why there is none. Never one source in another's place: the calibrator is of one."""
+    if options.confidence == "logprobs" or not _compact.wanted(ask):
+        return answered.trace, answered.no_trace
+    try:
+        told = _compact.read(answered.confidence, answered.completion_tokens, options.confidence_k, answered.trace)
+        return told, ""
+    except BadTrace as error:
+        return answered.trace, str(error)  # log-probs that a client asked for are his all the same
 
 
 def fitting(ask: Ask, error: EngineTooSmall) -> Ask | None:

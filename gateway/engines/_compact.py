@@ -1,0 +1,104 @@
+"""The `confidence` object that our vLLM plugin adds to a choice: five numbers a token, computed inside the engine.
+
+Schema `confgate.confidence/1`; gateway/vllm_plugin/summary.py writes it. Two bytes a number instead of a hundred of
+JSON per candidate: what an answer of 200 tokens weighs falls from 231 kB with 20 candidates to 3 kB.
+"""
+
+from __future__ import annotations
+
+import binascii
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway.errors import BadTrace
+from gateway.nouns import Ask, Floats, Source, TokenTrace
+
+SCHEMA = "confgate.confidence/1"
+
+
+class Arrays(msgspec.Struct):
+    """Base64 of little-endian float16, one number per token, the end token's among them."""
+
+    dtype: str
+    confidence: str
+    top1: str
+    margin: str
+    entropy: str
+    self_certainty: str
+
+
+class Confidence(msgspec.Struct):
+    schema: str
+    missing: str = ""
+    tokens: int = 0
+    k: int = 0
+    greedy: bool = False
+    ended: bool = False
+    arrays: Arrays | None = None
+
+
+def wish(k: int) -> dict[str, Any]:
+    """What a request adds to its body for the plugin to report. k: candidates in its mean of the largest log-probs."""
+    return {"vllm_xargs": {"confidence": 1, "confidence_k": k, "confidence_arrays": 1}}
+
+
+def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | None) -> TokenTrace:
+    """The plugin's evidence for an answer of so many tokens, the end token counted. Raises BadTrace with the reason.
+
+    over_http: the same answer's log-probs, when a client asked for them too; they stay in the trace beside the signals.
+    """
+    if told is None:
+        raise BadTrace("the engine sent no confidence; is it vLLM with our plugin's middleware and processor?")
+    if told.schema != SCHEMA:
+        raise BadTrace(f"confidence of the schema {told.schema[:40]!r}, this gateway reads {SCHEMA}")
+    if told.missing or told.arrays is None:
+        raise BadTrace(f"the engine sent no confidence: {told.missing[:200] or 'no arrays'}")
+    if told.k != k:
+        raise BadTrace(f"asked for the {k} most likely tokens, the engine's confidence is of {told.k}")
+    if not told.greedy:
+        raise BadTrace("the engine's confidence does not tell the chosen tokens' log-probs unless sampling is greedy")
+    if told.tokens != tokens:
+        raise BadTrace(f"the engine's confidence is of {told.tokens} tokens, the answer has {tokens}")
+    if told.arrays.dtype != "float16":
+        raise BadTrace(f"confidence arrays of {told.arrays.dtype[:20]!r}, this gateway reads float16")
+    signals = {
+        f"confidence_k{k}": numbers("confidence", told.arrays.confidence, tokens),
+        "margin": numbers("margin", told.arrays.margin, tokens),
+        "entropy": numbers("entropy", told.arrays.entropy, tokens),
+        "self_certainty": numbers("self_certainty", told.arrays.self_certainty, tokens),
+    }
+    chosen = numbers("top1", told.arrays.top1, tokens)
+    length = tokens - 1 if told.ended else tokens
+    if length == 0:
+        raise BadTrace("the answer has no tokens")
+    end_nats = float(chosen[-1]) if told.ended else None
+    signals = {name: signal[:length] for name, signal in signals.items()}
+    if over_http is None:
+        return TokenTrace(Source.PLUGIN, chosen[:length], signals=signals, end_nats=end_nats)
+    return TokenTrace(
+        Source.PLUGIN,
+        over_http.chosen,
+        over_http.top,
+        over_http.tokens,
+        signals,
+        over_http.end_nats,
+        over_http.candidates,
+    )
+
+
+def numbers(name: str, packed: str, tokens: int) -> Floats:
+    """(tokens,) float64."""
+    try:
+        values = np.frombuffer(binascii.a2b_base64(packed, strict_mode=True), dtype="<f2")
+    except ValueError as error:
+        raise BadTrace(f"the confidence array {name!r} is no base64 of float16 ({error})") from None
+    if values.size != tokens:
+        raise BadTrace(f"the confidence array {name!r} holds {values.size} numbers for {tokens} tokens")
+    return values.astype(np.float64)
+
+
+def wanted(ask: Ask) -> bool:
+    """Whether an engine that computes confidence itself is asked for it: greedy answers only, and with evidence."""
+    return ask.evidence and ask.sampling.temperature == 0
