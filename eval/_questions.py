@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from eval import datasets, prompts
+from eval import datasets, prompts, splits
 from eval.datasets import Question
 from eval.prompts import Prompt
 from eval.records import BadRecords, Manifest
@@ -17,47 +18,91 @@ from gateway.errors import ConfigError
 
 
 def questions(
-    dataset: str, splits: Sequence[str], *, data: Path | None, n: int | None, seed: int | None
+    dataset: str, names: Sequence[str], *, data: Path | None, n: int | None, seed: int | None
 ) -> list[Question]:
     """The first n questions of each split, the splits one after another.
 
-    data: folder or file, for datasets that are read from one.  n: None for all.  seed: for datasets that are generated.
+    names: of the splits.  data: folder or file, for datasets that are read from one.  n: None for all.
+    seed: for datasets that are generated.
     Raises ConfigError and BadQuestions.
     """
-    found = [question for split in splits for question in _one(dataset, split, data, n, seed)]
+    found = [question for split in names for question in _one(dataset, split, data, n, seed)]
     twice = {(q.split, q.id) for q in found}
     if len(twice) < len(found):
         raise ConfigError(f"{dataset}: {len(found) - len(twice)} questions come twice; name each split once")
     return found
 
 
-def asked(
-    file: Path,
-    dataset: str,
-    manifest: Manifest,
-    keys: Sequence[tuple[str, str]],
-    *,
-    data: Path | None,
-    seed: int | None,
-) -> list[Question]:
+class Variants(StrEnum):
+    """What to do with questions that are variants of questions in a later split."""
+
+    DROP, KEEP, REFUSE = "drop", "keep", "refuse"
+
+
+def sifted(found: Sequence[Question], wish: Variants, shown: Sequence[str]) -> tuple[list[Question], list[str]]:
+    """What to ask of these questions, and what was left out and why, in words.
+
+    shown: ids of the prompt's own examples, whose solutions a model would read off.  Raises SharedQuestions when
+    variants are refused.
+    """
+    by_split: dict[str, list[Question]] = {}
+    for question in found:
+        by_split.setdefault(question.split, []).append(question)
+    kept, notes = list(found), []
+    if wish is Variants.REFUSE:
+        splits.check_disjoint(by_split)
+    elif len(by_split) > 1:
+        rest, common = splits.apart(by_split)
+        kept = rest if wish is Variants.DROP else kept
+        done = "left out" if wish is Variants.DROP else "asked all the same"
+        notes = [f"{one}: {done}" for one in common]
+    rest = [question for question in kept if question.id not in set(shown)]
+    if len(rest) < len(kept):
+        notes.append(f"{len(kept) - len(rest)} question(s) stand in the prompt as examples: left out")
+    return rest, notes
+
+
+def divide(found: Sequence[Question], written: str, *, seed: int) -> list[Question]:
+    """Questions of one split dealt out to several: "train:calibration=0.7,validation=0.3". Variants stay together.
+
+    Raises ConfigError for what cannot be read, BadSplit for shares that make no split.
+    """
+    split, _, parts = written.partition(":")
+    try:
+        shares = {name.strip(): float(share) for name, share in (part.split("=") for part in parts.split(","))}
+    except ValueError:
+        raise ConfigError(f"--divide is written like train:calibration=0.7,validation=0.3, got {written!r}") from None
+    own = [question for question in found if question.split == split]
+    if not own:
+        have = ", ".join(dict.fromkeys(question.split for question in found))
+        raise ConfigError(f"--divide: no questions of {split!r} are asked; have {have}")
+    taken = shares.keys() & {question.split for question in found}
+    if taken:
+        raise ConfigError(f"--divide: {', '.join(sorted(taken))} is a split already; take another name")
+    dealt = splits.split(own, shares, seed=seed)
+    return [
+        *(replace(question, split=name) for name, questions in dealt.items() for question in questions),
+        *(question for question in found if question.split != split),
+    ]
+
+
+def asked(file: Path, keys: Sequence[tuple[str, str]], known: Iterable[Question]) -> list[Question]:
     """The questions that a file of records answers, in its order. keys: (split, id) of each.
 
-    Raises BadRecords when the dataset does not hold them.
+    known: of the dataset; a question that was dealt out to a split of another name is found by its id.
+    Raises BadRecords when they are not among them.
     """
-    most = {split: n + SPARE for split, n in manifest.splits.items()}
-    known = {
-        (question.split, question.id): question
-        for split, n in most.items()
-        for question in _one(dataset, split, data, n, seed)
-    }
-    absent = [key for key in keys if key not in known]
-    if absent:
-        told = f"{dataset} has no question {absent[0][1]!r} in its split {absent[0][0]!r}"
-        raise BadRecords(file, f"{told}; name the --dataset, --data and --seed that were collected")
-    return [known[key] for key in keys]
-
-
-SPARE = 1_000  # questions that collecting may have left out as variants of others
+    by_key: dict[tuple[str, str], Question] = {}
+    by_id: dict[str, Question] = {}
+    for question in known:
+        by_key[question.split, question.id] = by_id[question.id] = question
+    found = []
+    for split, name in keys:
+        if name not in by_id:
+            told = "name the --dataset, --split, --data and --seed that were collected"
+            raise BadRecords(file, f"no question {name!r} (split {split!r}) in this dataset; {told}")
+        found.append(by_key.get((split, name)) or replace(by_id[name], split=split))
+    return found
 
 
 def _one(dataset: str, split: str, data: Path | None, n: int | None, seed: int | None) -> list[Question]:

@@ -34,6 +34,7 @@ def collected(rows: Sequence[Row], path: Path) -> str:
             "tier": row["tier"],
             "n": row["n"],
             "accuracy": interval(row["accuracy"], row["low"], row["high"]),
+            "strict": share(row["strict"], row["n"]),
             "truncated": share(row["truncated"], row["n"]),
             "unreadable": share(row["unreadable"], row["n"]),
             "tokens": row["prompt_tokens"] + row["completion_tokens"],

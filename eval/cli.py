@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Word = TypeVar("Word", bound=StrEnum)
 
+Implausible = Annotated[bool, typer.Option("--implausible", help="Go on with answers that look broken.")]
+
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -78,7 +80,14 @@ def collect(
     concurrency: Annotated[int, typer.Option(min=1, help="Questions in flight per tier.")] = 32,
     attempts: Annotated[int, typer.Option(min=1, help="Per answer and run, before it counts as failed.")] = 3,
     patience: Annotated[float, typer.Option(min=0.1, help="Seconds that one attempt may take.")] = 600,
-    seed: Annotated[int | None, typer.Option(help="For datasets that are generated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For datasets that are generated, and for --divide.")] = None,
+    divide: Annotated[
+        str | None, typer.Option(help="Deal a split out to others: train:calibration=0.7,validation=0.3")
+    ] = None,
+    variants: Annotated[
+        str, typer.Option(help="drop, keep or refuse: questions that vary a question of a later split.")
+    ] = "drop",
+    implausible: Implausible = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask every tier every question and record the answers with their log-probs. Stopped, it goes on when run again.
@@ -104,11 +113,33 @@ def collect(
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
         asked = _questions.questions(dataset, listed(split), data=data, n=n, seed=seed)
+        if divide is not None:
+            asked = _questions.divide(asked, divide, seed=seed or 0)
+        shown = [shot.id for shot in plan.prompt.shots]
+        asked, notes = _questions.sifted(asked, one_of(_questions.Variants, variants, "--variants"), shown)
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
         path = run(settings, asked, out, plan)
         rows = collecting.summary(path)
     typer.echo(
         json.dumps({"records": str(path), "tiers": rows}, indent=2) if as_json else _report.collected(rows, path)
     )
+    plausible([out], implausible=implausible)
+
+
+def plausible(sources: Sequence[Path], *, implausible: bool) -> None:
+    """Say what looks odd about recorded answers. Raises eval.sanity.Implausible, unless people want to go on."""
+    from eval import sanity
+
+    with one_line():
+        try:
+            notes = sanity.check(sources)
+        except sanity.Implausible as error:
+            if not implausible:
+                raise
+            notes = list(error.problems)
+    for note in notes:
+        typer.echo(f"warning: {note}", err=True)
 
 
 def run(settings: Config, asked: Sequence[Any], out: Path, plan: Any) -> Path:
@@ -173,6 +204,11 @@ def fit(
     created: Annotated[
         str | None, typer.Option(help="ISO time for the artefacts, to make them again byte by byte.")
     ] = None,
+    clean: Annotated[
+        str | None,
+        typer.Option(help="Splits that no model can have seen, to compare with. Without it: test, where there is one."),
+    ] = None,
+    implausible: Implausible = False,
     seed: Annotated[int, typer.Option(help="Of folds and intervals.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -180,9 +216,10 @@ def fit(
 
     Example:  confgate fit --records runs/calibration --objective group_tilt --eta 10 --slices steps
     """
+    plausible(records, implausible=implausible)
     with one_line():
         from eval import fit as fits
-        from eval import seal, tables
+        from eval import sanity, seal, tables
 
         how = choices(
             family=family, objective=objective, eta=eta, tune=listed(tune), slices=listed(slices), split=split,
@@ -201,6 +238,8 @@ def fit(
             days=None if no_expiry else days,
         )
         folder = out or (records[0] if records[0].is_dir() else records[0].parent) / "calibrators"
+        for note in sanity.seen_before(every, terms.split, listed(clean)):
+            typer.echo(f"note: {note}", err=True)
         paths = seal.save([seal.seal(one, terms) for one in done if isinstance(one, fits.Fitting)], folder)
     rows = [_report.row(one) for one in done]
     typer.echo(json.dumps({"tiers": rows, "artifacts": list(map(str, paths))}, indent=2) if as_json else

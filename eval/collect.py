@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -25,6 +26,7 @@ from eval.datasets import Question
 from eval.grade import Grade, grade
 from eval.prompts import Prompt, plain
 from eval.records import MANIFEST, RECORDS, Collected, Manifest, Record, Row
+from gateway.answers import STRICT
 from gateway.cascade import price
 from gateway.config import Config, TierEntry
 from gateway.errors import ConfigError, EngineError, EngineRefused, EngineSlow, EngineTooSmall, GatewayError
@@ -167,7 +169,7 @@ async def ask_all(
         journal.add(row)
         note(row)
 
-    async with asyncio.TaskGroup() as group:
+    async with bare_errors(), asyncio.TaskGroup() as group:
         for entry, told in zip(config.tiers, manifest.tiers, strict=True):
             desk = Desk(entry, engines[entry.name], told.engine, manifest.prompt, plan)
             waiting = still_open(questions, entry.name, done)
@@ -176,6 +178,18 @@ async def ask_all(
             wave = plan.concurrency if entry.engine.kind == "local" else 1
             for _ in range(plan.concurrency // wave):
                 group.create_task(work(desk, waiting, wave, families, keep))
+
+
+@asynccontextmanager
+async def bare_errors() -> AsyncIterator[None]:
+    """The first error of a group of tasks by itself, as if there had been no group: that the disk is full, say."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        error: Exception = group
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group
 
 
 def still_open(questions: Sequence[Question], tier: str, done: Container[Key]) -> Iterator[Question]:
@@ -297,11 +311,12 @@ def finish(folder: Path, journal: Journal, questions: Sequence[Question], manife
 
 # What came of it
 
-SUMMED = ["split", "tier", "grade", "finish", "prompt_tokens", "completion_tokens", "usd", "error"]
+SUMMED = ["split", "tier", "grade", "rule", "finish", "prompt_tokens", "completion_tokens", "usd", "error"]
 
 
 def summary(path: Path) -> list[dict[str, Any]]:
-    """One row per split and tier: n asked, accuracy with its 95 % Wilson interval, shares cut and unreadable, cost."""
+    """One row per split and tier: n asked, accuracy with its 95 % Wilson interval, how many of the right answers were
+    marked as such (strict), how many were cut or unreadable, cost."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for batch in records.open_parquet(path).iter_batches(columns=SUMMED):
         for row in batch.to_pylist():
@@ -320,6 +335,7 @@ def _summed(asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "n": n,
         "right": right,
+        "strict": sum(row["grade"] == Grade.RIGHT and row["rule"] in STRICT for row in asked),
         "accuracy": told and told.value,
         "low": told and told.low,
         "high": told and told.high,

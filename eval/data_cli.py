@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
+SPARE = 1_000  # questions of a generated dataset that collecting may have left out
+
 Dataset = Annotated[str | None, typer.Option(help="The dataset that was asked. Without it: the one the records name.")]
 Data = Annotated[
     Path | None, typer.Option(envvar="CONFGATE_DATA", help="Folder or file of the dataset, where it has one.")
@@ -35,6 +37,9 @@ def export(
     ] = None,
     policy: Annotated[str, typer.Option(help="Which policy of the configuration.")] = "default",
     dataset: Dataset = None,
+    split: Annotated[
+        str | None, typer.Option(help="Splits of the dataset, with commas between. Without it: those of the records.")
+    ] = None,
     data: Data = None,
     seed: Annotated[int | None, typer.Option(help="For datasets that are generated, as when collecting.")] = None,
     created: Annotated[str | None, typer.Option(help="ISO time, to write the same files again.")] = None,
@@ -54,7 +59,10 @@ def export(
         manifest = answers.read_manifest(records / answers.MANIFEST)
         name = dataset or manifest.dataset
         file = records / answers.RECORDS
-        questions = _questions.asked(file, name, manifest, answers.asked(file), data=data, seed=seed)
+        keys = answers.asked(file)
+        wanted = listed(split) or tuple(dict.fromkeys(one for one, _ in keys))
+        known = _questions.questions(name, wanted, data=data, n=len(keys) + SPARE, seed=seed)
+        questions = _questions.asked(file, keys, known)
         paths = write(
             records,
             questions,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations
@@ -71,14 +72,53 @@ def split(questions: Iterable[Question], shares: Mapping[str, float], *, seed: i
 
 def check_disjoint(splits: Mapping[str, Iterable[Question]]) -> None:
     """Raises SharedQuestions when two of the splits hold the same question, or variants of one."""
+    for one in shared(splits):
+        raise SharedQuestions(one.first, one.second, one.pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What two splits have in common. pairs: (id in the first, id in the second), one for each group of variants.
+    lost: ids of all questions of the first that the second holds a variant of."""
+
+    first: str
+    second: str
+    pairs: tuple[tuple[str, str], ...]
+    lost: frozenset[str]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{one} ~ {other}" for one, other in self.pairs[:3])
+        return f"{len(self.lost)} question(s) of {self.first} vary questions of {self.second} ({told})"
+
+
+def shared(splits: Mapping[str, Iterable[Question]]) -> list[Shared]:
+    """Every two splits that hold the same question, or variants of one; the splits in the order given."""
     members = [(name, question) for name, questions in splits.items() for question in questions]
-    found: dict[str, dict[str, str]] = {name: {} for name in splits}  # split -> group -> the id of one member
+    found: dict[str, dict[str, list[str]]] = {name: defaultdict(list) for name in splits}  # split -> group -> ids
     for (name, question), group in zip(members, groups([question for _, question in members]), strict=True):
-        found[name].setdefault(group, question.id)
-    for first, second in combinations(splits, 2):
-        shared = sorted(found[first].keys() & found[second].keys())
-        if shared:
-            raise SharedQuestions(first, second, [(found[first][group], found[second][group]) for group in shared])
+        found[name][group].append(question.id)
+    common = {(one, two): sorted(found[one].keys() & found[two].keys()) for one, two in combinations(splits, 2)}
+    return [
+        Shared(
+            one,
+            two,
+            tuple((found[one][group][0], found[two][group][0]) for group in both),
+            frozenset(name for group in both for name in found[one][group]),
+        )
+        for (one, two), both in common.items()
+        if both
+    ]
+
+
+def apart(splits: Mapping[str, Sequence[Question]]) -> tuple[list[Question], list[Shared]]:
+    """All questions, one split after another, without those that vary a question of a later split; and which those are.
+
+    So name first what is fitted on, and last what is tested on: the test stays as published, and nothing it asks was
+    fitted on.
+    """
+    found = shared(splits)
+    lost = {(one.first, name) for one in found for name in one.lost}
+    return [q for name, questions in splits.items() for q in questions if (name, q.id) not in lost], found
 
 
 def groups(questions: Sequence[Question]) -> list[str]:

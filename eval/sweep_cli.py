@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from eval.cli import listed, one_line
+from eval.cli import Implausible, listed, one_line, plausible
 from gateway.cli import AsJson, ConfigFile, table
 from gateway.errors import ConfigError, GatewayError
 
@@ -59,6 +59,7 @@ def sweep(
         Path | None, typer.Option(help="Put the recommended policy into this cascade file; comments stay.")
     ] = None,
     policy: Annotated[str, typer.Option(help="Which policy of the file --write changes.")] = "default",
+    implausible: Implausible = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -75,6 +76,7 @@ def sweep(
         tiers=tiers, choose_on=choose_on, test_on=test_on, cost=cost, budget=budget, target=target, rate=rate,
         certify=certify, levels=levels, steps=steps, seed=seed,
     )  # fmt: skip
+    plausible(records, implausible=implausible)
     with one_line(), comparable():
         settings = configs.read(config)
         found = recommend.recommend(records, settings, wish, None if prices is None else costs.read(prices))

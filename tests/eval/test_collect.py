@@ -155,6 +155,15 @@ def test_another_question_set_or_model_is_refused_with_what_differs(tmp_path: Pa
             collected(tmp_path, upstream, questions(tmp_path, 3), Plan(top_k=5))
 
 
+def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Journal, row: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "add", full)
+    with Upstream() as upstream, pytest.raises(OSError, match="No space left"):
+        collected(tmp_path, upstream, questions(tmp_path, 3))
+
+
 def test_no_question_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no questions"):
         asyncio.run(collecting.collect(settings(tmp_path, "http://127.0.0.1:1/v1"), [], tmp_path / "out", Plan()))

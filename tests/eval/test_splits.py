@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.datasets import Question, load
-from eval.splits import BadSplit, SharedQuestions, check_disjoint, contamination, groups, skeleton, split
+from eval.splits import BadSplit, SharedQuestions, apart, check_disjoint, contamination, groups, skeleton, split
 
 SAMPLES = Path(__file__).parents[1] / "data"
 SHARES = {"fit": 0.5, "tune": 0.2, "test": 0.3}
@@ -146,3 +146,22 @@ def test_contamination_refuses_what_it_cannot_compare(bad: np.ndarray) -> None:
     right = np.ones(2 if bad.size == 1 else bad.size, dtype=bool)
     with pytest.raises(BadSplit, match="suspect: need as many finite"):
         contamination(bad, right, *draw(0, 10, 0, 0.8))
+
+
+def test_what_varies_a_later_split_is_left_out_of_the_earlier_one() -> None:
+    """GSM8K's train row 20 and test row 632; the sample's first train row is that one."""
+    train, test = load("gsm8k", SAMPLES, split="train"), load("gsm8k", SAMPLES)
+    renamed = Question("gsm8k-test-632", train[0].text.replace("Bella", "Max").replace("11", "16"), "1", "gsm8k")
+    rest, found = apart({"train": train, "test": [*test, renamed]})
+    assert [q.id for q in rest] == [q.id for q in (*train[1:], *test, renamed)]
+    assert str(found[0]) == (
+        f"1 question(s) of train vary questions of test ({train[0].id} ~ gsm8k-test-632)"
+    )  # fmt: skip
+    assert apart({"train": train[1:], "test": test}) == ([*train[1:], *test], [])
+
+
+def test_all_variants_of_a_later_question_are_left_out() -> None:
+    family = [question(f"a{n}", family="f") for n in range(3)]
+    rest, found = apart({"one": [*family, question("b")], "two": [question("c", family="f")]})
+    assert [q.id for q in rest] == ["b", "c"]
+    assert found[0].lost == {"a0", "a1", "a2"}
