@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import aiohttp
 import msgspec
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from gateway import engines
 from gateway.engines import _compact, _refusals, _reply
+from gateway.engines._replicas import Replica, Replicas
 from gateway.errors import BadTrace, EngineDown, EngineError, EngineGarbled, EngineRefused, EngineTooSmall
 from gateway.nouns import Ask, Completion, TokenTrace
-from gateway.written import SecretReference, read_secret
+from gateway.written import SecretReference, read_secret, wrong
 
 MIB = 2**20
 READY_SECONDS = 2.0
+
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")]
 
 
 class Options(engines.Options):
     """A server, and the name of one model that it serves."""
 
     kind: Literal["openai_http"]
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")] = Field(
-        description="up to and including /v1", examples=["http://127.0.0.1:8001/v1"]
+    url: Url | None = Field(default=None, description="up to and including /v1", examples=["http://127.0.0.1:8001/v1"])
+    urls: tuple[Url, ...] = Field(
+        default=(), max_length=64, description="instead: several servers of the very same model"
     )
     model: str = Field(min_length=1, description="as the server calls it")
     api_key: SecretReference | None = None
@@ -43,11 +48,22 @@ class Options(engines.Options):
         "model's own defaults: overrule them with {repetition_penalty: 1.0, top_k: -1}",
     )
 
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.url is None) == (not self.urls):
+            raise wrong("a server needs either url or urls", at=("urls",) if self.urls else ())
+        if len(set(self.urls)) < len(self.urls):
+            raise wrong("the same server is named twice", at=("urls",))
+        return self
 
-async def open_engine(options: Options, *, name: str) -> OpenAIHttp:
+
+async def open_engine(options: Options, *, name: str) -> OpenAIHttp | Replicas:
     """Makes the sessions; no byte is sent yet."""
     key = read_secret(options.api_key).get_secret_value() if options.api_key else None
-    return OpenAIHttp(options, name, key)
+    if options.url is not None:
+        return OpenAIHttp(options, name, key)
+    alone = {url: options.model_copy(update={"url": url, "urls": ()}) for url in options.urls}
+    return Replicas(name, [Replica(url, OpenAIHttp(one, name, key)) for url, one in alone.items()])
 
 
 class OpenAIHttp:
@@ -56,6 +72,7 @@ class OpenAIHttp:
     def __init__(self, options: Options, name: str, key: str | None = None) -> None:
         self.name = name
         self._options = options
+        assert options.url is not None, "one engine, one server"
         self._base = options.url.rstrip("/")
         self._pooled = self._session(key, force_close=False)
         self._fresh = self._session(key, force_close=True)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Response
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from gateway.engines._replicas import Replicas
 from gateway.errors import ConfigError
 from gateway.http import hosts
 from gateway.http.doors import Stamp, excuse_all
@@ -78,4 +79,4 @@ def state(tier: Tier, now: float) -> Json:
         "resting_seconds": round(guard.pause.left(now), 3),
         "in_flight": guard.bulkhead.in_flight,
         "waiting": guard.bulkhead.waiting,
-    }
+    } | ({"replicas": tier.engine.states(now)} if isinstance(tier.engine, Replicas) else {})

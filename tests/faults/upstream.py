@@ -60,6 +60,8 @@ class Upstream:
 
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
+    version: str = VERSION
+    breaks: str = ""  # a fault that every question meets
     _connections: int = 0
 
     @property
@@ -134,10 +136,11 @@ class Upstream:
 
     async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         if seen.path == "/version":
-            return await send_json(writer, {"version": VERSION})
+            return await send_json(writer, {"version": self.version})
         if seen.path == "/v1/models":
             return await send_json(writer, {"data": [{"id": model, "owned_by": "vllm"} for model in MODELS]})
         plan = plan_of(seen.body)
+        plan.fault = self.breaks or plan.fault
         if plan.times is not None and sum(other.body == seen.body for other in self.seen) > plan.times:
             plan.fault = ""
         if plan.seconds:

@@ -1,0 +1,202 @@
+"""Several servers of one model as one engine: each question goes to the one with the least to do, and a server that
+fails is left alone for a while, without the client's noticing.
+
+A question that one server failed is put to another one at once. That is the tier's one second attempt: whoever asked
+must not make a third. Health is judged by real traffic; a server that was away is asked who it is before it is used
+again, because it may have come back as another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
+
+from gateway.errors import ConfigError, EngineDown, EngineError, EngineGarbled, EngineRefused
+from gateway.nouns import Ask, Completion, Engine
+from gateway.resilience.breaker import Breaker, Entry, Rules
+from gateway.resilience.pause import Pause
+
+log = logging.getLogger(__name__)
+
+# One failure is enough where others can take over; then soon another look, ever later.
+RULES = Rules(in_a_row=1, open_seconds=1.0, open_max_seconds=30.0)
+HUNG_SECONDS = 10.0  # given up after so long, a server counts as failing; sooner, its client may just have left
+ELSEWHERE = (401, 403, 404, 429)  # refusals that another server of the same model need not share
+
+Json = dict[str, Any]
+
+
+class Replica:
+    """One server and what is known about it. verified: it has told who it is since it was last away."""
+
+    def __init__(self, address: str, engine: Engine) -> None:
+        self.address, self.engine = address, engine
+        self.breaker, self.pause = Breaker(RULES), Pause()
+        self.in_flight = 0
+        self.verified = False
+        self.fault = ""  # the last one, until it does well again
+
+    def state(self, now: float) -> Json:
+        return {
+            "url": self.address,
+            "breaker": "open" if self.breaker.is_open else "closed",
+            "barred_seconds": round(self.breaker.left(now), 3),
+            "resting_seconds": round(self.pause.left(now), 3),
+            "in_flight": self.in_flight,
+            "verified": self.verified,
+            "fault": self.fault or None,
+        }
+
+
+class Replicas:
+    """An engine over engines. replicas: at least one; all with the same model behind."""
+
+    def __init__(self, name: str, replicas: Sequence[Replica]) -> None:
+        self.name, self._replicas = name, tuple(replicas)
+        self._agreed: Mapping[str, str] | None = None
+        self._turn = 0
+
+    async def complete(self, ask: Ask) -> Completion:
+        """One answer of one of them. Raises EngineError leaves only."""
+        return await self._ask(lambda one, fresh: one.engine.complete(fresh), ask)
+
+    async def stream(self, ask: Ask, hear: Callable[[Any], Awaitable[None]]) -> Completion:
+        """The same piece by piece; once a piece was heard, there is no other server."""
+        heard = False
+
+        async def listen(piece: Any) -> None:
+            nonlocal heard
+            heard = True
+            await hear(piece)
+
+        return await self._ask(lambda one, fresh: cast(Any, one.engine).stream(fresh, listen), ask, final=lambda: heard)
+
+    async def _ask(
+        self,
+        put: Callable[[Replica, Ask], Awaitable[Completion]],
+        ask: Ask,
+        final: Callable[[], bool] = lambda: False,
+    ) -> Completion:
+        first, entry = self._choose(None)
+        try:
+            return await self._one(first, entry, put, ask)
+        except EngineError as error:
+            if not elsewhere(error) or final():
+                raise
+            second, entry = self._choose(first)
+            if second is first or entry is Entry.BARRED:
+                second.breaker.leave(entry, good=None, now=asyncio.get_running_loop().time())
+                raise
+            log.warning("another replica is asked", extra={"tier": self.name, "why": str(error)})
+        try:
+            return await self._one(second, entry, put, ask)
+        except EngineDown as error:
+            error.again = False  # this was the second attempt
+            raise
+
+    def _choose(self, failed: Replica | None) -> tuple[Replica, Entry]:
+        """The one with the least to do of those that may be asked, one that is due for a look before all others; where
+        none may, the one that may be soonest. failed: not this one, if there is another. Its breaker has been entered.
+        """
+        now = asyncio.get_running_loop().time()
+        self._turn += 1
+        offset = self._turn % len(self._replicas)
+        others = [one for one in (*self._replicas[offset:], *self._replicas[:offset]) if one is not failed]
+        able = [one for one in others if not one.breaker.left(now) and not one.pause.left(now)]
+        for one in sorted(able, key=lambda one: (not one.breaker.is_open or failed is not None, one.in_flight)):
+            entry = one.breaker.enter(now)
+            if entry is not Entry.BARRED:
+                return one, entry
+        soonest = min(others or self._replicas, key=lambda one: max(one.breaker.left(now), one.pause.left(now)))
+        return soonest, soonest.breaker.enter(now)
+
+    async def _one(
+        self, one: Replica, entry: Entry, put: Callable[[Replica, Ask], Awaitable[Completion]], ask: Ask
+    ) -> Completion:
+        now = asyncio.get_running_loop().time
+        began = now()
+        good: bool | None = None
+        one.in_flight += 1
+        try:
+            if not one.verified:
+                await self._verify(one)
+            answer = await put(one, ask)
+            good, one.fault = True, ""
+            return answer
+        except EngineError as error:
+            good = not isinstance(error, EngineDown | EngineGarbled)
+            if isinstance(error, EngineRefused) and error.status == 429:
+                one.pause.rest(error.retry_after_seconds, now())
+            elif elsewhere(error):
+                good, one.fault = False, str(error)
+                one.verified = False
+            raise
+        except asyncio.CancelledError:
+            if now() - began >= HUNG_SECONDS:
+                good, one.fault = False, f"{self.name}: silent for {now() - began:.1f} s"
+            raise
+        finally:
+            one.in_flight -= 1
+            one.breaker.leave(entry, good=good, now=now())
+
+    async def _verify(self, one: Replica) -> None:
+        """Raises EngineGarbled for a server that is another than the rest."""
+        told = await one.engine.fingerprint()
+        if self._agreed is None:
+            self._agreed = told
+        difference = differs(self._agreed, told)
+        if difference:
+            log.error("replica is another", extra={"tier": self.name, "url": one.address, "why": difference})
+            raise EngineGarbled(self.name, f"this replica is not like the others: {difference}")
+        one.verified = True
+
+    async def ready(self) -> bool:
+        """Whether one of them is."""
+        return any(await asyncio.gather(*(one.engine.ready() for one in self._replicas)))
+
+    async def fingerprint(self) -> Mapping[str, str]:
+        """What all that are there agree on. Raises ConfigError when they do not, EngineError when none is there."""
+        told = await asyncio.gather(*(one.engine.fingerprint() for one in self._replicas), return_exceptions=True)
+        there: list[tuple[Replica, Mapping[str, str]]] = []
+        for one, found in zip(self._replicas, told, strict=True):
+            if isinstance(found, EngineError):
+                one.verified, one.fault = False, str(found)
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                there.append((one, found))
+        if not there:
+            raise next(found for found in told if isinstance(found, EngineError))
+        first, agreed = there[0]
+        for one, found in there[1:]:
+            difference = differs(agreed, found)
+            if difference:
+                raise ConfigError(f"{self.name}: {one.address} is not like {first.address}: {difference}")
+        self._agreed = agreed
+        for one, _ in there:
+            one.verified, one.fault = True, ""
+        return agreed
+
+    def states(self, now: float) -> list[Json]:
+        """Every server as it is. now: seconds on the loop's clock."""
+        return [one.state(now) for one in self._replicas]
+
+    async def close(self) -> None:
+        for one in self._replicas:
+            await one.engine.close()
+
+
+def elsewhere(error: EngineError) -> bool:
+    """Whether another server may do better."""
+    refused = isinstance(error, EngineRefused) and error.status in ELSEWHERE
+    return refused or isinstance(error, EngineDown | EngineGarbled)
+
+
+def differs(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """The first thing that both tell and tell differently, "" where there is none."""
+    for field in sorted(one.keys() & other.keys()):
+        if one[field] != other[field]:
+            return f"{field} is {other[field]!r}, not {one[field]!r}"
+    return ""

@@ -1,0 +1,173 @@
+"""A tier of several servers: who is asked, and that nobody notices when one of them dies, flaps or is another."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway import config as configs
+from gateway.errors import ConfigError
+from tests.faults.ask import ask
+from tests.faults.gateway import SURE, cascade, confgate_ends, free_port, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+Json = dict[str, Any]
+
+
+class Fleet:
+    """Three servers of the small model behind one gateway."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.servers = [stack.enter_context(Upstream()) for _ in range(3)]
+        write_artifact(folder / "cheap.json")
+        self.plan = cascade(self.servers[0].url, admin={"port": free_port(), "allow_anonymous": True})
+        engine = self.plan["tiers"][0]["engine"]
+        del engine["url"]
+        engine["urls"] = [server.url for server in self.servers]
+        self.plan["policies"] = {"default": {"steps": [{"tier": "cheap"}]}}  # nobody stands behind it
+        self.gateway = stack.enter_context(running(folder, self.plan))
+        self.admin = stack.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{self.plan['admin']['port']}"))
+        self.http = stack.enter_context(httpx2.Client(base_url=self.gateway.url, timeout=10))
+
+    def ask(self, **plan: Any) -> int:
+        return self.http.post("/v1/chat/completions", json=ask({"nats": SURE, **plan})).status_code
+
+    def shares(self) -> list[int]:
+        return [len(server.asked("small")) for server in self.servers]
+
+    def states(self) -> list[Json]:
+        return self.admin.get("/admin/tiers").json()[0]["replicas"]  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        yield Fleet(tmp_path, stack)
+
+
+def test_the_one_with_the_least_to_do_is_asked(fleet: Fleet) -> None:
+    assert {fleet.ask() for _ in range(9)} == {200}
+    assert fleet.shares() == [3, 3, 3]
+    slow = [threading.Thread(target=fleet.ask, kwargs={"seconds": 0.6}) for _ in range(2)]
+    for one in slow:
+        one.start()
+    until(lambda: sum(fleet.shares()) == 11)
+    before = fleet.shares()
+    busy = [state["in_flight"] for state in fleet.states()]
+    assert sorted(busy) == [0, 1, 1]
+    for _ in range(4):
+        fleet.ask()
+    idle = busy.index(0)
+    assert fleet.shares()[idle] == before[idle] + 4
+    for one in slow:
+        one.join()
+
+
+def test_a_server_that_dies_and_comes_back_is_noticed_by_nobody_but_the_operator(fleet: Fleet) -> None:
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        with httpx2.Client(base_url=fleet.gateway.url, timeout=10) as mine:
+            while not stop.is_set():
+                body = ask({"nats": SURE, "seconds": 0.01})
+                statuses.append(mine.post("/v1/chat/completions", json=body).status_code)
+
+    loads = [threading.Thread(target=load) for _ in range(6)]
+    for one in loads:
+        one.start()
+    dead = fleet.servers[1]
+    for _ in range(2):  # it flaps
+        until(lambda: len(dead.asked("small")) > 3)
+        dead.__exit__()
+        until(lambda: fleet.states()[1]["breaker"] == "open", 10)
+        assert [state["breaker"] for state in fleet.states()] == ["closed", "open", "closed"]
+        assert fleet.states()[1]["fault"]
+        time.sleep(0.3)
+        dead.seen.clear()
+        dead.__enter__()
+        until(lambda: fleet.states()[1]["breaker"] == "closed", 20)
+    stop.set()
+    for one in loads:
+        one.join()
+    assert len(statuses) > 50
+    assert set(statuses) == {200}
+
+
+@pytest.mark.parametrize("fault", ["reset", "unauthorized", "429_second"])
+def test_a_fault_that_another_server_does_not_share_is_hidden(fault: str, fleet: Fleet) -> None:
+    fleet.servers[0].breaks = fleet.servers[1].breaks = fault
+    fleet.servers[2].breaks = ""
+    for _ in range(4):
+        assert fleet.ask() == 200
+    assert fleet.shares()[2] >= 3
+    fleet.servers[2].breaks = fault
+    for server in fleet.servers:
+        server.seen.clear()
+    assert fleet.ask() >= 429, "now they all share it"
+    assert sum(fleet.shares()) <= 2, "two attempts, and no more"
+
+
+def test_a_server_that_comes_back_as_another_is_not_used(fleet: Fleet) -> None:
+    changed = fleet.servers[2]
+    changed.__exit__()
+    for _ in range(6):
+        assert fleet.ask() == 200
+    assert fleet.states()[2]["verified"] is False
+    changed.seen.clear()
+    changed.version = "0.34.0"
+    changed.__enter__()
+    until(lambda: fleet.ask() == 200 and "not like the others" in (fleet.states()[2]["fault"] or ""), 15)
+    assert not changed.asked("small")
+    changed.version = "0.33.0"
+    until(lambda: fleet.ask() == 200 and fleet.states()[2]["verified"], 30)
+    until(lambda: fleet.ask() == 200 and changed.asked("small"))
+
+
+def test_all_of_them_gone_is_an_error_soon_and_healed_when_one_is_back(fleet: Fleet) -> None:
+    for server in fleet.servers:
+        server.__exit__()
+    try:
+        began = time.monotonic()
+        assert {fleet.ask() for _ in range(5)} <= {502, 503}
+        assert time.monotonic() - began < 4
+    finally:
+        for server in fleet.servers:
+            server.__enter__()
+    until(lambda: fleet.ask() == 200, 10)
+
+
+def test_servers_that_are_not_alike_are_refused_at_the_start(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    with Upstream() as one, Upstream(version="0.32.0") as other:
+        plan = cascade(one.url)
+        plan["tiers"][0]["engine"] |= {"urls": [one.url, other.url]}
+        del plan["tiers"][0]["engine"]["url"]
+        (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
+        code, _, told = confgate_ends("serve", "--config", str(tmp_path / "cascade.yaml"))
+    assert code == 1
+    assert "engine_version is '0.32.0', not '0.33.0'" in told
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({"url": "http://a/v1", "urls": ["http://b/v1"]}, "either url or urls"),
+        ({}, "either url or urls"),
+        ({"urls": ["http://a/v1", "http://a/v1"]}, "named twice"),
+        ({"urls": ["a"]}, r"engine.urls\[0\]"),
+    ],
+)
+def test_a_mistake_in_the_addresses_is_told_with_its_line(engine: Json, words: str, tmp_path: Path) -> None:
+    plan = cascade("http://a/v1")
+    plan["tiers"][1]["engine"] = {"kind": "openai_http", "model": "large", **engine}
+    with pytest.raises(ConfigError, match=rf"cascade.yaml:\d+: .*{words}"):
+        configs.parse(json.dumps(plan, indent=1), tmp_path / "cascade.yaml")
