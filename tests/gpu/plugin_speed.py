@@ -1,0 +1,124 @@
+"""What confidence costs a vLLM server: inside the engine, and as log-probs over HTTP.
+
+    python tests/gpu/plugin_speed.py --out docs/results/vllm_speed.json       # needs CUDA, vLLM and this distribution
+
+Random weights of Qwen2.5's shapes, 128 requests in flight, 200 tokens each. Every kind of request runs against the same
+server, in turn and repeatedly, so that a slow moment of the machine hits all alike. Two more servers of the small shape
+say what it costs to have the plugin loaded and not to use it, and to name it on the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.gpu import load, servers, shapes
+
+IN_FLIGHT, TOKENS = 128, 200
+KINDS: dict[str, dict[str, Any]] = {
+    "no log-probs": {},
+    "in engine, summary": {"vllm_xargs": {"confidence": 1}},
+    "in engine, arrays": {"vllm_xargs": {"confidence": 1, "confidence_arrays": 1}},
+    "chosen token over HTTP": {"logprobs": True, "top_logprobs": 0},
+    "top 5 over HTTP": {"logprobs": True, "top_logprobs": 5},
+    "top 20 over HTTP": {"logprobs": True, "top_logprobs": 20},
+}
+REPEATED = ("no log-probs", "in engine, summary", "in engine, arrays")
+
+
+def bodies(model: str, n: int, more: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prompts of about 60 tokens that share no prefix."""
+    asked = "apples and pears are given to the children of the house, how many are left in the evening?"
+    return [
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": f"{k} {asked} {k * 7}"}],
+            "temperature": 0,
+            "max_tokens": TOKENS,
+            "ignore_eos": True,
+            **more,
+        }
+        for k in range(n)
+    ]
+
+
+def measure(server: servers.Server, kind: str, n: int) -> load.Load:
+    url = f"http://127.0.0.1:{server.port}/v1/chat/completions"
+    return asyncio.run(load.run(url, bodies(server.name, n, KINDS[kind]), IN_FLIGHT))
+
+
+def compare(server: servers.Server, kinds: list[str], rounds: int) -> dict[str, Any]:
+    """Tokens a second of every kind; of repeated ones the median, the range, and the paired ratio to no log-probs."""
+    measure(server, kinds[0], IN_FLIGHT)  # warm
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind in kinds:
+            if kind in REPEATED:
+                runs[kind].append(measure(server, kind, 4 * IN_FLIGHT).as_json())
+    for kind in kinds:
+        if kind not in REPEATED:
+            runs[kind].append(measure(server, kind, 2 * IN_FLIGHT).as_json())
+    plain = np.array([run["tokens_per_second"] for run in runs["no log-probs"]])
+    table = {}
+    for kind, seen in runs.items():
+        speed = np.array([run["tokens_per_second"] for run in seen])
+        ratios = speed / (plain if len(speed) == len(plain) else np.median(plain))
+        table[kind] = {
+            "tokens_per_second": float(np.median(speed)),
+            "of_no_log_probs": {
+                "median": round(float(np.median(ratios)), 4),
+                "range": [round(float(ratios.min()), 4), round(float(ratios.max()), 4)],
+            },
+            "runs": seen,
+        }
+        print(
+            f"{server.name:24} {kind:24} {table[kind]['tokens_per_second']:>9,.0f} {table[kind]['of_no_log_probs']}",
+            flush=True,
+        )
+    return table
+
+
+def without_plugin() -> str:
+    """PYTHONPATH without the folder in which this distribution is installed, so that no entry point is found."""
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(f for f in folders if not list(Path(f or ".").glob("confidence_gateway*.dist-info")))
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_argument("--out", type=Path, required=True)
+    cli.add_argument("--scratch", type=Path, default=Path("/tmp/shapes"))
+    cli.add_argument("--rounds", type=int, default=5)
+    args = cli.parse_args()
+    if not entry_points(group="vllm.logits_processors", name="confidence"):
+        raise SystemExit("install this distribution beside vLLM first: pip install --no-deps .")
+    shape = ("--load-format", "dummy", "--dtype", "bfloat16", "--max-model-len", "4096", "--max-num-seqs", "256")
+    small, large = (shapes.folder(f"Qwen2.5-{size}-Instruct", args.scratch) for size in ("0.5B", "7B"))
+    few = (*shape, "--kv-cache-memory-bytes", "8G", "--gpu-memory-utilization", "0.2")
+    many = (*shape, "--kv-cache-memory-bytes", "16G", "--gpu-memory-utilization", "0.4")
+    started = {
+        servers.Server("0.5B", small, 8201, (*few, *servers.MIDDLEWARE)): list(KINDS),
+        servers.Server("7B", large, 8202, (*many, *servers.MIDDLEWARE)): list(KINDS),
+        servers.Server("0.5B-named", small, 8203, (*few, *servers.MIDDLEWARE, *servers.PROCESSOR)): list(REPEATED),
+        servers.Server("0.5B-without", small, 8204, few, path=without_plugin()): ["no log-probs"],
+    }
+    result = servers.machine() | {"in_flight": IN_FLIGHT, "tokens_each": TOKENS, "servers": {}, "table": {}}
+    with servers.serving(list(started), args.out.parent) as seconds:
+        for server, kinds in started.items():
+            result["table"][server.name] = compare(server, kinds, args.rounds)
+            result["servers"][server.name] = {"command": server.said, "start_seconds": round(seconds[server.name], 1)}
+            servers.save(args.out, result)
+    print(
+        json.dumps({name: {k: v["of_no_log_probs"] for k, v in rows.items()} for name, rows in result["table"].items()})
+    )
+
+
+if __name__ == "__main__":
+    main()
