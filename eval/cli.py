@@ -219,7 +219,7 @@ def fit(
     plausible(records, implausible=implausible)
     with one_line():
         from eval import fit as fits
-        from eval import sanity, seal, tables
+        from eval import held_out, sanity, seal, tables
 
         how = choices(
             family=family, objective=objective, eta=eta, tune=listed(tune), slices=listed(slices), split=split,
@@ -240,7 +240,9 @@ def fit(
         folder = out or (records[0] if records[0].is_dir() else records[0].parent) / "calibrators"
         for note in sanity.seen_before(every, terms.split, listed(clean)):
             typer.echo(f"note: {note}", err=True)
-        paths = seal.save([seal.seal(one, terms) for one in done if isinstance(one, fits.Fitting)], folder)
+        fitted = [one for one in done if isinstance(one, fits.Fitting)]
+        paths = seal.save([seal.seal(one, terms) for one in fitted], folder)
+        held_out.save(fitted, paths)
     rows = [_report.row(one) for one in done]
     typer.echo(json.dumps({"tiers": rows, "artifacts": list(map(str, paths))}, indent=2) if as_json else
                _report.fitted(rows, paths))  # fmt: skip

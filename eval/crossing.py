@@ -3,6 +3,9 @@
 Every p comes from gateway.cascade.judge and the tier's own calibrator, row by row as in service, because summing a
 batch in another order can change the last bit. Where a calibrator looks at earlier tiers, only its columns about them
 are measured anew for each path; what the trace says does not change.
+
+The one exception are answers that a calibrator was fitted on: there its p would be too good to choose anything by, and
+the out-of-fold p of the fit takes its place (eval.held_out).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from eval.costs import Usage
 from eval.crossed import BadTable, Bools, Crossed, Floats, Path
 from eval.datasets import Slice
 from eval.grade import Grade
+from eval.held_out import HeldOut
 from eval.records import Record
 from gateway import cascade, confidence
 from gateway.nouns import Ask, Completion, Earlier, Evidence, Finish, Message, Source, Tier, TokenTrace
@@ -63,13 +67,18 @@ class Crossing:
 
 @dataclass(slots=True)
 class _Row:
-    """What is kept of a record: its trace is hundreds of times larger."""
+    """What is kept of a record: its trace is hundreds of times larger.
+
+    p: when the tier is asked first.  unseen: out of fold, for an answer that was fitted on, after exactly `after`.
+    """
 
     text: str
     answer: str
     right: bool
     features: Floats | None
     p: float | None
+    unseen: float | None
+    after: tuple[str, ...]
     raw: float | None
     cut: bool
     unreadable: bool
@@ -88,12 +97,16 @@ class _Split:
     unasked: int = 0
 
 
-def cross(records: Iterable[Record], tiers: Sequence[Tier]) -> dict[str, Crossing]:
+def cross(
+    records: Iterable[Record], tiers: Sequence[Tier], held_out: Mapping[str, HeldOut] | None = None
+) -> dict[str, Crossing]:
     """One crossing per split, in the order met. records: rows of one question together, as collecting writes them.
 
-    tiers: in the order they would be asked. Raises BadTable when a split has no question that all of them answered.
+    tiers: in the order they would be asked.  held_out: by tier; a question in there gets that p and no other. Where the
+    calibrator looks at earlier tiers that p is for one path, all of them, and on any other such a question has none.
+    Raises BadTable when a split has no question that all of them answered.
     """
-    names = [tier.name for tier in tiers]
+    names, known = [tier.name for tier in tiers], held_out or {}
     splits: defaultdict[str, _Split] = defaultdict(_Split)
     for (split, question), together in groupby(records, key=lambda record: (record.split, record.question)):
         told = {record.tier: record for record in together if record.tier in names}
@@ -104,7 +117,7 @@ def cross(records: Iterable[Record], tiers: Sequence[Tier]) -> dict[str, Crossin
         found.questions.append(question)
         found.families.append(told[names[0]].family)
         found.slices.append(told[names[0]].slices)
-        found.rows.append([_row(told[tier.name], tier) for tier in tiers])
+        found.rows.append([_row(told[tier.name], tier, known.get(tier.name)) for tier in tiers])
     empty = [split for split, found in splits.items() if not found.questions]
     if empty or not splits:
         raise BadTable(
@@ -113,16 +126,23 @@ def cross(records: Iterable[Record], tiers: Sequence[Tier]) -> dict[str, Crossin
     return {split: _crossing(found, tiers) for split, found in splits.items()}
 
 
-def _row(record: Record, tier: Tier) -> _Row:
+def _row(record: Record, tier: Tier, held_out: HeldOut | None) -> _Row:
     completion = completed(record)
     verdict = cascade.judge(completion, tier, ASK, ())
     trace = record.trace
+    p, unseen = verdict.p_correct, None
+    after: tuple[str, ...] = ()
+    if held_out is not None and verdict.features is not None and record.question in held_out.p:
+        unseen, after = held_out.p[record.question], held_out.after
+        p = None if after else unseen
     return _Row(
         completion.text,
         record.answer,
         record.grade is Grade.RIGHT,
         None if verdict.features is None else verdict.features.values,
-        verdict.p_correct,
+        p,
+        unseen,
+        after,
         None if trace is None else float(np.exp(trace.chosen.mean())),
         record.finish is Finish.LENGTH,
         record.grade is Grade.UNREADABLE,
@@ -196,11 +216,15 @@ class _Given:
         if not looking or len(path) == 1:
             return self._alone[:, path[-1]]
         names = tuple(tier.features[place] for place in looking)
+        asked_before = tuple(self._tiers[asked].name for asked in path[:-1])
         before = [self(path[: level + 1]) for level in range(len(path) - 1)]
         p = np.full(len(self._rows), np.nan)
         for i, rows in enumerate(self._rows):
             own = rows[path[-1]]
             if own.features is None:
+                continue
+            if own.unseen is not None:
+                p[i] = own.unseen if own.after == asked_before else np.nan
                 continue
             earlier = tuple(
                 Earlier(self._tiers[asked].name, rows[asked].text, None if np.isnan(said[i]) else float(said[i]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -14,18 +15,21 @@ import numpy as np
 from calibrators import artifact as artifacts
 from calibrators.scores import Insufficient, Score
 from calibrators.scores import Outcome as Measured
-from eval import baselines, costs, guarantees, lookahead, records
+from eval import baselines, certify, costs, guarantees, held_out, lookahead, records
 from eval.baselines import Line
 from eval.card import Absent, identity
+from eval.certify import Promised
 from eval.choice import Goal, Mix, NothingFits, budget, exchange, mix, target
 from eval.costs import CostFile, Model, TierCost
 from eval.crossed import Crossed, group_codes
 from eval.crossing import Crossing, cross
+from eval.held_out import HeldOut
 from eval.records import MANIFEST, RECORDS, Manifest
 from eval.stats import DEFINITIONS, BadComparison, aiq, concave_hull, mix_accuracy, pair_scores
 from eval.sweep import STEPS, Played, Route, Swept, replay, sweep
 from eval.verdict import LEVELS, Verdict, judge
 from gateway import snapshot
+from gateway.certificate import Certificate
 from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.nouns import Tier
@@ -41,6 +45,7 @@ class Wish:
     tiers: candidates, all of the configuration's when empty.  choose_on, test_on: splits; None finds them.
     cost: None takes money where there are prices and tokens where there are none.  budget: mean cost per question, or
     a share of the most accurate model's as "40%".  target: share right.  rate: lambda.  certify: error rate to prove.
+    confidence: of every promise.
     """
 
     tiers: tuple[str, ...] = ()
@@ -51,6 +56,7 @@ class Wish:
     target: float | None = None
     rate: float | None = None
     certify: float | None = None
+    confidence: float = 0.95
     levels: int = LEVELS
     steps: int = STEPS
     seed: int = 0
@@ -72,7 +78,8 @@ class Recommendation:
     """chosen_on, test: the tables.  curve: what the efficient routes of the one reach on the other.
     budgets: accuracy at shares of the reference's cost.  metrics: of the signal between the chain's first tier (the
     cheapest where no chain was chosen) and the reference, and AIQ of the curve.
-    mixed: two routes that spend a budget exactly.  certificates: on the test.  notes: what a reader must know."""
+    mixed: two routes that spend a budget exactly.  promised: what --write serves, and what the test promises of it.
+    named: the splits of both tables.  notes: what a reader must know."""
 
     chosen_on: Crossed
     test: Crossed
@@ -83,20 +90,26 @@ class Recommendation:
     budgets: list[AtBudget]
     metrics: dict[str, Measured]
     mixed: Mix | None
-    certificates: list[guarantees.Outcome]
+    promised: Promised
+    named: tuple[str, str]
     notes: list[str]
+
+    @property
+    def certificates(self) -> tuple[guarantees.Outcome, ...]:
+        return self.promised.outcomes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
     """What a recommendation is made from: recorded answers with the gateway's own p, priced.
 
-    chosen_on, test: what chooses and what judges.  notes: what a reader must know of them.
+    chosen_on, test: what chooses and what judges.  notes: what a reader must know of them.  named: the splits of both.
     """
 
     chosen_on: Crossing
     test: Crossing
     notes: tuple[str, ...]
+    named: tuple[str, str]
 
 
 def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFile | None = None) -> Recommendation:
@@ -110,8 +123,10 @@ def gather(places: Sequence[Path], config: Config, wish: Wish, prices: CostFile 
     files = [place / RECORDS if place.is_dir() else place for place in places]
     manifests = [records.read_manifest(folder / MANIFEST) for folder in folders]
     tiers, notes = open_tiers(config, manifests, wish.tiers)
-    crossings = cross(chain.from_iterable(records.read(file) for file in files), tiers)
-    chosen_on, test, told = divided(crossings, config, wish)
+    unseen = held_out.of(config)
+    crossings = cross(chain.from_iterable(records.read(file) for file in files), tiers, unseen)
+    chosen_on, test, named, told = divided(crossings, config, wish)
+    told += fitted_questions(chosen_on.table, test.table, unseen)
     notes += told
     notes += [
         f"{one.unasked} questions of {split} left out: some tier gave no answer"
@@ -122,7 +137,7 @@ def gather(places: Sequence[Path], config: Config, wish: Wish, prices: CostFile 
     model = wish.cost or ("usd" if any(entry.prices.usd_per_mtok_out for entry in config.tiers) else "tokens")
     listed = prices or own_prices(config)
     chosen_on, test = (priced(one, model, listed) for one in (chosen_on, test))
-    return Material(chosen_on, test, tuple(notes))
+    return Material(chosen_on, test, tuple(notes), named)
 
 
 def decide(material: Material, wish: Wish) -> Recommendation:
@@ -135,7 +150,8 @@ def decide(material: Material, wish: Wish) -> Recommendation:
     aim = goal or target(replay(chosen_on.table, verdict.reference).accuracy)
     frontier = swept.frontier
     hull = frontier[concave_hull(swept.cost[frontier], swept.accuracy[frontier])]
-    path = [swept.routes[place] for place in hull[::-1]]
+    meets = goal is None or goal.feasible(swept.accuracy[hull], swept.cost[hull])
+    path = [swept.routes[place] for place in hull[np.broadcast_to(meets, hull.shape)][::-1]]
     return Recommendation(
         chosen_on.table,
         test.table,
@@ -146,7 +162,8 @@ def decide(material: Material, wish: Wish) -> Recommendation:
         [at_budget(swept, test.table, verdict.reference, share) for share in SHARES],
         metrics(test.table, verdict, [replay(test.table, swept.routes[place]) for place in hull], rng),
         mix(swept, goal.most_cost) if goal is not None and np.isfinite(goal.most_cost) else None,
-        certified(test.table, path, verdict.recommended, wish),
+        promise(test.table, path, verdict, wish),
+        material.named,
         list(material.notes),
     )
 
@@ -184,40 +201,77 @@ def bound(table: Crossed) -> list[str]:
     ]
 
 
-def divided(crossings: Mapping[str, Crossing], config: Config, wish: Wish) -> tuple[Crossing, Crossing, list[str]]:
-    """(what chooses, what tests, notes). One split, alone or named twice, is halved by question family.
+def divided(
+    crossings: Mapping[str, Crossing], config: Config, wish: Wish
+) -> tuple[Crossing, Crossing, tuple[str, str], list[str]]:
+    """(what chooses, what tests, their names, notes). One split, alone or named twice, is halved by question family.
 
-    Raises ConfigError where it is not clear which split is which, or calibrators were fitted on the test.
+    Raises ConfigError where it is not clear which split is which, or calibrators were fitted or tuned on the test, or
+    fitted on what chooses and nobody knows what they say out of fold.
     """
     have = list(crossings)
     for name in (wish.choose_on, wish.test_on):
         if name is not None and name not in crossings:
             raise ConfigError(f"no split {name!r} in these records; have {', '.join(have)}")
-    fitted = fitted_on(config)
+    fitted, tuned = fitted_on(config), tuned_on(config)
     test_on = wish.test_on or (TEST if TEST in have and len(have) > 1 and wish.choose_on != TEST else None)
     rest = [name for name in have if name != test_on]
     choose_on = wish.choose_on or (rest[0] if len(rest) == 1 else None)
     if len(have) == 1 or (choose_on is not None and choose_on == test_on):
         only = choose_on or have[0]
-        if only in fitted:
+        if only in fitted | tuned:
             raise ConfigError(f"calibrators were fitted on {only!r}, so no part of it can test; collect another split")
         notes = [f"one half of the questions of {only} chose the policy, the other half tests it"]
-        return (*_halves(crossings[only], wish.seed), notes)
+        return (*_halves(crossings[only], wish.seed), (f"one half of {only}", f"the other half of {only}"), notes)
     if choose_on is None or test_on is None:
         raise ConfigError(f"say with --choose-on and --test-on which splits choose and test; have {', '.join(have)}")
-    if test_on in fitted:
+    if test_on in fitted | tuned:
         raise ConfigError(f"calibrators were fitted on {test_on!r}: a test there shows nothing; take another split")
     notes = [f"policies chosen on {choose_on}, scored on {test_on}"]
     if choose_on in fitted:
-        told = f"calibrators were fitted on {choose_on} too, so thresholds were chosen on p somewhat too good"
-        notes.append(f"{told}; the test did neither")
-    return crossings[choose_on], crossings[test_on], notes
+        blind = [
+            entry.name
+            for entry in config.tiers
+            if entry.calibrator is not None
+            and artifacts.load(entry.calibrator).fit.get("split") == choose_on
+            and not held_out.beside(entry.calibrator).is_file()
+        ]
+        if blind:
+            raise ConfigError(
+                f"the calibrators of {', '.join(blind)} were fitted on {choose_on!r}, where their p is too good to "
+                "choose by, and there are no out-of-fold probabilities beside their artefacts: run `confgate fit` "
+                "again, which writes them, or choose on another split with --choose-on"
+            )
+        notes.append(f"calibrators were fitted on {choose_on} too; there p is out of fold")
+    return crossings[choose_on], crossings[test_on], (choose_on, test_on), notes
+
+
+def fitted_questions(chosen_on: Crossed, test: Crossed, unseen: Mapping[str, HeldOut]) -> list[str]:
+    """A note on which questions of the fit choose. Raises ConfigError when some of them would test, however called."""
+    known = {question for one in unseen.values() for question in one.p}
+    shared = known & set(test.questions)
+    if shared:
+        raise ConfigError(
+            f"calibrators were fitted on {len(shared)} of the questions that test ({min(shared)}, ...): a test there "
+            "shows nothing; take another split"
+        )
+    inside = len(known & set(chosen_on.questions))
+    return [f"{inside:,} of the {chosen_on.n:,} questions that choose take their p out of fold"] if inside else []
 
 
 def fitted_on(config: Config) -> set[str]:
     """The splits that the configuration's calibrators were fitted on, as their artefacts say."""
-    loaded = [artifacts.load(entry.calibrator) for entry in config.tiers if entry.calibrator is not None]
-    return {str(one.fit["split"]) for one in loaded if "split" in one.fit}
+    return {str(one.fit["split"]) for one in _artifacts(config) if "split" in one.fit}
+
+
+def tuned_on(config: Config) -> set[str]:
+    """The splits that the strength of their objectives was chosen on."""
+    tuned = [one.fit.get("tune") for one in _artifacts(config)]
+    return {str(split) for splits in tuned if isinstance(splits, list | tuple) for split in splits}
+
+
+def _artifacts(config: Config) -> list[artifacts.Artifact]:
+    return [artifacts.load(entry.calibrator) for entry in config.tiers if entry.calibrator is not None]
 
 
 def _halves(whole: Crossing, seed: int) -> tuple[Crossing, Crossing]:
@@ -325,12 +379,20 @@ def looking_ahead(chosen_on: Crossed, test: Crossed, goal: Goal) -> Line:
     return Line("look-ahead", told, *points, picked=picked)
 
 
-def certified(test: Crossed, path: Sequence[Route], route: Route, wish: Wish) -> list[guarantees.Outcome]:
-    """What can be promised on the test: for the recommended route, and the cheapest route of a proven error rate."""
-    found = [*guarantees.accepted_error(test, route), guarantees.cost_bound(test, route)]
-    if wish.certify is not None:
-        found.append(guarantees.final_error(test, path, wish.certify))
-    return found
+def promise(test: Crossed, path: Sequence[Route], verdict: Verdict, wish: Wish) -> Promised:
+    """What can be promised on the test: of the recommended route, or of the cheapest one with a proven error rate."""
+    delta = round(1 - wish.confidence, 12)  # 1 - .95 is a little more than .05
+    rivals = [verdict.choice.route, verdict.reference] if len(verdict.choice.route.chain) > 1 else [verdict.recommended]
+    found = certify.of_choice(test, verdict.recommended, rivals, delta)
+    return found if wish.certify is None else certify.by_proof(test, path, wish.certify, delta, found)
+
+
+def certificate(found: Recommendation, config: Config, issued: dt.date) -> Certificate | None:
+    """As it goes into the cascade file, None where nothing can be promised. config: what was swept with."""
+    labels = {
+        entry.name: artifacts.load(entry.calibrator).label for entry in config.tiers if entry.calibrator is not None
+    }
+    return certify.certificate(found.promised, found.test, labels, *found.named, issued)
 
 
 # JSON
@@ -384,6 +446,7 @@ def as_json(found: Recommendation) -> dict[str, Any]:
             "high": guarantees.told(table, found.mixed.high),
             "share_high": found.mixed.share,
         },
+        "served": guarantees.told(table, found.promised.route),
         "certificates": [
             one.as_json() if isinstance(one, guarantees.Certificate) else asdict(one) for one in found.certificates
         ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from eval.cli import Implausible, listed, one_line, plausible
+from eval.cli import Implausible, listed, moment, one_line, plausible
 from gateway.cli import AsJson, ConfigFile, table
 from gateway.errors import ConfigError, GatewayError
 
@@ -36,7 +36,10 @@ TestOn = Annotated[str | None, typer.Option(help="Split that judges it; no calib
 Candidates = Annotated[str | None, typer.Option(help="Candidates, with commas between. Without it: all.")]
 Levels = Annotated[int, typer.Option(min=1, max=6, help="Longest chain to try.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Thresholds to try per level.")]
-Certify = Annotated[float | None, typer.Option(help="Also find the cheapest policy proven to err no more.")]
+Certify = Annotated[
+    float | None, typer.Option(help="Take the cheapest policy proven to err no more often than this, such as 0.05.")
+]
+Confidence = Annotated[float, typer.Option(help="Of every promise of the certificate.")]
 Seed = Annotated[int, typer.Option(help="Of halves and intervals.")]
 
 
@@ -55,8 +58,9 @@ def sweep(
     levels: Levels = 4,
     steps: Steps = 24,
     certify: Certify = None,
+    confidence: Confidence = 0.95,
     write: Annotated[
-        Path | None, typer.Option(help="Put the recommended policy into this cascade file; comments stay.")
+        Path | None, typer.Option(help="Put the policy and its certificate into this cascade file; comments stay.")
     ] = None,
     policy: Annotated[str, typer.Option(help="Which policy of the file --write changes.")] = "default",
     implausible: Implausible = False,
@@ -74,17 +78,24 @@ def sweep(
 
     wish = wished(
         tiers=tiers, choose_on=choose_on, test_on=test_on, cost=cost, budget=budget, target=target, rate=rate,
-        certify=certify, levels=levels, steps=steps, seed=seed,
+        certify=certify, confidence=confidence, levels=levels, steps=steps, seed=seed,
     )  # fmt: skip
     plausible(records, implausible=implausible)
     with one_line(), comparable():
         settings = configs.read(config)
         found = recommend.recommend(records, settings, wish, None if prices is None else costs.read(prices))
+        certificate = recommend.certificate(found, settings, moment(None).date())
         if write is not None:
-            policy_file.write(write, policy, recommend.steps_of(found.test, found.verdict.recommended))
+            if found.promised.refused is not None:
+                raise ConfigError(f"nothing was written to {write}: {found.promised.refused}")
+            steps_wanted = recommend.steps_of(found.test, found.promised.route)
+            policy_file.write(write, policy, steps_wanted, certificate)
     typer.echo(json.dumps(recommend.as_json(found), indent=2) if as_json else told(found))
     if write is not None and not as_json:
-        typer.echo(f"\n{write}: policy {policy} is now {found.verdict.recommended.told(found.test.tiers)}")
+        typer.echo(f"\n{write}: policy {policy} is now {found.promised.route.told(found.test.tiers)}")
+        typer.echo(
+            "its certificate stands there too" if certificate else "without a certificate: nothing can be promised"
+        )
 
 
 def wished(*, tiers: str | None, cost: str | None, **rest: Any) -> Wish:
@@ -154,7 +165,9 @@ def told(found: Recommendation) -> str:
                 for one in verdict.against
             ]
         ),
-        "promises\n" + "\n".join(f"- {one}" for one in found.certificates),
+        f"promises about {found.promised.route.told(test.tiers)}\n"
+        + "\n".join(f"- {one}" for one in found.certificates)
+        + f"\nhow it was chosen: {found.promised.chosen}",
         "words\n" + "\n".join(f"- {name}: {meaning}" for name, meaning in DEFINITIONS.items()),
     ]
     if found.mixed is not None:

@@ -33,7 +33,7 @@ from calibrators.base import (
 )
 from calibrators.temperature import best_temperature
 from eval import collect as collecting
-from eval import fit, prompts, records, seal, tables
+from eval import fit, held_out, prompts, records, seal, tables
 from eval.cli import app
 from eval.datasets import Question
 from eval.fit import Failed, Fitting, How, Upstream
@@ -389,6 +389,13 @@ def test_fitted_artefacts_are_taken_by_the_gateway_they_were_collected_through(c
     assert sealed.fit["n"] == 400
     assert sealed.metrics["nll"]["n"] == 400
     assert sealed.expires is not None
+    unseen = held_out.read(folder / "calibrators" / "cheap.json", sealed)
+    assert unseen is not None
+    assert len(unseen.p) == 400
+    everyone = artifacts.load(folder / "calibrators" / "dear.json")
+    later = held_out.read(folder / "calibrators" / "dear.json", everyone)
+    assert later is not None
+    assert later.after == tuple(everyone.fit["after"])  # type: ignore[arg-type]
 
     async def withheld() -> dict[str, str]:
         async with open_cascade(config) as snapshot:

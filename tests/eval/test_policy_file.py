@@ -1,11 +1,13 @@
 """Writing a policy into a cascade file: nothing else in it may change, not a comment, not a space."""
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
 
 from eval import policy_file
 from eval.policy_file import edited
+from gateway.certificate import Certificate, CertifiedStep, Data, Promise
 from gateway.config import parse
 from gateway.errors import ConfigError
 
@@ -30,6 +32,20 @@ BLOCK = """\
     serve_fallback: false
   other: {steps: [{tier: b, accept_at: 0.5}, {tier: c}]}
 """
+
+
+CERTIFICATE = Certificate.sealed(
+    issued=dt.date(2026, 11, 22),
+    steps=[CertifiedStep(tier="a", accept_at=0.5, calibrator="a@0123456789ab"),
+           CertifiedStep(tier="c", calibrator="none")],
+    data=Data(split="test", n=999, sha256="1e" * 32),
+    chosen="on validation: thresholds were chosen on other questions than these; bounds hold for all 2 at once, " * 2,
+    promises=[Promise(what="cost of one request in usd", unit="usd", limit=1e-05, confidence=0.95, seen=2e-06, n=999,
+                      method="split conformal"),
+              Promise(what="share of wrong answers among those that a serves", limit=0.1 + 0.2, confidence=0.95,
+                      seen=0.0, n=300, method="Clopper-Pearson, 2 tiers at once")],
+    assumptions=["requests are like the questions counted here: same source, same prompt", "no: tier # fails"],
+)  # fmt: skip
 
 
 def steps(text: str, policy: str = "default") -> list[tuple[str, float | None]]:
@@ -87,3 +103,50 @@ def test_the_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
         policy_file.write(path, "default", [("nobody", 0.5), ("c", None)])
     assert steps(path.read_text()) == [("c", None)]
     assert [one.name for one in tmp_path.iterdir()] == ["cascade.yaml"]
+
+
+@pytest.mark.parametrize("policy", ["default", "other"])
+def test_a_certificate_is_written_under_its_policy_and_read_again_bit_by_bit(policy: str) -> None:
+    wanted = [("a", 0.5), ("c", None)]
+    changed = edited(HEAD + BLOCK, PATH, policy, wanted, CERTIFICATE)
+    read = parse(changed, PATH).policies
+    assert read[policy].certificate == CERTIFICATE
+    assert CERTIFICATE.own_sha256() == CERTIFICATE.sha256
+    assert [one.certificate for name, one in read.items() if name != policy] == [None]
+    for kept in ("# Ours.", "# on loopback", "# cheapest first", "    # after the steps\n    serve_fallback: false"):
+        assert kept in changed
+    assert "certificate:" in changed
+    assert max(map(len, changed.splitlines())) <= 120 or policy == "other"  # in brackets it has to be one line
+
+
+@pytest.mark.parametrize("policy", ["default", "other"])
+def test_the_next_certificate_takes_the_place_of_the_last_and_without_one_it_goes(policy: str) -> None:
+    wanted = [("a", 0.5), ("c", None)]
+    bare = edited(HEAD + BLOCK, PATH, policy, wanted)
+    once = edited(HEAD + BLOCK, PATH, policy, wanted, CERTIFICATE)
+    assert edited(once, PATH, policy, wanted, CERTIFICATE) == once
+    assert edited(once, PATH, policy, wanted) == bare
+
+
+def test_a_certificate_that_was_withdrawn_by_hand_is_read_as_such_and_replaced_by_the_next() -> None:
+    wanted = [("a", 0.5), ("c", None)]
+    once = edited(HEAD + BLOCK, PATH, "default", wanted, CERTIFICATE)
+    gone = once.replace("certificate:\n", "certificate:\n      withdrawn: {since: 2026-12-01, why: drift}\n")
+    read = parse(gone, PATH).policies["default"].certificate
+    assert read is not None
+    assert read.withdrawn is not None
+    assert read.withdrawn.why == "drift"
+    assert read.own_sha256() == read.sha256
+    assert edited(gone, PATH, "default", wanted, CERTIFICATE) == once
+
+
+def test_a_file_that_does_not_end_its_last_line_can_be_written_to() -> None:
+    text = HEAD + "  default:\n    steps:\n    - {tier: c}"
+    changed = edited(text, PATH, "default", [("a", 0.5), ("c", None)], CERTIFICATE)
+    assert parse(changed, PATH).policies["default"].certificate == CERTIFICATE
+
+
+def test_a_mix_is_not_written_over() -> None:
+    text = HEAD + BLOCK + "  both: {mix: [{policy: default, share: 0.25}, {policy: other, share: 0.75}]}\n"
+    with pytest.raises(ConfigError, match="'both' is a mix of others"):
+        edited(text, PATH, "both", [("c", None)])

@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 from calibrators import artifact, logistic
 from calibrators.artifact import Artifact
 from calibrators.base import FitData, Missing
-from eval import records
+from eval import held_out, records
 from eval.baselines import LENGTH, RAW
 from eval.crossed import BadTable, Crossed
 from eval.crossing import completed, cross
 from eval.grade import Grade
-from eval.recommend import Wish, bound, goal_of, recommend, steps_of
+from eval.recommend import Wish, bound, gather, goal_of, recommend, steps_of
 from eval.records import Collected, Manifest, Record
 from eval.sweep import Route, replay, sweep
 from eval.sweep_cli import app
-from gateway import cascade
+from gateway import cascade, checking
 from gateway import config as configs
 from gateway.answers import Rule
 from gateway.errors import ConfigError
@@ -230,6 +230,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         )  # fmt: skip
         artifact.dump(fitted, folder / f"{name}.json")
+        places = [("calibration", question) for question, has in zip(table.questions, known, strict=True) if has]
+        held_out.write(folder / f"{name}.json", fitted, places, out_of_fold(data))
     tiers = "\n".join(
         f"  - {{name: {name}, engine: {{kind: openai_http, url: 'http://h/v1', model: {name}}},"
         f" calibrator: {name}.json, prices: {{usd_per_mtok_in: {usd}, usd_per_mtok_out: {usd}}}}}"
@@ -238,6 +240,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = "  default:  # chosen by sweep\n    steps:\n      - {tier: small, accept_at: 0.9}\n      - {tier: large}\n"
     (folder / "cascade.yaml").write_text(f"keys: {{allow_anonymous: true}}\ntiers:\n{tiers}\npolicies:\n{policy}")
     return folder
+
+
+def out_of_fold(data: FitData) -> np.ndarray:
+    """p of every row by a fit on the other folds."""
+    fold = np.arange(data.n) % 5
+    p = np.empty(data.n)
+    for out in range(5):
+        p[fold == out] = logistic.fit(data.rows(np.flatnonzero(fold != out))).predict(data.X[fold == out])
+    return p
 
 
 def run(folder: Path, *arguments: str) -> str:
@@ -251,7 +262,8 @@ def test_the_command_says_the_verdict_first_and_shows_what_it_was_held_against(f
     assert told.startswith(("use ", "no cascade ", "serve "))
     for part in ("frontier", "random mix", "agreement", "cascade oracle", "look-ahead", "McNemar", "AUDC", "promises"):
         assert part in told
-    assert "thresholds were chosen on p somewhat too good" in told
+    assert "calibrators were fitted on calibration too; there p is out of fold" in told
+    assert "500 of the 500 questions that choose take their p out of fold" in told
     assert "1 questions of test left out" in told
 
 
@@ -320,3 +332,91 @@ def test_a_note_says_which_tiers_have_no_confidence_when_others_are_skipped(worl
         "c has no confidence unless a, b",
     ]
     assert all("--upstream off" in note for note in notes)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """The made records and the cascade file in a folder of one's own."""
+    for one in folder.iterdir():
+        (to / one.name).write_bytes(one.read_bytes())
+    return to
+
+
+def test_a_policy_is_chosen_on_the_p_of_a_fit_that_has_not_seen_the_question(folder: Path) -> None:
+    config = configs.read(folder / "cascade.yaml")
+    found = gather([folder], config, Wish())
+    unseen = held_out.of(config)
+    table = found.chosen_on.table
+    for place, name in enumerate(TIERS):
+        p = [unseen[name].p.get(question, np.nan) for question in table.questions]
+        has = ~np.isnan(table.p[:, place])  # cut answers have none
+        assert has.sum() > 450
+        assert np.array_equal(table.p[has, place], np.array(p)[has])
+    assert not set(found.test.table.questions) & set(unseen["small"].p)
+
+
+def test_without_out_of_fold_probabilities_fit_data_chooses_nothing(folder: Path, tmp_path: Path) -> None:
+    own = copied(folder, tmp_path)
+    config = configs.read(own / "cascade.yaml")
+    held_out.beside(own / "middle.json").unlink()
+    with pytest.raises(ConfigError, match=r"of middle were fitted on 'calibration'.*run `confgate fit` again"):
+        gather([own], config, Wish())
+    held_out.beside(own / "middle.json").write_bytes(held_out.beside(own / "small.json").read_bytes())
+    with pytest.raises(ConfigError, match="belongs to another artefact than middle@"):
+        gather([own], config, Wish())
+    held_out.beside(own / "middle.json").write_bytes(b"rubbish")
+    with pytest.raises(ConfigError, match="no out-of-fold probabilities"):
+        gather([own], config, Wish())
+
+
+def test_questions_of_the_fit_test_nothing_whatever_their_split_is_called(folder: Path, tmp_path: Path) -> None:
+    own = copied(folder, tmp_path)
+    fitted = artifact.load(own / "small.json")
+    held_out.write(own / "small.json", fitted, [("elsewhere", "test-7")], np.array([0.5]))
+    with pytest.raises(ConfigError, match="fitted on 1 of the questions that test"):
+        gather([own], configs.read(own / "cascade.yaml"), Wish())
+
+
+def test_where_a_calibrator_looks_back_the_out_of_fold_p_is_of_one_path_only() -> None:
+    rows = list(written(200, "fit", 3))
+    tiers = fitted_tiers(rows)
+    tiers[1] = replace(tiers[1], after=("small",))
+    plain = cross(rows, tiers)["fit"].table
+    known = dict.fromkeys(plain.questions[:30], 0.25)
+    table = cross(rows, tiers, {"middle": held_out.HeldOut(known, ("small",))})["fit"].table
+    has = ~np.isnan(plain.p_of((0, 1)))
+    assert has[30:].any()
+    assert (table.p_of((0, 1))[:30][has[:30]] == 0.25).all()
+    assert np.isnan(table.p_of((1,))[:30]).all()
+    assert np.array_equal(table.p_of((0, 1))[30:], plain.p_of((0, 1))[30:], equal_nan=True)
+    assert np.array_equal(table.p_of((0,)), plain.p_of((0,)), equal_nan=True)
+
+
+def test_what_is_written_carries_a_certificate_that_the_gateway_finds_good(folder: Path, tmp_path: Path) -> None:
+    own = copied(folder, tmp_path)
+    path = own / "cascade.yaml"
+    run(own, "--certify", "0.3", "--write", str(path))
+    summary = checking.check(path, live=False)
+    (found,) = summary["certificates"]
+    assert found["holds"]
+    assert "share of final answers that are wrong at most 30.00% with 95% confidence" in found["promises"][0]
+    assert any(one.startswith("cost of one request in usd") for one in found["promises"])
+    assert "Learn then Test kept this one" in found["chosen"]
+    assert found["chosen"].startswith("on calibration: ")
+    once = path.read_text()
+    run(own, "--certify", "0.3", "--write", str(path))
+    assert path.read_text() == once
+    changed = once.replace("accept_at: 0.", "accept_at: 0.9", 1)
+    path.write_text(changed)
+    (broken,) = checking.check(path, live=False)["certificates"]
+    assert "accept_at of" in broken["why"]
+
+
+def test_an_error_rate_that_is_not_shown_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    path = copied(folder, tmp_path) / "cascade.yaml"
+    before = path.read_text()
+    arguments = ["-r", str(folder), "-c", str(path), "--certify", "0.0001", "--write", str(path)]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, ConfigError)
+    assert "nothing was written" in str(done.exception)
+    assert "not certified" in str(done.exception)
+    assert path.read_text() == before
