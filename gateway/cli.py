@@ -136,6 +136,41 @@ def serve(
 
 
 @app.command()
+def up(
+    file: Annotated[
+        Path,
+        typer.Argument(envvar="CONFGATE_CONFIG", help="A configuration whose tiers say how to serve them."),
+    ] = DEFAULT_FILE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the commands; start nothing.")] = False,
+    no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Start the model servers only.")] = False,
+    logs: Annotated[Path, typer.Option(envvar="CONFGATE_LOGS", help="The folder for one log per server.")] = Path(
+        "fleet-logs"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Plan GPU memory for all tiers, start their model servers and the gateway, and keep them running.
+
+    Example:  confgate up deploy/qwen2.5/one-80gb.yaml --dry-run
+    """
+    from gateway import launching
+
+    config = read(file)
+    plan = launching.plan(config, dry=dry_run, logs=logs)
+    if as_json:
+        typer.echo(json.dumps(plan.told(), indent=2))
+    else:
+        for rows in (plan.told()["servers"], plan.told()["gpus"], plan.told()["in_process"]):
+            if rows:
+                typer.echo(table(rows) + "\n")
+    if not dry_run:
+        note = launching.note_json if as_json else launching.note_line
+        launching.launch(file, config, plan, logs=logs, with_gateway=not no_gateway, note=note)
+    elif not as_json:
+        for command in plan.told()["commands"]:
+            typer.echo(command)
+
+
+@app.command()
 def check(
     config: ConfigFile = DEFAULT_FILE,
     live: Annotated[

@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails, core_schema
 from gateway import engines
 from gateway.certificate import Certificate
 from gateway.errors import ConfigError
+from gateway.fleet.settings import Fleet, Serve
 from gateway.ids import Seal
 from gateway.resilience.breaker import Rules
 from gateway.resilience.guard import Limits
@@ -300,6 +301,9 @@ class TierEntry(Written):
     prices: PriceList = PriceList()
     patience_seconds: float = Field(default=60, gt=0, description="how long this tier's turn may take, retry included")
     limits: LimitsEntry = LimitsEntry()
+    serve: Serve | None = Field(
+        default=None, description="how `confgate up` serves the model; no other command reads it"
+    )
 
     @field_validator("name")
     @classmethod
@@ -387,6 +391,7 @@ class Config(Written):
     )
     tiers: tuple[TierEntry, ...] = Field(min_length=1)
     policies: dict[Name, PolicyEntry] = Field(description="`default` is what the model name `auto` means")
+    fleet: Fleet = Field(default=Fleet(), description="the machine that `confgate up` starts model servers on")
 
     @field_validator("server")
     @classmethod
