@@ -62,6 +62,24 @@ def sifted(found: Sequence[Question], wish: Variants, shown: Sequence[str]) -> t
     return rest, notes
 
 
+def chosen(
+    dataset: str,
+    names: Sequence[str],
+    *,
+    data: Path | None,
+    n: int | None,
+    seed: int | None,
+    divided: str | None,
+    variants: Variants,
+    shown: Sequence[str],
+) -> tuple[list[Question], list[str]]:
+    """`questions`, dealt out by `divide` where that is asked for, and `sifted`."""
+    found = questions(dataset, names, data=data, n=n, seed=seed)
+    if divided is not None:
+        found = divide(found, divided, seed=seed or 0)
+    return sifted(found, variants, shown)
+
+
 def divide(found: Sequence[Question], written: str, *, seed: int) -> list[Question]:
     """Questions of one split dealt out to several: "train:calibration=0.7,validation=0.3". Variants stay together.
 

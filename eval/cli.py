@@ -112,11 +112,10 @@ def collect(
             command=shlex.join(["confgate", *sys.argv[1:]]),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
-        asked = _questions.questions(dataset, listed(split), data=data, n=n, seed=seed)
-        if divide is not None:
-            asked = _questions.divide(asked, divide, seed=seed or 0)
-        shown = [shot.id for shot in plan.prompt.shots]
-        asked, notes = _questions.sifted(asked, one_of(_questions.Variants, variants, "--variants"), shown)
+        asked, notes = _questions.chosen(
+            dataset, listed(split), data=data, n=n, seed=seed, divided=divide,
+            variants=one_of(_questions.Variants, variants, "--variants"), shown=[shot.id for shot in plan.prompt.shots],
+        )  # fmt: skip
         for note in notes:
             typer.echo(f"note: {note}", err=True)
         path = run(settings, asked, out, plan)

@@ -241,7 +241,7 @@ class Desk:
             self._failed_in_a_row += not isinstance(error, EngineTooSmall)  # that is the question's fault
             return Record(**facts, grade=Grade.UNASKED, error=str(error) or type(error).__name__)
         self._failed_in_a_row = 0
-        return Record(**facts, **self._told(completion, question))
+        return Record(**facts, **told(completion, question, self._prices))
 
     async def _ask(self, question: Question) -> Completion:
         """The engine's answer, after as many attempts as the plan allows. Raises the last one's EngineError."""
@@ -265,21 +265,23 @@ class Desk:
         except TimeoutError:
             raise EngineSlow(self._engine.name, patience) from None
 
-    def _told(self, completion: Completion, question: Question) -> dict[str, Any]:
-        graded = grade(completion.text, question.target, completion.finish)
-        return {
-            "text": completion.text,
-            "answer": graded.answer,
-            "grade": graded.grade,
-            "rule": graded.rule,
-            "finish": completion.finish,
-            "prompt_tokens": completion.prompt_tokens,
-            "completion_tokens": completion.completion_tokens,
-            "seconds": completion.seconds,
-            "usd": price(completion, self._prices).usd,
-            "trace": completion.trace,
-            "no_trace": completion.no_trace,
-        }
+
+def told(completion: Completion, question: Question, prices: Prices) -> dict[str, Any]:
+    """What a record says of an answer."""
+    graded = grade(completion.text, question.target, completion.finish)
+    return {
+        "text": completion.text,
+        "answer": graded.answer,
+        "grade": graded.grade,
+        "rule": graded.rule,
+        "finish": completion.finish,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+        "seconds": completion.seconds,
+        "usd": price(completion, prices).usd,
+        "trace": completion.trace,
+        "no_trace": completion.no_trace,
+    }
 
 
 def is_final(error: EngineError) -> bool:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from calibrators.base import BadLabels
-from eval import records
+from eval import lm_eval, records
 from eval.datasets import Slice
 from eval.grade import Grade
 from eval.records import MANIFEST, RECORDS, BadRecords, Manifest, Record
@@ -289,6 +289,9 @@ def from_user(path: Path, features: Sequence[str] | None = None, slices: Sequenc
     rows = READERS[_kind(path)](path)
     if not rows:
         raise BadRecords(path, "no rows in it")
+    if lm_eval.are_samples(rows):
+        rows = lm_eval.table_rows(path, rows)
+    rows = lengthened(path, rows)
     have = list(dict.fromkeys(name for row in rows[:1000] for name in row))
     missing = [name for name in (*NEEDED, *(features or ()), *slices) if name not in have]
     if missing:
@@ -307,6 +310,34 @@ def from_user(path: Path, features: Sequence[str] | None = None, slices: Sequenc
         for name in slices:
             draft.slices[name].append(_slice(row.get(name)))
     return {model: draft.finished(model) for model, draft in drafts.items()}
+
+
+def lengthened(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A wide table, one row per question with columns such as `small.correct` and `small.certainty`, made long.
+
+    A long one is returned as it is. Raises BadRecords for a column that belongs to no model, nor to all.
+    """
+    models = [name.removesuffix(WIDE) for name in rows[0] if name.endswith(WIDE)]
+    if not models or "correct" in rows[0]:
+        return rows
+    longest = sorted(models, key=len, reverse=True)  # "a.b.x" is of the model "a.b", not of "a"
+    owner = {name: next((model for model in longest if name.startswith(f"{model}.")), "") for name in rows[0]}
+    strange = [name for name, model in owner.items() if not model and name not in ("question", *KNOWN)]
+    if strange:
+        told = f"column {', '.join(strange)} belongs to none of {', '.join(models)}"
+        raise BadRecords(path, f"{told}; in a wide table it is called like {models[0]}.certainty")
+    return [
+        {
+            "model": model,
+            **{name: row.get(name) for name, whose in owner.items() if not whose},
+            **{name[len(model) + 1 :]: row.get(name) for name, whose in owner.items() if whose == model},
+        }
+        for model in models
+        for row in rows
+    ]
+
+
+WIDE = ".correct"
 
 
 def _kind(path: Path) -> str:

@@ -31,6 +31,8 @@ ELSEWHERE = {
     "fit": Elsewhere("eval.cli", "eval,calibrate", "Fit one calibrator per tier from collected records."),
     "demo": Elsewhere("eval.cli", "eval,local,demo", "Run the pocket cascade on held-out questions; no GPU needed."),
     "sweep": Elsewhere("eval.sweep_cli", "eval,calibrate", "Choose tiers and thresholds, and say whether that pays."),
+    "batch": Elsewhere("eval.data_cli", "eval", "Write questions as a batch for vllm run-batch or OpenAI's batch API."),
+    "import": Elsewhere("eval.data_cli", "eval", "Make records of a batch's replies."),
     "export": Elsewhere("eval.data_cli", "eval,calibrate", "Write records for lm-evaluation-harness and inspect."),
     "card": Elsewhere("eval.reports_cli", "eval,calibrate", "Write the cascade's calibration card from its records."),
     "objectives": Elsewhere("eval.reports_cli", "eval,calibrate", "Compare robust objectives on unseen shifts."),
