@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gateway
 from calibrators import artifact as artifacts
@@ -60,36 +60,52 @@ def plan(config: Config, *, dry: bool, logs: Path, environ: Mapping[str, str] = 
     Raises ConfigError, Unfit among them.
     """
     in_process = tuple(host_rows(config, environ))
-    entries = [entry for entry in config.tiers if entry.serve and isinstance(entry.engine, openai_http.Options)]
-    if not entries:
+    wanted = list(wanted_servers(config))
+    if not wanted:
         if not in_process:
             raise ConfigError("no tier says how it is served; give each one that `up` is to start a serve: section")
         return Launch(None, (), in_process)
-    wishes = [wish(entry, environ) for entry in entries]
+    wishes = [wish(one.name, one.entry, environ) for one in wanted]
     present = [] if dry and config.fleet.gpus else gpus.there_are(environ)
     devices = gpus.to_plan_for(config.fleet, present)
     found = plan_servers(wishes, devices, headroom=config.fleet.headroom)
-    servers = []
-    for entry, placed in zip(entries, found.servers, strict=True):
-        engine = entry.engine
-        assert isinstance(engine, openai_http.Options), "chosen above"
-        servers.append(
-            command.server(
-                placed,
-                config.fleet,
-                url=engine.url,
-                served_as=engine.model,
-                api_key=engine.api_key,
-                top_k=top_k(entry),
-                plugin=str(packages(logs)) if wants_plugin(entry) else None,
-            )
+    servers = [
+        command.server(
+            placed,
+            config.fleet,
+            url=one.url,
+            served_as=one.engine.model,
+            api_key=one.engine.api_key,
+            top_k=top_k(one.entry),
+            plugin=str(packages(logs)) if placed.wish.plugin else None,
         )
+        for one, placed in zip(wanted, found.servers, strict=True)
+    ]
     check_addresses(servers)
     return Launch(found, tuple(servers), in_process)
 
 
-def wish(entry: TierEntry, environ: Mapping[str, str]) -> Wish:
-    """What a tier wants, with its model's shape. Raises ConfigError that names the tier."""
+class Wanted(NamedTuple):
+    """One server of a tier."""
+
+    name: str
+    entry: TierEntry
+    engine: openai_http.Options
+    url: str
+
+
+def wanted_servers(config: Config) -> Iterator[Wanted]:
+    """One for each url of each tier that is to be served; of several they are numbered."""
+    for entry in config.tiers:
+        if entry.serve is None or not isinstance(entry.engine, openai_http.Options):
+            continue
+        urls = entry.engine.urls or ((entry.engine.url,) if entry.engine.url else ())
+        for number, url in enumerate(urls, 1):
+            yield Wanted(entry.name if len(urls) == 1 else f"{entry.name}#{number}", entry, entry.engine, url)
+
+
+def wish(name: str, entry: TierEntry, environ: Mapping[str, str]) -> Wish:
+    """What a tier wants, with its model's shape. name: the server's. Raises ConfigError that names the tier."""
     assert entry.serve is not None, "only such entries are planned"
     serve = entry.serve
     try:
@@ -97,7 +113,7 @@ def wish(entry: TierEntry, environ: Mapping[str, str]) -> Wish:
         memory.need(serve, shape)
     except ConfigError as error:
         raise ConfigError(f"tier {entry.name}: {error}") from None
-    return Wish(entry.name, serve, shape, wants_plugin(entry))
+    return Wish(name, serve, shape, wants_plugin(entry))
 
 
 def check_addresses(servers: Sequence[Server]) -> None:
@@ -153,7 +169,7 @@ def host_rows(config: Config, environ: Mapping[str, str]) -> list[Row]:
     for entry in config.tiers:
         if entry.serve is None or not isinstance(entry.engine, local.Options):
             continue
-        shape, width = wish(entry, environ).shape, FLOAT_BYTES[entry.engine.dtype]
+        shape, width = wish(entry.name, entry, environ).shape, FLOAT_BYTES[entry.engine.dtype]
         weights = shape.parameters * width
         cache = memory.kv_tokens(entry.serve) * 2 * shape.layers * shape.kv_heads * shape.head_dim * width
         told = {"weights_gib": gib(weights), "kv_gib": gib(cache), "total_gib": gib(weights + cache)}

@@ -400,3 +400,20 @@ def test_a_tier_whose_confidence_comes_from_the_engine_gets_the_plugin_and_room_
     assert plain.plan is not None
     assert more.plan is not None
     assert more.plan.servers[0].need.total - plain.plan.servers[0].need.total == memory.PLUGIN_BYTES
+
+
+def test_a_tier_with_several_urls_gets_several_servers() -> None:
+    config = configs.read(QWEN / "two-80gb.yaml")
+    engine = config.tiers[0].engine.model_copy(
+        update={"url": None, "urls": ("http://127.0.0.1:8111/v1", "http://127.0.0.1:8112/v1")}
+    )
+    twice = config.model_copy(update={"tiers": (config.tiers[0].model_copy(update={"engine": engine}),)})
+    launch = launching.plan(twice, dry=True, logs=Path("logs"), environ={})
+    assert [(server.tier, server.port) for server in launch.servers] == [
+        ("qwen2.5-0.5b#1", 8111),
+        ("qwen2.5-0.5b#2", 8112),
+    ]
+    assert {server.env["CUDA_VISIBLE_DEVICES"] for server in launch.servers} == {"0", "1"}
+    again = twice.model_copy(update={"tiers": (*twice.tiers, config.tiers[1].model_copy(update={"engine": engine}))})
+    with pytest.raises(ConfigError, match="have the same port 8111"):
+        launching.plan(again, dry=True, logs=Path("logs"), environ={})

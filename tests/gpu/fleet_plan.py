@@ -6,7 +6,8 @@ The configurations are the real ones (deploy/qwen2.5/models), the weights are ma
 the tokenizer is a pocket model's. Everything is started by `confgate up` from a cascade file as a user would write
 it; the gateway then answers one question per tier, and everything is stopped. Reported are, per server, what vLLM
 logged for weights and KV cache, and what nvidia-smi says its processes hold, each beside the plan's figure. Exits with
-1 when a server is missing, when weights or KV cache are off by more than five in a hundred, or when a process was left behind.
+1 when a server is missing, when weights or KV cache are off by more than five in a hundred, or when a process was left
+behind.
 """
 
 from __future__ import annotations
