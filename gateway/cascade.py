@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,9 +38,10 @@ from gateway.nouns import (
     Source,
     Tier,
 )
-from gateway.resilience.guard import Call
+from gateway.resilience.guard import Call, Turn
 
 Observer = Callable[[Hop], None]
+Attempt = Callable[[Tier, Ask, Turn], Awaitable[Completion]]
 
 
 def ignore(hop: Hop) -> None:
@@ -64,11 +65,7 @@ async def answer(ask: Ask, route: Policy | Mix, note: Observer = ignore) -> Answ
         note(hop)
         if hop.reason in (Reason.CONFIDENT, Reason.LAST):
             return Answer(tuple(hops), hop, served_reason(hop, route), route)
-        if hop.reason is Reason.DEADLINE:
-            break
-        if isinstance(hop.error, EngineRefused) and hop.error.status in (400, 422):
-            raise hop.error
-        if isinstance(hop.error, EngineFull):  # too many questions for it are no reason to ask a dearer one
+        if ends_the_request(hop):
             break
     return fall_back(hops, route)
 
@@ -99,19 +96,43 @@ def reseeded(ask: Ask, number: int) -> Ask:
     return replace(ask, sampling=replace(ask.sampling, seed=ask.sampling.seed + number))
 
 
-async def take_hop(ask: Ask, tier: Tier, earlier: Sequence[Earlier], *, last: bool) -> Hop:
-    """One tier's turn: ask, measure, calibrate, decide."""
+async def whole(tier: Tier, ask: Ask, _: Turn) -> Completion:
+    """One attempt for an answer that nobody hears before it is complete."""
+    return await tier.engine.complete(ask)
+
+
+async def take_hop(
+    ask: Ask,
+    tier: Tier,
+    earlier: Sequence[Earlier],
+    *,
+    last: bool,
+    must: bool | None = None,
+    attempt: Attempt = whole,
+) -> Hop:
+    """One tier's turn: ask, measure, calibrate, decide.
+
+    last: whatever it says is accepted.  must: nobody is left to ask after it; as `last` where that goes without saying.
+    attempt: asks the engine, once or twice.
+    """
+    must = last if must is None else must
     now = asyncio.get_running_loop().time
     began = now()
     retried: list[EngineError] = []
-    call = Call(tier.engine.name, tier.patience_seconds, ask.deadline, must=last, retried=retried.append)
+    call = Call(
+        tier.engine.name,
+        tier.patience_seconds,
+        ask.deadline,
+        must=must,
+        retried=retried.append,
+    )
     needed = as_needed(ask, tier)
 
     def failed(reason: Reason, error: EngineError) -> Hop:
         return Hop(tier.name, reason, now() - began, tier.threshold, error=error, retried=tuple(retried))
 
     try:
-        completion = await tier.guard.take(lambda fresh: tier.engine.complete(replace(needed, fresh=fresh)), call)
+        completion = await tier.guard.take(lambda turn: attempt(tier, replace(needed, fresh=turn.fresh), turn), call)
     except DeadlinePassed as error:
         return failed(Reason.DEADLINE, EngineSlow(tier.engine.name, error.waited_seconds))
     except EngineError as error:
@@ -204,6 +225,16 @@ def price(completion: Completion, prices: Prices) -> Cost:
     """Tokens and money one completion cost."""
     usd = completion.prompt_tokens * prices.usd_per_mtok_in + completion.completion_tokens * prices.usd_per_mtok_out
     return Cost(completion.prompt_tokens, completion.completion_tokens, usd / 1e6)
+
+
+def ends_the_request(hop: Hop) -> bool:
+    """Whether no further tier is asked: time is up, or this one is too busy, which is no reason to ask a dearer one.
+
+    Raises the engine's error when it found the request itself at fault.
+    """
+    if isinstance(hop.error, EngineRefused) and hop.error.status in (400, 422):
+        raise hop.error
+    return hop.reason is Reason.DEADLINE or isinstance(hop.error, EngineFull)
 
 
 def in_order(earlier: Sequence[Earlier], after: Sequence[str]) -> tuple[Earlier, ...]:

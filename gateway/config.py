@@ -69,6 +69,9 @@ class Server(Written):
         default=(),
         description="Host names to answer to, '*' for any. Nothing: on the loopback its own names, elsewhere any",
     )
+    keep_alive_seconds: float = Field(
+        default=10, gt=0, description="a stream that has begun and is silent for so long gets a comment line"
+    )
     max_body_mib: float = Field(default=4, gt=0, le=1024)
     max_choices: int = Field(default=8, ge=1, le=128, description="largest `n`")
     strict_fields: bool = Field(default=False, description="400 for fields we do not know, instead of ignoring them")
@@ -345,6 +348,19 @@ class PolicyEntry(Written):
         default=True, description="serve an earlier unsure answer, marked, when the last tier fails"
     )
     abstain_below: Share | None = Field(default=None, description="flag a last answer whose probability is below this")
+    stream_mode: Literal["buffer", "commit"] = Field(
+        default="buffer", description="of clients who stream and do not say: see docs/streaming.md"
+    )
+    commit_to: str | None = Field(
+        default=None, description="the step's tier that answers streams in commit mode; without it the last step's"
+    )
+
+    @model_validator(mode="after")
+    def _commits_to_a_step(self) -> Self:
+        tiers = [step.tier for step in self.steps]
+        if self.commit_to is not None and self.commit_to not in tiers:
+            raise wrong("{told}", at=("commit_to",), told=unknown("step", self.commit_to, dict.fromkeys(tiers)))
+        return self
 
     @model_validator(mode="after")
     def _steps_or_mix(self) -> Self:

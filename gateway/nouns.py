@@ -6,7 +6,7 @@ starts with `p_` is a calibrated probability, and only such a number ever meets 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -49,6 +49,14 @@ class Finish(StrEnum):
     LENGTH = "length"
     TOOL_CALLS = "tool_calls"
     CONTENT_FILTER = "content_filter"
+
+
+class Mode(StrEnum):
+    """How an answer is streamed to a client. docs/streaming.md says what each is good for."""
+
+    BUFFER = "buffer"  # decided on as a whole, then replayed
+    PREFIX = "prefix"  # its first tokens are held and decided on, the rest passes through
+    COMMIT = "commit"  # the tier is chosen beforehand, everything passes through
 
 
 class Source(StrEnum):
@@ -156,6 +164,22 @@ class TokenTrace:
                 raise BadTrace(f"signal {name!r} must be finite and of shape {self.chosen.shape}, got {signal.shape}")
             signal.setflags(write=False)
 
+    def part(self, start: int, stop: int) -> TokenTrace:
+        """The evidence of tokens [start, stop); of the end token only where stop is beyond the last.
+
+        Raises BadTrace when there are none.
+        """
+        kept = slice(start, stop)
+        return TokenTrace(
+            self.source,
+            self.chosen[kept],
+            None if self.top is None else self.top[kept],
+            self.tokens[kept],
+            {name: signal[kept] for name, signal in self.signals.items()},
+            self.end_nats if stop > self.chosen.size else None,
+            self.candidates[kept],
+        )
+
 
 def _check_nats(name: str, nats: Floats) -> None:
     """Engines compute in 32 or 16 bits, so a certain token may come as +1e-7; more than that is no log-prob."""
@@ -185,6 +209,23 @@ class Completion:
     trace: TokenTrace | None = None
     no_trace: str = ""
     clamped_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Part of an answer, as it arrives from an engine.
+
+    text: what it adds.  tokens: how many there are now, all pieces so far together.  model: as the engine calls it.
+    trace: the evidence of tokens [start, stop) of all that there are; raises BadTrace when there is none.
+    """
+
+    text: str
+    tokens: int
+    model: str
+    trace: Callable[[int, int], TokenTrace]
+
+
+Hear = Callable[[Piece], Awaitable[None]]  # raises GatewayError, and nothing else, to end the answer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,6 +273,18 @@ class Engine(Protocol):
     async def fingerprint(self) -> Mapping[str, str]: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Streaming(Engine, Protocol):
+    """An engine that can tell an answer piece by piece.
+
+    `stream` returns what `complete` would for the same tokens; the pieces' texts joined are its text. `hear` is awaited
+    with each piece before more is read, so whoever takes long to hear slows the server down. It raises as `complete`
+    does, EngineDown never with `again` once a piece was told.
+    """
+
+    async def stream(self, ask: Ask, hear: Hear) -> Completion: ...
 
 
 @runtime_checkable
@@ -305,6 +358,7 @@ class Policy:
     abstain_below: a last answer under this probability is served flagged as abstained.  bypass: one tier, no cascade.
     certified: it carries a certificate that holds.
     curtailed: dearer tiers were left out, because there was no money for them.
+    stream_mode: of clients who do not ask for one.  commit_to: the tier that answers in commit mode, "" for the last.
     """
 
     name: str
@@ -314,6 +368,8 @@ class Policy:
     bypass: bool = False
     certified: bool = False
     curtailed: bool = False
+    stream_mode: Mode = Mode.BUFFER
+    commit_to: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -350,6 +406,22 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Opening:
+    """What is known about an answer when its first piece is passed on; of a whole answer, the same facts in the end.
+
+    tried: tiers asked so far, this one included.
+    """
+
+    tier: str
+    model: str
+    reason: Reason
+    tried: int
+    p_correct: float | None
+    threshold: float | None
+    calibrator_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What the cascade served, and the whole way there. `served` is one of `hops`.
 
@@ -374,3 +446,16 @@ class Answer:
     def completion(self) -> Completion:
         assert self.served.completion is not None, "a hop without a completion is never served"
         return self.served.completion
+
+    @property
+    def opening(self) -> Opening:
+        served = self.served
+        return Opening(
+            served.tier,
+            self.completion.model,
+            self.reason,
+            len(self.hops),
+            served.p_correct,
+            served.threshold,
+            served.calibrator_id,
+        )

@@ -14,7 +14,7 @@ from gateway import confidence, engines
 from gateway.certificate import Standing, standing
 from gateway.config import Config, PolicyEntry, TierEntry
 from gateway.errors import ConfigError, EngineDown, EngineError
-from gateway.nouns import Engine, Mix, Policy, Prices, Source, Tier
+from gateway.nouns import Engine, Mix, Mode, Policy, Prices, Source, Tier
 from gateway.resilience.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -227,7 +227,14 @@ def certified(config: Config, tiers: Mapping[str, Tier]) -> tuple[dict[str, Poli
 def policy(name: str, entry: PolicyEntry, tiers: Mapping[str, Tier]) -> Policy:
     """A policy over tiers that exist; its thresholds are the steps'."""
     chain = tuple(replace(tiers[step.tier], threshold=step.accept_at) for step in entry.steps)
-    return Policy(name, chain, entry.serve_fallback, entry.abstain_below)
+    return Policy(
+        name,
+        chain,
+        entry.serve_fallback,
+        entry.abstain_below,
+        stream_mode=Mode(entry.stream_mode),
+        commit_to=entry.commit_to or "",
+    )
 
 
 def mixed(name: str, entry: PolicyEntry, plain: Mapping[str, Policy]) -> Mix:

@@ -123,21 +123,37 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
     reply, no_trace = decode(body, ask, engine)
     if not reply.choices:
         raise EngineGarbled(engine, "a reply without choices")
-    choice, usage = reply.choices[0], reply.usage or Usage()
-    finish = finished(choice.finish_reason, usage, ask, engine)
-    text = choice.message.content
-    entries = getattr(getattr(choice, "logprobs", None), "content", None)
+    choice = reply.choices[0]
+    entries = getattr(getattr(choice, "logprobs", None), "content", None) or ()
+    usage = reply.usage or Usage()
+    confidence = getattr(choice, "confidence", None)
+    text, reason = choice.message.content, choice.finish_reason
+    return assemble(text, entries, reason, reply.model, usage, ask, no_trace, engine, confidence)
+
+
+def assemble(
+    text: str,
+    entries: Sequence[Entry],
+    finish_reason: str | None,
+    model: str,
+    usage: Usage,
+    ask: Ask,
+    no_trace: str,
+    engine: str,
+    confidence: Confidence | None = None,
+) -> Answered:
+    """From an answer's parts, however they came. no_trace: why its log-probs could not be read, "" when they could."""
+    finish = finished(finish_reason, usage, ask, engine)
     trace = None
     if not no_trace:
         try:
-            trace = read_trace(entries or (), text, finish, ask)
+            trace = read_trace(entries, text, finish, ask)
         except BadTrace as error:
             no_trace = str(error)
     if usage.prompt_tokens < 0 or usage.completion_tokens < 0:
         raise EngineGarbled(engine, "a negative number of tokens")
-    tokens = usage.completion_tokens or len(entries or ())
-    confidence = getattr(choice, "confidence", None)
-    return Answered(text, finish, reply.model, usage.prompt_tokens, tokens, trace, no_trace, confidence)
+    tokens = usage.completion_tokens or len(entries)
+    return Answered(text, finish, model, usage.prompt_tokens, tokens, trace, no_trace, confidence)
 
 
 def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, str]:
@@ -205,6 +221,20 @@ def read_trace(entries: Sequence[Entry], text: str, finish: Finish, ask: Ask) ->
         top,
         tokens if spelled else (),
         end_nats=end_nats,
+        candidates=candidates,
+    )
+
+
+def part_of_trace(entries: Sequence[Entry], ask: Ask) -> TokenTrace:
+    """The evidence of some of an answer's tokens, whatever comes after them. Raises BadTrace."""
+    if not entries:
+        raise BadTrace("the engine sent no log-probs" if ask.evidence else "log-probs were not asked for")
+    top, candidates = read_top(entries, ask)
+    return TokenTrace(
+        Source.CHOSEN if top is None else Source.TOP_LOGPROBS,
+        np.array([entry.logprob for entry in entries], dtype=np.float64),
+        top,
+        tuple(token_bytes(entry) for entry in entries),
         candidates=candidates,
     )
 

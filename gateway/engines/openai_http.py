@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
@@ -12,14 +13,23 @@ import msgspec
 from pydantic import Field, StringConstraints, model_validator
 
 from gateway import engines
-from gateway.engines import _compact, _refusals, _reply
+from gateway.engines import _compact, _refusals, _reply, _stream
 from gateway.engines._replicas import Replica, Replicas
-from gateway.errors import BadTrace, EngineDown, EngineError, EngineGarbled, EngineRefused, EngineTooSmall
-from gateway.nouns import Ask, Completion, TokenTrace
+from gateway.errors import (
+    BadTrace,
+    EngineDown,
+    EngineError,
+    EngineGarbled,
+    EngineRefused,
+    EngineSlow,
+    EngineTooSmall,
+)
+from gateway.nouns import Ask, Completion, Hear, TokenTrace
 from gateway.written import SecretReference, read_secret, wrong
 
 MIB = 2**20
 READY_SECONDS = 2.0
+DRAIN_SECONDS = 0.05  # for the end of a body whose [DONE] has come: 5 bytes, and the connection can be used again
 
 
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")]
@@ -36,12 +46,18 @@ class Options(engines.Options):
     model: str = Field(min_length=1, description="as the server calls it")
     api_key: SecretReference | None = None
     connect_seconds: float = Field(1.0, gt=0)
+    first_byte_seconds: float = Field(10.0, gt=0, description="of a stream: how long until its first token")
+    idle_seconds: float = Field(15.0, gt=0, description="how long a stream that has begun may stay silent")
     max_reply_mib: float = Field(16.0, gt=0)
     confidence: Literal["logprobs", "engine"] = Field(
         "logprobs",
         description="where evidence comes from: log-probs over HTTP, or our plugin inside vLLM (docs/vllm_plugin.md)",
     )
     confidence_k: int = Field(20, ge=1, le=20, description="candidates in the plugin's mean of the largest log-probs")
+    continuous_usage: bool = Field(
+        default=False,
+        description="vLLM: streams count tokens all along, so that what a cancelled answer cost is known in full",
+    )
     extra_body: dict[str, Any] = Field(
         default={},
         description="fields sent with every request. A vLLM server without `--generation-config vllm` applies its "
@@ -103,7 +119,22 @@ class OpenAIHttp:
                 raise
             ask = shorter
             raw = await self._post(ask)
-        answered = _reply.read(raw, ask, self.name)
+        return self._completion(_reply.read(raw, ask, self.name), ask, loop.time() - began)
+
+    async def stream(self, ask: Ask, hear: Hear) -> Completion:
+        """The same piece by piece. A call that is cancelled, broken or ended by `hear` closes its connection."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            answered = await self._listen(ask, hear)
+        except EngineTooSmall as error:
+            shorter = fitting(ask, error)
+            if shorter is None:
+                raise
+            answered = await self._listen(shorter, hear)
+        return self._completion(answered, ask, loop.time() - began)
+
+    def _completion(self, answered: _reply.Answered, ask: Ask, seconds: float) -> Completion:
         trace, no_trace = evidence(answered, ask, self._options)
         if answered.model != self._options.model:
             trace, no_trace = None, f"another model answered than the configured {self._options.model}"
@@ -114,11 +145,50 @@ class OpenAIHttp:
             answered.completion_tokens,
             self.name,
             answered.model,
-            loop.time() - began,
+            seconds,
             trace,
             no_trace,
             _reply.clamped_tokens(trace),
         )
+
+    async def _listen(self, ask: Ask, hear: Hear) -> _reply.Answered:
+        """One stream to its end. Raises EngineError leaves, and what `hear` raises."""
+        body = request_body(ask, self._options) | streamed(self._options)
+        url = f"{self._base}/chat/completions"
+        assembly = _stream.Assembly(ask, self.name)
+        options, now = self._options, asyncio.get_running_loop().time
+        limit = asyncio.timeout(options.first_byte_seconds)  # while we wait for the server, never for who hears
+        begun = False
+        try:
+            async with (
+                limit,
+                self._asked(
+                    self._fresh if ask.fresh else self._pooled, "POST", url, msgspec.json.encode(body)
+                ) as response,
+            ):
+                await self._check(response, "text/event-stream")
+                async for raw in self._pieces(response):
+                    piece = assembly.take(raw)
+                    if piece is not None:
+                        begun = True
+                        limit.reschedule(None)
+                        await hear(piece)
+                    if assembly.done:
+                        break
+                    if begun:
+                        limit.reschedule(now() + options.idle_seconds)
+                answered, end = assembly.finished()
+                limit.reschedule(None)
+                if end is not None:
+                    begun = True
+                    await hear(end)
+                await drain(response)
+        except EngineDown as error:
+            error.again = error.again and not begun
+            raise
+        except TimeoutError:
+            raise EngineSlow(self.name, options.idle_seconds if begun else options.first_byte_seconds) from None
+        return answered
 
     async def _post(self, ask: Ask) -> bytes:
         """The body of a 200. Raises EngineError leaves only."""
@@ -128,12 +198,21 @@ class OpenAIHttp:
 
     async def _call(self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None = None) -> bytes:
         """The body of a 200, whatever is wrong translated into our errors."""
+        async with self._asked(session, method, url, body) as response:
+            await self._check(response, "application/json")
+            return b"".join([piece async for piece in self._pieces(response)])
+
+    @asynccontextmanager
+    async def _asked(
+        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A reply whose connection goes back into the pool only when it was read to its end and all was well."""
         try:
             async with session.request(method, url, data=body, allow_redirects=False) as response:
                 try:
-                    return await self._read(response)
+                    yield response
                 except BaseException:
-                    response.close()  # half-read, refused or cancelled: never back into the pool
+                    response.close()
                     raise
         except aiohttp.ConnectionTimeoutError as error:
             raise EngineDown(self.name, f"no connection within {self._options.connect_seconds:g} s") from error
@@ -145,23 +224,24 @@ class OpenAIHttp:
         except (aiohttp.ClientError, ValueError) as error:
             raise EngineGarbled(self.name, f"no proper HTTP ({type(error).__name__})") from error
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """All of a body, up to the cap."""
+    async def _check(self, response: aiohttp.ClientResponse, kind: str) -> None:
+        """Raises what a reply that is not a plain 200 of this content type means."""
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise EngineGarbled(self.name, "a compressed reply, though plain was asked for")
-        cap = int(self._options.max_reply_mib * MIB)
-        pieces, size = [], 0
+        if response.status != 200:
+            raw = b"".join([piece async for piece in self._pieces(response)])
+            raise _refusals.refusal(self.name, response.status, response.headers, raw)
+        if response.content_type != kind:
+            raise EngineGarbled(self.name, f"a reply that is no {kind}")
+
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """A body as it comes in, up to the cap."""
+        cap, size = int(self._options.max_reply_mib * MIB), 0
         async for piece in response.content.iter_any():
             size += len(piece)
             if size > cap:
                 raise EngineGarbled(self.name, f"a reply larger than {self._options.max_reply_mib:g} MiB")
-            pieces.append(piece)
-        raw = b"".join(pieces)
-        if response.status != 200:
-            raise _refusals.refusal(self.name, response.status, response.headers, raw)
-        if response.content_type != "application/json":
-            raise EngineGarbled(self.name, "a reply that is not JSON")
-        return raw
+            yield piece
 
     async def ready(self) -> bool:
         """Whether the server lists the model, within two seconds."""
@@ -205,6 +285,16 @@ class OpenAIHttp:
     async def close(self) -> None:
         await self._pooled.close()
         await self._fresh.close()
+
+
+async def drain(response: aiohttp.ClientResponse) -> None:
+    """Read what is behind an answer's end, if that is soon over; else the connection is not used again."""
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while await response.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        response.close()
 
 
 class Model(msgspec.Struct):
@@ -258,6 +348,12 @@ def evidence(answered: _reply.Answered, ask: Ask, options: Options) -> tuple[Tok
         return told, ""
     except BadTrace as error:
         return answered.trace, str(error)  # log-probs that a client asked for are his all the same
+
+
+def streamed(options: Options) -> dict[str, Any]:
+    """What makes the same request a stream. Usage comes with its last event."""
+    continuous = {"continuous_usage_stats": True} if options.continuous_usage else {}
+    return {"stream": True, "stream_options": {"include_usage": True, **continuous}}
 
 
 def fitting(ask: Ask, error: EngineTooSmall) -> Ask | None:

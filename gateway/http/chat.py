@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway import cascade, ids
+from gateway import cascade, ids, streaming
 from gateway.errors import ClientGone
 from gateway.http import limits, overrides, reply, sse, wire
 from gateway.http.errors import Draining, Problem, RequestError, problem
-from gateway.http.hangup import or_hangup
+from gateway.http.hangup import beside, or_hangup
 from gateway.http.live import Generation, Live
 from gateway.http.quota import Estimate, Visit
 from gateway.http.reply import Call
-from gateway.nouns import Answer, Ask, Hop, Mix, Policy
+from gateway.nouns import Answer, Ask, Hop, Mix, Mode, Opening, Policy
 from gateway.policy import drawn
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Telemetry
@@ -43,10 +45,7 @@ class Chat:
         with counted, self._live.held() as held, self._visit(held) as visit:
             out = Out(send)
             try:
-                status, reason, headers, pieces = await self._reply(held, visit, scope, receive, route_id, began)
-                seconds = held.snapshot.config.server.request_seconds
-                async with asyncio.timeout(seconds):  # no task of its own: what it held is free before a next request
-                    await respond(status, headers, pieces, out)
+                status, reason = await self._serve(held, visit, scope, receive, out, route_id, began)
             except asyncio.CancelledError:
                 if not self._live.draining:
                     raise
@@ -60,16 +59,27 @@ class Chat:
     def _visit(self, held: Generation) -> Visit:
         return Visit(self._live.lasting.ledger, held.dearest, time.time)
 
-    async def _reply(
-        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, route_id: str, began: float
-    ) -> tuple[int, str, Mapping[str, str], Iterable[bytes]]:
-        """Status, why the answer was served, headers and body. Raises ClientGone only."""
+    async def _serve(
+        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, out: Out, route_id: str, began: float
+    ) -> tuple[int, str]:
+        """Answer, and say with what status and why. Raises what ends a request without an answer."""
+        sending: Coroutine[Any, Any, None]
         try:
-            call, answer = await self._decide(held, visit, scope, receive, route_id, began)
+            asked = await self._read(held, visit, scope, receive, route_id, began)
+            note = self._noting(visit, route_id)
+            if asked.call.mode is Mode.BUFFER:
+                answer = await or_hangup(decided(asked, note), receive)
+                headers, pieces = written(answer, asked.named(answer.opening))
+                visit.settle()
+                sending = respond(200, headers | visit.headers(), pieces, out)
+            else:
+                passing = passed_on(asked, visit, out, held.snapshot.config.server.keep_alive_seconds)
+                job = streaming.commit(asked.ask, asked.route, passing, note)
+                answer = await or_hangup(beside(job, passing.keep_alive()), receive)
+                visit.settle()
+                sending = end(passing, answer, out)
             self._telemetry.served(answer)
-            visit.settle()
-            headers, pieces = written(answer, call)
-            return 200, str(answer.reason), headers | visit.headers(), pieces
+            status, reason = 200, str(answer.reason)
         except ClientGone:
             visit.abandon()
             raise
@@ -78,12 +88,18 @@ class Chat:
             if told.status >= 500:
                 ours = error if told.status == 500 else None
                 log.error("request failed", extra={"route_id": route_id, "error": str(error)}, exc_info=ours)
-            return told.status, "", refusal_headers(told, route_id) | visit.headers(), [told.body]
+            if out.begun:
+                visit.abandon()
+            status, reason, sending = told.status, "", out.end_with(error, route_id, visit.headers())
+        seconds = held.snapshot.config.server.request_seconds
+        async with asyncio.timeout(seconds):  # no task of its own: what it held is free before a next request
+            await sending
+        return status, reason
 
-    async def _decide(
+    async def _read(
         self, held: Generation, visit: Visit, scope: Scope, receive: Receive, route_id: str, began: float
-    ) -> tuple[Call, Answer]:
-        """Everything up to the answer, by one snapshot whatever is reloaded meanwhile."""
+    ) -> Asked:
+        """Everything before the first tier, by one snapshot whatever is reloaded meanwhile."""
         if self._live.draining:
             raise Draining
         snapshot, headers = held.snapshot, Headers(scope=scope)
@@ -100,22 +116,49 @@ class Chat:
         ask, ignored = wire.to_ask(request, deadline, pin=server.sampler == "pin")
         estimate = Estimate.of(sum(len(one.content) for one in ask.messages), ask.max_tokens, request.choices)
         route = visit.reserve(overrides.apply(route, request, config, estimate), estimate)
-        answer = await or_hangup(self._answer(ask, route, request.choices, route_id, visit), receive)
-        sealed = seal(held, route_id, client.name, answer.served)
-        return Call(request, sealed, int(time.time()), debug, tuple(ignored)), answer
+        call = Call(request, route_id, int(time.time()), debug, tuple(ignored), request.mode(route.stream_mode))
+        return Asked(call, replace(ask, decision=route_id), route, partial(seal, held, route_id, client.name))
 
-    async def _answer(self, ask: Ask, route: Policy, choices: int, route_id: str, visit: Visit) -> Answer:
+    def _noting(self, visit: Visit, route_id: str) -> cascade.Observer:
         def note(hop: Hop) -> None:
             visit.note(hop)
             self._telemetry.note(hop, route_id)
 
-        answer = await cascade.answer(replace(ask, decision=route_id), route, note)
-        return answer if choices == 1 else await cascade.with_siblings(answer, ask, choices, note)
+        return note
 
 
-def seal(held: Generation, number: str, client: str, served: Hop) -> str:
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """One request, read and within its client's means. seal: the decision's id for what is known of the answer."""
+
+    call: Call
+    ask: Ask
+    route: Policy
+    seal: Callable[[Opening], str]
+
+    def named(self, opening: Opening) -> Call:
+        """The call under the id that its client is told."""
+        return replace(self.call, route_id=self.seal(opening))
+
+
+async def decided(asked: Asked, note: cascade.Observer) -> Answer:
+    """A whole answer, and its siblings."""
+    answer, choices = await cascade.answer(asked.ask, asked.route, note), asked.call.request.choices
+    return answer if choices == 1 else await cascade.with_siblings(answer, asked.ask, choices, note)
+
+
+def passed_on(asked: Asked, visit: Visit, out: Out, silence_seconds: float) -> sse.Passing:
+    """The client as a listener."""
+
+    async def start(headers: Mapping[str, str]) -> None:
+        await out.start(200, {**headers, **visit.headers()})
+
+    return sse.Passing(asked.named, start, out.body, asked.ask.deadline, silence_seconds)
+
+
+def seal(held: Generation, number: str, client: str, known: Opening) -> str:
     """The decision's id, with the facts that a label needs to be of use inside."""
-    return held.seal.seal(number, client, tier=served.tier, calibrator=served.calibrator_id, p_correct=served.p_correct)
+    return held.seal.seal(number, client, tier=known.tier, calibrator=known.calibrator_id, p_correct=known.p_correct)
 
 
 def choose(model: str, snapshot: Snapshot) -> Policy | Mix:
@@ -126,7 +169,7 @@ def choose(model: str, snapshot: Snapshot) -> Policy | Mix:
         return snapshot.policies[model[5:]]
     if model in snapshot.tiers:
         tier = snapshot.tiers[model]
-        return Policy(name="bypass", tiers=(replace(tier, threshold=None),), bypass=True)
+        return Policy(name="bypass", tiers=(replace(tier, threshold=None),), bypass=True, stream_mode=Mode.COMMIT)
     told = unknown("model", wire.shown(model), dict.fromkeys(names(snapshot)))
     raise RequestError(404, f"There is {told}.", param="model", code="model_not_found")
 
@@ -138,11 +181,9 @@ def names(snapshot: Snapshot) -> list[str]:
 
 def written(answer: Answer, call: Call) -> tuple[dict[str, str], Iterable[bytes]]:
     """An answer's headers and body, whole or replayed as a stream."""
-    headers = reply.headers(answer, call)
+    headers = reply.headers(answer.opening, call)
     if call.request.stream:
-        return headers | {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}, sse.replay(
-            answer, call
-        )
+        return headers | sse.HEADERS, sse.replay(answer, call)
     return headers | {"content-type": "application/json"}, [reply.whole(answer, call)]
 
 
@@ -155,29 +196,48 @@ class Out:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._begun = self._streams = False
+        self.begun = self._streams = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._begun = True
+            self.begun = True
             self._streams = not any(name == b"content-length" for name, _ in message["headers"])
         await self._send(message)
 
-    async def end_with(self, error: Exception, route_id: str) -> None:
-        """A whole error, an error event in a stream that has begun, and of a body cut short nothing: it just ends."""
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def body(self, told: bytes) -> None:
+        """Waits for the client to take it, when too much waits for him already."""
+        await self._send({"type": "http.response.body", "body": told, "more_body": True})
+
+    async def finish(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def end_with(self, error: Exception, route_id: str, more: Mapping[str, str] | None = None) -> None:
+        """A whole error, an error event in a stream that has begun, and of a body cut short nothing: it just ends.
+
+        more: headers beside the error's own.
+        """
         told = problem(error)
-        if not self._begun:
-            await respond(told.status, refusal_headers(told, route_id), [told.body], self._send)
+        if not self.begun:
+            headers = refusal_headers(told, route_id) | dict(more or {})
+            await respond(told.status, headers, [told.body], self)
         elif self._streams:
             await self._send({"type": "http.response.body", "body": sse.event(told.body), "more_body": False})
 
 
-async def respond(status: int, headers: Mapping[str, str], pieces: Iterable[bytes], send: Send) -> None:
+async def end(passing: sse.Passing, answer: Answer, out: Out) -> None:
+    """The end of an answer that was passed on."""
+    await passing.end(answer)
+    await out.finish()
+
+
+async def respond(status: int, headers: Mapping[str, str], pieces: Iterable[bytes], out: Out) -> None:
     """Send all of it. Waits for the client to take it."""
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    if isinstance(pieces, list):
-        raw.append((b"content-length", str(sum(map(len, pieces))).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": raw})
+    length = {"content-length": str(sum(map(len, pieces)))} if isinstance(pieces, list) else {}
+    await out.start(status, {**headers, **length})
     for piece in pieces:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+        await out.body(piece)
+    await out.finish()

@@ -36,3 +36,13 @@ async def hung_up(receive: Receive) -> None:
     """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def beside(work: Coroutine[Any, Any, T], helper: Coroutine[Any, Any, None]) -> T:
+    """The work's result; the helper runs as long as it does."""
+    helping = asyncio.ensure_future(helper)
+    try:
+        return await work
+    finally:
+        helping.cancel()
+        await asyncio.gather(helping, return_exceptions=True)

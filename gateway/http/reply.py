@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from gateway.http.wire import ChatRequest
-from gateway.nouns import Answer, Completion, Hop, TokenTrace
+from gateway.nouns import Answer, Completion, Hop, Mode, Opening, TokenTrace
 
 SCHEMA = "1"  # of the x-route-* headers
 PLAIN = re.compile(r"[^A-Za-z0-9._:@/ -]")
@@ -21,13 +21,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The facts of one HTTP request. route_id: names the decision.  created: Unix time, s.  ignored: field names."""
+    """The facts of one HTTP request. route_id: names the decision.  created: Unix time, s.  ignored: field names.
+    mode: how a stream comes about."""
 
     request: ChatRequest
     route_id: str
     created: int
     debug: bool = False
     ignored: tuple[str, ...] = ()
+    mode: Mode = Mode.BUFFER
 
 
 def whole(answer: Answer, call: Call) -> bytes:
@@ -40,7 +42,7 @@ def whole(answer: Answer, call: Call) -> bytes:
         "model": answer.completion.model,
         "choices": [choice(number, answered(hop), call.request) for number, hop in enumerate(hops)],
         "usage": usage(answer),
-        "system_fingerprint": system_fingerprint(answer),
+        "system_fingerprint": system_fingerprint(answer.opening),
     }
     if call.debug:
         told["route"] = route(answer, call)
@@ -95,30 +97,28 @@ def answered(hop: Hop) -> Completion:
     return hop.completion
 
 
-def system_fingerprint(answer: Answer) -> str:
+def system_fingerprint(opening: Opening) -> str:
     """Changes when the model, its tier or its calibrator does."""
-    served = answer.served
-    facts = f"{served.tier}\n{answer.completion.model}\n{served.calibrator_id}"
+    facts = f"{opening.tier}\n{opening.model}\n{opening.calibrator_id}"
     return f"fp_{hashlib.blake2s(facts.encode(), digest_size=6).hexdigest()}"
 
 
-def headers(answer: Answer, call: Call) -> dict[str, str]:
+def headers(opening: Opening, call: Call) -> dict[str, str]:
     """The facts every answer carries. Models and clients never write in here."""
-    served = answer.served
     told = {
         "x-route-schema": SCHEMA,
         "x-route-id": call.route_id,
-        "x-route-model": plain(answer.completion.model),
-        "x-route-tier": plain(served.tier),
+        "x-route-model": plain(opening.model),
+        "x-route-tier": plain(opening.tier),
         "x-route-policy": plain(call.request.model),
-        "x-route-tiers-tried": str(len(answer.hops)),
-        "x-route-confidence": number(served.p_correct),
-        "x-route-threshold": number(served.threshold),
-        "x-route-reason": str(answer.reason),
-        "x-route-calibrator": plain(served.calibrator_id),
+        "x-route-tiers-tried": str(opening.tried),
+        "x-route-confidence": number(opening.p_correct),
+        "x-route-threshold": number(opening.threshold),
+        "x-route-reason": str(opening.reason),
+        "x-route-calibrator": plain(opening.calibrator_id),
     }
     if call.request.stream:
-        told["x-route-stream-mode"] = "buffer"
+        told["x-route-stream-mode"] = call.mode
     return told
 
 

@@ -1,21 +1,28 @@
-"""A whole answer replayed as a stream of chunks.
+"""Answers as streams of chunks: whole ones replayed, and others passed on while they are made.
 
 Every event is `data: {json}` and an empty line: JSON escapes line breaks, so no text of a model can end an event.
 """
 
 from __future__ import annotations
 
+import asyncio
 import codecs
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from gateway.errors import BadTrace, ClientGone
 from gateway.http import reply
 from gateway.http.reply import Call, Json
-from gateway.nouns import Answer, Completion
+from gateway.nouns import Answer, Completion, Opening, Piece
 
+HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+ROLE = {"role": "assistant", "content": "", "refusal": None}
+KEEP_ALIVE = b": keep-alive\n\n"
+TIMER_SECONDS = 0.01  # by which a loop's timer may be early: uvloop's count in milliseconds
 DONE = b"data: [DONE]\n\n"
 SEND_BYTES = 16 * 1024  # one send per event costs ten times the CPU of one per 16 KiB, and looks the same to a client
 
@@ -40,27 +47,37 @@ def event(told: bytes) -> bytes:
 
 def chunks(answer: Answer, call: Call) -> Iterator[Json]:
     """Role first, then the text, one finish_reason per choice; usage and route last, where they were asked for."""
-    frame: Json = {
-        "id": f"chatcmpl-{call.route_id}",
-        "object": "chat.completion.chunk",
-        "created": call.created,
-        "model": answer.completion.model,
-        "system_fingerprint": reply.system_fingerprint(answer),
-    }
+    frame = frame_of(answer.opening, call)
     counted = {"usage": None} if call.request.include_usage else {}
     for number, hop in enumerate((answer.served, *answer.siblings)):
         for told in deltas(number, reply.answered(hop), call):
             yield {**frame, "choices": [told], **counted}
-    tail: Json = {"usage": reply.usage(answer)} if call.request.include_usage else {}
+    yield from tail(frame, answer, call)
+
+
+def frame_of(opening: Opening, call: Call) -> Json:
+    """What all chunks of a stream have in common."""
+    return {
+        "id": f"chatcmpl-{call.route_id}",
+        "object": "chat.completion.chunk",
+        "created": call.created,
+        "model": opening.model,
+        "system_fingerprint": reply.system_fingerprint(opening),
+    }
+
+
+def tail(frame: Json, answer: Answer, call: Call) -> Iterator[Json]:
+    """The last chunk, where usage or the route were asked for."""
+    told: Json = {"usage": reply.usage(answer)} if call.request.include_usage else {}
     if call.debug:
-        tail["route"] = reply.route(answer, call)
-    if tail:
-        yield {**frame, "choices": [], **tail}
+        told["route"] = reply.route(answer, call)
+    if told:
+        yield {**frame, "choices": [], **told}
 
 
 def deltas(number: int, completion: Completion, call: Call) -> Iterator[Json]:
     """One choice, piece by piece."""
-    yield delta(number, {"role": "assistant", "content": "", "refusal": None})
+    yield delta(number, ROLE)
     for text, span in pieces(completion):
         logprobs = None
         if reply.asked(call.request):
@@ -69,7 +86,7 @@ def deltas(number: int, completion: Completion, call: Call) -> Iterator[Json]:
     yield delta(number, {}, finish=completion.finish)
 
 
-def delta(number: int, told: Json, logprobs: Json | None = None, finish: Any = None) -> Json:
+def delta(number: int, told: Json, logprobs: Json | str | None = None, finish: Any = None) -> Json:
     return {"index": number, "delta": told, "logprobs": logprobs, "finish_reason": finish}
 
 
@@ -90,3 +107,99 @@ def by_token(tokens: tuple[bytes, ...]) -> Iterator[tuple[str, slice]]:
         if not decoder.getstate()[0] or place == len(tokens) - 1:
             yield text, slice(start, place + 1)
             text, start = "", place + 1
+
+
+class Passing:
+    """One answer passed on to one client while it is made; a streaming.Listener.
+
+    named: the call, under the id that names the decision.  start: sends status 200 and these headers.
+    send: sends bytes, and waits for the client to take them.
+    deadline: the request's own, seconds on the loop's clock.  silence_seconds: after so long a comment is sent.
+    """
+
+    def __init__(
+        self,
+        named: Callable[[Opening], Call],
+        start: Callable[[Mapping[str, str]], Awaitable[None]],
+        send: Callable[[bytes], Awaitable[None]],
+        deadline: float,
+        silence_seconds: float,
+    ) -> None:
+        self._named, self._start, self._send, self._deadline = named, start, send, deadline
+        self._silence_seconds = silence_seconds
+        self._frame: Json = {}
+        self._parts = (b"", b"", b"")  # of a chunk: before its text, between it and its log-probs, behind them
+        self._shown = 0  # tokens that were passed on
+        self._silent_since = math.inf
+        self.begun = False
+
+    async def begin(self, opening: Opening) -> None:
+        """Headers, and the role."""
+        self._call = self._named(opening)
+        self._frame = frame_of(opening, self._call) | {"choices": []} | self._counted
+        text, logprobs = "\0text", "\0logprobs"
+        pattern = event(self._chunk(delta(0, {"content": text}, logprobs)))
+        before, rest = pattern.split(msgspec.json.encode(text))
+        between, behind = rest.split(msgspec.json.encode(logprobs))
+        self._parts = before, between, behind
+        self.begun = True
+        await self._taken(self._start(reply.headers(opening, self._call) | HEADERS))
+        await self._out(event(self._chunk(delta(0, ROLE))))
+
+    async def hear(self, piece: Piece) -> None:
+        """One piece as one chunk, the log-probs of its tokens with it where they were asked for."""
+        before, between, behind = self._parts
+        logprobs = self._logprobs(piece) if reply.asked(self._call.request) else None
+        await self._out(
+            b"".join((before, msgspec.json.encode(piece.text), between, msgspec.json.encode(logprobs), behind))
+        )
+
+    async def end(self, answer: Answer) -> None:
+        """What follows the text."""
+        frame = {name: told for name, told in self._frame.items() if name not in ("choices", "usage")}
+        last = [self._chunk(delta(0, {}, finish=answer.completion.finish))]
+        last += [msgspec.json.encode(chunk) for chunk in tail(frame, answer, self._call)]
+        await self._out(b"".join(map(event, last)) + DONE)
+
+    async def keep_alive(self) -> None:
+        """For ever: a comment whenever the stream was silent for long, so that nobody on the way takes it for dead.
+
+        Never before its beginning: until then the status may still be an error's.
+        """
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._silence_seconds / 2)
+            if now() - self._silent_since >= self._silence_seconds:
+                await self._out(KEEP_ALIVE)
+
+    @property
+    def _counted(self) -> Json:
+        return {"usage": None} if self._call.request.include_usage else {}
+
+    def _chunk(self, choice: Json) -> bytes:
+        return msgspec.json.encode(self._frame | {"choices": [choice]})
+
+    def _logprobs(self, piece: Piece) -> Json:
+        """Of the tokens since the last piece; null where there are none, as in a whole answer."""
+        start, self._shown = self._shown, piece.tokens
+        try:
+            found = reply.entries(piece.trace(start, piece.tokens), self._call.request)
+        except BadTrace:
+            found = None
+        return {"content": found, "refusal": None}
+
+    async def _out(self, told: bytes) -> None:
+        self._silent_since = math.inf  # while the client takes it, it is he who is slow
+        await self._taken(self._send(told))
+        self._silent_since = asyncio.get_running_loop().time()
+
+    async def _taken(self, sending: Awaitable[None]) -> None:
+        """Raises ClientGone when the client broke off, or when it was he for whom we waited until the deadline."""
+        try:
+            await sending
+        except OSError:
+            raise ClientGone from None
+        except asyncio.CancelledError:
+            if asyncio.get_running_loop().time() >= self._deadline - TIMER_SECONDS:
+                raise ClientGone from None
+            raise

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from gateway.config import Server
 from gateway.http.errors import RequestError
-from gateway.nouns import GREEDY, Ask, Message, Sampling
+from gateway.nouns import GREEDY, Ask, Message, Mode, Sampling
 
 SAMPLER_FIELDS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias")
 
@@ -84,7 +84,7 @@ class RouteOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     debug: bool | None = None
-    stream_mode: Literal["buffer"] | None = None
+    stream_mode: Literal["buffer", "commit"] | None = None
     policy: str | None = Field(default=None, max_length=128, description="as the model auto:<policy>")
     threshold: float | None = Field(default=None, ge=0, le=1, description="accept at this probability, in every tier")
     max_tier: str | None = Field(default=None, max_length=128, description="stop at this tier")
@@ -120,6 +120,12 @@ class ChatRequest(BaseModel):
     @property
     def choices(self) -> int:
         return self.n or 1
+
+    def mode(self, usual: Mode) -> Mode:
+        """How its stream comes about; several choices are decided on together. usual: of those who do not ask."""
+        if not self.stream or self.choices > 1:
+            return Mode.BUFFER
+        return Mode(self.route.stream_mode) if self.route and self.route.stream_mode else usual
 
     @property
     def debug(self) -> bool:

@@ -54,6 +54,18 @@ class Call:
     retried: Callable[[EngineError], object]
 
 
+class Turn:
+    """One attempt. fresh: whether it must take a new connection."""
+
+    def __init__(self, limit: asyncio.Timeout, deadline: float, *, fresh: bool) -> None:
+        self.fresh = fresh
+        self._limit, self._deadline = limit, deadline
+
+    def go_on(self) -> None:
+        """From now on the request's own deadline alone counts: somebody is reading along, at his own pace."""
+        self._limit.reschedule(self._deadline)
+
+
 class Guard:
     """Breaker, bulkhead, retry budget and pause of one tier; shared by every policy that asks it."""
 
@@ -64,8 +76,8 @@ class Guard:
         self.budget = RetryBudget()
         self.pause = Pause()
 
-    async def take(self, attempt: Callable[[bool], Awaitable[T]], call: Call) -> T:
-        """What an attempt gives. attempt: called with whether it must take a new connection; twice at most.
+    async def take(self, attempt: Callable[[Turn], Awaitable[T]], call: Call) -> T:
+        """What an attempt gives. attempt: called twice at most.
 
         Raises the attempt's error; EngineRefused with 429 while the server wants to be left alone, EngineBarred while
         the breaker is open, EngineFull when no seat came free, EngineSlow when patience ended, and DeadlinePassed when
@@ -91,7 +103,7 @@ class Guard:
         finally:
             self.breaker.leave(entry, good=good, now=now())
 
-    async def _seated(self, attempt: Callable[[bool], Awaitable[T]], call: Call, *, once: bool) -> T:
+    async def _seated(self, attempt: Callable[[Turn], Awaitable[T]], call: Call, *, once: bool) -> T:
         """Wait for a seat, then ask, each for as long as is allowed."""
         now = asyncio.get_running_loop().time
         waits_until = now() + self.limits.waiting_seconds
@@ -106,29 +118,31 @@ class Guard:
         began = now()
         patience_ends = began + call.patience_seconds
         try:
-            async with asyncio.timeout_at(min(patience_ends, call.deadline)):
-                return await self._twice(attempt, call, once=once)
+            async with asyncio.timeout_at(min(patience_ends, call.deadline)) as limit:
+                return await self._twice(attempt, call, limit, once=once)
         except TimeoutError:
             waited = now() - began
-            if patience_ends < call.deadline:
+            if limit.when() != call.deadline:
                 raise EngineSlow(call.engine, waited) from None
             raise DeadlinePassed(waited) from None
         finally:
             self.bulkhead.leave()
 
-    async def _twice(self, attempt: Callable[[bool], Awaitable[T]], call: Call, *, once: bool) -> T:
+    async def _twice(
+        self, attempt: Callable[[Turn], Awaitable[T]], call: Call, limit: asyncio.Timeout, *, once: bool
+    ) -> T:
         """One attempt, and a second one when the connection was to blame and the budget allows.
 
         A single attempt takes a new connection at once: an old one's death would be held against a healed server.
         """
         try:
-            return await attempt(once)
+            return await attempt(Turn(limit, call.deadline, fresh=once))
         except EngineDown as error:
             if once or not error.again or not self.budget.take(self.bulkhead.in_flight):
                 raise
             call.retried(error)
         try:
-            return await attempt(True)
+            return await attempt(Turn(limit, call.deadline, fresh=True))
         finally:
             self.budget.give_back()
 

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,12 +45,16 @@ class Seen:
 
 @dataclass
 class Plan:
-    """What one request gets. times: how often the same request meets the fault, before all is well; None: always."""
+    """What one request gets. times: how often the same request meets the fault, before all is well; None: always.
+    pause: before every event of a stream but the first, s.  repeat: how often the text is said.
+    """
 
     fault: str = ""
     text: str = "The answer is 42"
     nats: float = -0.1
     seconds: float = 0.0
+    pause: float = 0.0
+    repeat: int = 1
     times: int | None = None
 
 
@@ -123,6 +127,9 @@ class Upstream:
         watching = asyncio.ensure_future(self._watch(reader, seen))
         try:
             return await self._answer(seen, writer)
+        except ConnectionError:
+            seen.released_at = time.monotonic()
+            raise
         finally:
             seen.answered = True
             watching.cancel()
@@ -145,28 +152,33 @@ class Upstream:
             plan.fault = ""
         if plan.seconds:
             await asyncio.sleep(plan.seconds)
-        if seen.body.get("stream"):
-            return await send_stream(writer, seen.body, plan)
+        streams = bool(seen.body.get("stream"))
         if plan.fault == "stale":  # as if an idle connection had been closed just when it was used again
-            return not seen.reused and await send_json(writer, completion(seen.body, plan))
+            return not seen.reused and await (send_stream if streams else send_whole)(writer, seen.body, plan)
         if plan.fault in WIRE:
             return await WIRE[plan.fault](writer, seen.body, plan)
         if plan.fault in STATUS:
             status, headers, told = STATUS[plan.fault]
             return await send_json(writer, told, status=status, headers=headers)
-        told = completion(seen.body, plan)
-        if plan.fault in EDIT:
-            EDIT[plan.fault](told)
-        elif plan.fault:
+        if plan.fault and plan.fault not in (EDIT.keys() | (STREAMED if streams else set())):
             raise KeyError(f"the fake upstream has no fault {plan.fault!r}")
-        return await send(writer, json.dumps(told).encode())  # NaN and Infinity go out as Python writes them
+        return await (send_stream if streams else send_whole)(writer, seen.body, plan)
+
+
+async def send_whole(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    told = completion(body, plan)
+    if plan.fault in EDIT:
+        EDIT[plan.fault](told)
+    return await send(writer, json.dumps(told).encode())  # NaN and Infinity go out as Python writes them
 
 
 def plan_of(body: dict[str, Any]) -> Plan:
     text = body["messages"][-1]["content"]
     try:
         told = json.loads(text)
-        return Plan(**told.get(body["model"], {}))
+        plan = Plan(**told.get(body["model"], {}))
+        plan.text *= plan.repeat
+        return plan
     except (ValueError, AttributeError):
         return Plan()
 
@@ -174,7 +186,8 @@ def plan_of(body: dict[str, Any]) -> Plan:
 def completion(body: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """What vLLM would say: log-probs with the end token last, candidates with the chosen token among them."""
     tokens = [*split(plan.text), END]
-    entries = [spoken(token, plan.nats, body.get("top_logprobs", 0)) for token in tokens]
+    told = tokens if body.get("logprobs") else []
+    entries = [spoken(token, plan.nats, body.get("top_logprobs", 0)) for token in told]
     return {
         "id": "chatcmpl-upstream",
         "object": "chat.completion",
@@ -225,29 +238,90 @@ async def send(
 
 
 async def send_stream(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
-    """The same answer as server-sent events. The fault `cut` ends it without a finish_reason and without [DONE]."""
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-    async for event in events(body, plan):
-        writer.write(b"data: " + event + b"\n\n")
-        await writer.drain()
-    return False
+    """The same answer as server-sent events, chunked; the connection can be used again after the last one."""
+    fault = plan.fault
+    if fault == "stream_as_json":
+        return await send_json(writer, completion({**body, "stream": False}, plan))
+    kind = "text/event-stream; charset=utf-8"
+    writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+    written = FRAMING.get(fault, lambda event: b"data: " + event + b"\n\n")
+    for place, event in enumerate(events(body, plan)):
+        if plan.pause and place:
+            await asyncio.sleep(plan.pause)
+        if place == 2 and fault in IN_STREAM:
+            if not await IN_STREAM[fault](writer, body, plan):
+                return False
+            continue
+        told = written(event)
+        for part in [told[at : at + 1] for at in range(len(told))] if fault == "split" else [told]:
+            writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+            await writer.drain()
+            if fault == "split":
+                await asyncio.sleep(0)
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
+    return True
 
 
-async def events(body: dict[str, Any], plan: Plan) -> AsyncIterator[bytes]:
-    for place, token in enumerate(split(plan.text)):
-        if plan.fault == "cut" and place == 1:
-            return
-        delta = {"role": "assistant", "content": token} if place == 0 else {"content": token}
-        yield json.dumps(chunk(body, delta, None)).encode()
-    yield json.dumps(chunk(body, {}, "stop")).encode()
+def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
+    """vLLM's: a role, a token each with its log-probs, the end token's with the finish_reason, usage if asked, [DONE].
+
+    Tokens that are parts of a character come without a text until the last of them.
+    """
+    told = completion(body, plan)
+    if plan.fault in EDIT:
+        EDIT[plan.fault](told)
+    [choice], usage, model = told["choices"], told["usage"], told["model"]
+    entries = (choice["logprobs"] or {}).get("content") or []
+    words = split(choice["message"]["content"])
+    yield json.dumps(chunk(model, {"role": "assistant", "content": ""})).encode()
+    for place, word in enumerate(words):
+        yield json.dumps(chunk(model, {"content": word}, entries[place : place + 1])).encode()
+    if plan.fault != "no_finish_reason":
+        yield json.dumps(
+            chunk(model, {"content": ""}, entries[len(words) :], choice["finish_reason"] or "stop")
+        ).encode()
+    if body.get("stream_options", {}).get("include_usage"):
+        yield json.dumps({**chunk(model, {}), "choices": [], "usage": usage}).encode()
     yield b"[DONE]"
+    if plan.fault == "text_after_done":
+        yield json.dumps(chunk(model, {"content": "never"})).encode()
 
 
-def chunk(body: dict[str, Any], delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    told = {"id": "chatcmpl-upstream", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
-    return {**told, "choices": [choice]}
+def chunk(
+    model: str, delta: dict[str, Any], entries: list[dict[str, Any]] | None = None, finish: str | None = None
+) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "logprobs": {"content": entries} if entries else None}
+    told = {"id": "chatcmpl-upstream", "object": "chat.completion.chunk", "created": 1, "model": model}
+    return {**told, "choices": [{**choice, "finish_reason": finish}]}
 
+
+def raw_event(*told: bytes) -> Callable[..., Any]:
+    """These bytes instead of an event; then the stream goes on."""
+
+    async def write(writer: asyncio.StreamWriter, *_: object) -> bool:
+        for part in told:
+            writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        await writer.drain()
+        return True
+
+    return write
+
+
+async def endless_event(writer: asyncio.StreamWriter, *_: object) -> bool:
+    while True:
+        writer.write(b"10000\r\n" + b"x" * 2**16 + b"\r\n")
+        await writer.drain()
+
+
+# How one event may be written, all of it the same by the standard.
+FRAMING: dict[str, Callable[[bytes], bytes]] = {
+    "crlf": lambda event: b"data: " + event + b"\r\n\r\n",
+    "lone_cr": lambda event: b"data: " + event + b"\r\r",
+    "no_space": lambda event: b"data:" + event + b"\n\n",
+    "comments": lambda event: b": still here\n\n: and here\nevent: x\nid: 1\ndata: " + event + b"\n: there\n\n",
+    "two_lines": lambda event: b"data: " + event.replace(b', "choices"', b'\ndata: , "choices"') + b"\n\n",
+}
 
 # Faults of the connection and of HTTP itself. Each returns whether the connection may be used again.
 
@@ -331,6 +405,20 @@ async def twin_keys(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Pl
     whole = json.dumps(told)
     return await send(writer, f'{whole[:-1]}, "choices": {json.dumps(told["choices"])}}}'.encode())
 
+
+# What may come in the place of a stream's third event. Each returns whether the stream goes on.
+IN_STREAM: dict[str, Callable[..., Any]] = {
+    "cut_off": hang_up,
+    "reset_in_stream": reset,
+    "silent_in_stream": silent,
+    "error_event": raw_event(b'data: {"error": {"message": "secret-host.internal", "type": "x", "code": 500}}\n\n'),
+    "error_words": raw_event(b'data: {"error": "secret-host.internal"}\n\n'),
+    "garbled_event": raw_event(b"data: <html>\n\n"),
+    "twin_event": raw_event(b'data: {"choices": [], "choices": []}\n\n'),
+    "second_choice": raw_event(b'data: {"choices": [{"index": 1, "delta": {"content": "x"}}]}\n\n'),
+    "endless_event": endless_event,
+    "bad_chunk_in_stream": raw(b"zz\r\n"),
+}
 
 WIRE: dict[str, Callable[..., Any]] = {
     "reset": reset,
@@ -418,3 +506,5 @@ EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "no_usage": lambda told: told.update(usage=None),
     "negative_usage": lambda told: told["usage"].update(prompt_tokens=-1),
 }
+
+STREAMED = FRAMING.keys() | IN_STREAM.keys() | {"split", "no_finish_reason", "text_after_done", "stream_as_json"}

@@ -11,7 +11,7 @@ import pytest
 from gateway.errors import DeadlinePassed, EngineDown, EngineError, EngineFull, EngineSlow
 from gateway.resilience.budget import RetryBudget
 from gateway.resilience.bulkhead import Bulkhead, Full
-from gateway.resilience.guard import Call, Guard, Limits
+from gateway.resilience.guard import Call, Guard, Limits, Turn
 from gateway.resilience.pause import Pause
 
 
@@ -70,15 +70,15 @@ def call(deadline: float, *, patience: float = 1.0, must: bool = False) -> Call:
     return Call("e", patience, deadline, must=must, retried=lambda _: None)
 
 
-async def hang(_: bool) -> None:
+async def hang(_: Turn) -> None:
     await asyncio.sleep(60)
 
 
-async def break_off(_: bool) -> None:
+async def break_off(_: Turn) -> None:
     raise EngineDown("e", "gone", again=True)
 
 
-def take(guard: Guard, attempt: Callable[[bool], Awaitable[None]], seconds: float, patience: float) -> Exception:
+def take(guard: Guard, attempt: Callable[[Turn], Awaitable[None]], seconds: float, patience: float) -> Exception:
     async def work() -> Exception:
         try:
             await guard.take(attempt, call(asyncio.get_running_loop().time() + seconds, patience=patience))
@@ -92,6 +92,14 @@ def take(guard: Guard, attempt: Callable[[bool], Awaitable[None]], seconds: floa
 def test_patience_is_the_tiers_and_the_deadline_the_requests() -> None:
     assert isinstance(take(Guard(), hang, 1.0, 0.02), EngineSlow)
     assert isinstance(take(Guard(), hang, 0.02, 1.0), DeadlinePassed)
+
+
+def test_an_attempt_that_goes_on_is_bound_by_the_requests_deadline_alone() -> None:
+    async def tell(turn: Turn) -> None:
+        turn.go_on()
+        await asyncio.sleep(60)
+
+    assert isinstance(take(Guard(), tell, 0.2, 0.02), DeadlinePassed)
 
 
 @pytest.mark.parametrize(("patience", "is_open"), [(0.3, True), (10.0, False)])
@@ -130,8 +138,8 @@ def test_in_an_outage_under_load_retries_stay_within_their_budget() -> None:
     guard = Guard(Limits(in_flight=40))
     attempts = [0, 0]
 
-    async def slowly_broken(fresh: bool) -> None:
-        attempts[fresh] += 1
+    async def slowly_broken(turn: Turn) -> None:
+        attempts[turn.fresh] += 1
         await asyncio.sleep(0.01)
         raise EngineDown("e", "gone", again=True)
 
@@ -151,9 +159,9 @@ def test_the_probe_of_an_open_breaker_is_one_attempt() -> None:
         take(guard, break_off, 1.0, 1.0)
     attempts: list[bool] = []
 
-    async def count(fresh: bool) -> None:
-        attempts.append(fresh)
-        await break_off(fresh)
+    async def count(turn: Turn) -> None:
+        attempts.append(turn.fresh)
+        await break_off(turn)
 
     async def work() -> None:
         with pytest.raises(EngineDown):

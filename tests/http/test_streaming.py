@@ -1,0 +1,237 @@
+"""Answers that are passed on while they are made, held to every rule of the contract for streams."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from gateway.http import sse
+from tests.faults.ask import ask, plan
+from tests.faults.gateway import HEAD, SURE, Gateway, cascade, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+COMMIT: dict[str, Any] = {"stream": True, "route": {"stream_mode": "commit"}}
+WORDS = "one two three four five six"
+
+
+def chunks(text: str) -> list[dict[str, Any]]:
+    """The events of a stream that ended as it should."""
+    *events, done, end = text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events if not event.startswith(":")]
+
+
+def test_the_last_tier_is_passed_on_piece_by_piece(http: httpx2.Client, upstream: Upstream) -> None:
+    body = ask(None, {"text": WORDS, "pause": 0.1}, **COMMIT)
+    arrived: list[float] = []
+    with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-cache"
+        route = {name[8:]: value for name, value in answer.headers.items() if name.startswith("x-route-")}
+        lines = []
+        for line in answer.iter_lines():
+            lines.append(line)
+            arrived.append(time.monotonic())
+    assert route | {"id": ""} == {
+        "schema": "1", "id": "", "model": "large", "tier": "dear", "policy": "auto", "tiers-tried": "1",
+        "confidence": "null", "threshold": "null", "reason": "last", "calibrator": "none", "stream-mode": "commit",
+    }  # fmt: skip
+    assert not upstream.asked("small")
+    assert arrived[-1] - arrived[0] > 0.3  # six words, a tenth of a second apart
+    said = chunks("\n".join([*lines, ""]))
+    assert {event["id"] for event in said} == {f"chatcmpl-{route['id']}"}
+    assert {event["object"] for event in said} == {"chat.completion.chunk"}
+    choices = [event["choices"][0] for event in said]
+    assert choices[0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == WORDS
+    assert [choice["finish_reason"] for choice in choices] == [None] * 7 + ["stop"]
+    assert not any("usage" in event or "route" in event for event in said)
+
+
+def test_usage_and_route_come_last_and_tell_what_was_known_late(http: httpx2.Client) -> None:
+    body = ask({"text": WORDS, "nats": SURE}, **COMMIT, stream_options={"include_usage": True}) | {"model": "cheap"}
+    body["route"] = {"stream_mode": "commit", "debug": True}
+    *before, last = chunks(http.post("/v1/chat/completions", json=body).text)
+    assert all(event["usage"] is None for event in before)
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 7, "completion_tokens": 7, "total_tokens": 14}
+    assert last["route"]["reason"] == "bypass"
+    assert last["route"]["confidence"] == pytest.approx(1 / (1 + 2.718281828**-3))
+
+
+def test_streamed_log_probs_are_the_whole_answers(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "dear", "logprobs": True, "top_logprobs": 2,
+                             "messages": plan(None, {"text": "Ä 日本語 is 42", "nats": -0.25})}  # fmt: skip
+    whole = client.chat.completions.create(**asked)
+    streamed = list(client.chat.completions.create(**asked, stream=True))
+    parts = [chunk.choices[0].logprobs for chunk in streamed]
+    assert whole.choices[0].logprobs is not None
+    assert whole.choices[0].logprobs.content is not None
+    assert [entry for part in parts if part and part.content for entry in part.content] == (
+        whole.choices[0].logprobs.content
+    )
+
+
+def test_log_probs_that_were_not_asked_for_are_not_shown(http: httpx2.Client) -> None:
+    said = chunks(http.post("/v1/chat/completions", json=ask({"nats": SURE}, **COMMIT) | {"model": "cheap"}).text)
+    assert all(choice["logprobs"] is None for event in said for choice in event["choices"])
+
+
+def test_a_model_asked_by_name_streams_at_once_unless_told_otherwise(http: httpx2.Client) -> None:
+    for asked, mode in ((None, "commit"), ("buffer", "buffer")):
+        body = ask(stream=True) | {"model": "dear"} | ({"route": {"stream_mode": asked}} if asked else {})
+        assert http.post("/v1/chat/completions", json=body).headers["x-route-stream-mode"] == mode
+
+
+def test_several_choices_are_decided_on_together(http: httpx2.Client) -> None:
+    answer = http.post("/v1/chat/completions", json=ask({"nats": SURE}, n=2, **COMMIT))
+    assert answer.headers["x-route-stream-mode"] == "buffer"
+
+
+def test_an_empty_answer_is_a_stream_too(http: httpx2.Client) -> None:
+    said = chunks(http.post("/v1/chat/completions", json=ask(None, {"text": ""}, **COMMIT)).text)
+    assert [event["choices"][0]["finish_reason"] for event in said] == [None, "stop"]
+
+
+@pytest.mark.parametrize("fault", ["reset", "hang_up", "500", "html", "stream_as_json", "unauthorized"])
+def test_until_the_first_piece_another_tier_may_answer(fault: str, http: httpx2.Client, upstream: Upstream) -> None:
+    answer = http.post("/v1/chat/completions", json=ask({"text": WORDS}, {"fault": fault}, **COMMIT))
+    assert (answer.status_code, answer.headers["x-route-tier"]) == (200, "cheap")
+    assert (answer.headers["x-route-reason"], answer.headers["x-route-tiers-tried"]) == ("fallback", "2")
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in chunks(answer.text)) == WORDS
+    assert upstream.asked("large")
+
+
+def test_no_status_is_told_before_the_first_piece(http: httpx2.Client) -> None:
+    broken = {"fault": "500"}
+    answer = http.post("/v1/chat/completions", json=ask(broken, broken, **COMMIT))
+    assert answer.status_code == 502
+    assert answer.json()["error"]["type"] == "server_error"
+    assert answer.headers["content-type"] == "application/json"
+
+
+MUCH = {"text": "x" * 20_000 + " ", "repeat": 1_600}  # 32 MB; the sockets between us take a few
+
+BREAKS = ["cut_off", "reset_in_stream", "error_event", "garbled_event", "endless_event",
+          "no_finish_reason", "abort"]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BREAKS)
+def test_after_the_first_piece_an_error_event_ends_the_stream(
+    fault: str, client: openai.OpenAI, http: httpx2.Client, upstream: Upstream, gateway: Gateway
+) -> None:
+    body = ask({"text": "another"}, {"text": WORDS, "fault": fault, "pause": 0.02}, **COMMIT)
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200
+    *events, last, end = answer.text.split("\n\n")
+    assert end == ""
+    assert "[DONE]" not in answer.text
+    assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+    assert "secret" not in answer.text
+    assert "another" not in answer.text  # no other tier, no mixing
+    assert len(upstream.asked("large")) == 1  # no second attempt
+    assert not upstream.asked("small")
+    assert len(events) >= 2
+    said = client.chat.completions.create(
+        model="auto", messages=body["messages"], stream=True, extra_body={"route": COMMIT["route"]}
+    )
+    with pytest.raises(openai.APIError):
+        list(said)
+
+
+def sent(gateway: Gateway, body: dict[str, Any]) -> Any:
+    """A request on a connection of its own."""
+    raw = gateway.connect()
+    told = json.dumps(body).encode()
+    raw.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(told) + told)
+    return raw
+
+
+def test_a_client_who_leaves_in_the_midst_frees_the_server(gateway: Gateway, upstream: Upstream) -> None:
+    with sent(gateway, ask(None, {"text": WORDS * 50, "pause": 0.05}, **COMMIT)) as raw:
+        assert raw.recv(15) == b"HTTP/1.1 200 OK"
+    assert until(lambda: upstream.asked("large")[0].released_at is not None) < 1.0 + 2.0  # a machine may stand still
+
+
+def memory_mib(pid: int) -> float:
+    with open(f"/proc/{pid}/status") as status:
+        found = re.search(r"VmRSS:\s+(\d+) kB", status.read())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+@pytest.fixture(scope="module")
+def slow(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A gateway whose default streams at once, with little patience and frequent comments."""
+    folder = tmp_path_factory.mktemp("slow")
+    write_artifact(folder / "cheap.json")
+    told = cascade(upstream.url)
+    told["server"] |= {"keep_alive_seconds": 0.2, "request_seconds": 3}
+    told["tiers"][0]["engine"] |= {"first_byte_seconds": 0.5, "idle_seconds": 1.5, "max_reply_mib": 64}
+    told["tiers"][1]["engine"] |= {"first_byte_seconds": 0.5, "idle_seconds": 1.5, "max_reply_mib": 64}
+    told["policies"]["default"] |= {"stream_mode": "commit", "commit_to": "cheap"}
+    with running(folder, told) as process:
+        yield process
+
+
+def test_a_policy_says_how_and_from_whom_it_streams(slow: Gateway) -> None:
+    answer = httpx2.post(f"{slow.url}/v1/chat/completions", json=ask({"text": WORDS}, stream=True))
+    assert (answer.headers["x-route-stream-mode"], answer.headers["x-route-tier"]) == ("commit", "cheap")
+
+
+def test_a_silence_in_a_stream_is_filled_with_comments_and_never_one_before_it(slow: Gateway) -> None:
+    body = ask({"text": "a b", "pause": 0.4}, stream=True)
+    answer = httpx2.post(f"{slow.url}/v1/chat/completions", json=body)
+    events = answer.text.split("\n\n")
+    assert not events[0].startswith(":")
+    assert events.count(sse.KEEP_ALIVE.decode().strip()) >= 2
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in chunks(answer.text)) == "a b"
+
+
+def test_a_slow_stream_outlives_the_tiers_patience_but_not_the_requests_deadline(slow: Gateway) -> None:
+    began = time.monotonic()
+    body = ask({"text": WORDS * 10, "pause": 0.2}, stream=True)  # 12 s; the tier's patience is 1 s, the deadline 3 s
+    answer = httpx2.post(f"{slow.url}/v1/chat/completions", json=body, timeout=20)
+    took = time.monotonic() - began
+    assert 2 < took < 10
+    assert '"error"' in answer.text.split("\n\n")[-2]
+
+
+def test_a_stream_that_falls_silent_is_ended_with_an_error(slow: Gateway) -> None:
+    body = ask({"fault": "silent_in_stream"}, stream=True)
+    answer = httpx2.post(f"{slow.url}/v1/chat/completions", json=body, timeout=20)
+    assert '"error"' in answer.text.split("\n\n")[-2]
+
+
+def test_the_first_piece_has_a_deadline_of_its_own(slow: Gateway) -> None:
+    answer = httpx2.post(f"{slow.url}/v1/chat/completions", json=ask({"fault": "silent"}, {"text": "b"}, stream=True))
+    assert (answer.headers["x-route-tier"], answer.headers["x-route-tiers-tried"]) == ("dear", "2")
+
+
+def test_a_stream_that_nobody_reads_slows_the_server_down(slow: Gateway, upstream: Upstream) -> None:
+    with sent(slow, ask(None, MUCH, stream=True) | {"model": "dear"}) as raw:
+        assert raw.recv(15) == b"HTTP/1.1 200 OK"
+        time.sleep(1.5)
+        assert not upstream.asked("large")[0].answered
+        assert memory_mib(slow.process.pid) < 200
+    until(lambda: upstream.asked("large")[0].released_at is not None)
+
+
+def test_a_client_who_does_not_read_is_not_held_against_the_tier(slow: Gateway) -> None:
+    body = ask(None, MUCH, stream=True)
+    with sent(slow, body | {"model": "dear"}):
+        until(lambda: metric(slow, 'requests_total{reason="",status="499"}') > 0, 20)
+    assert metric(slow, 'breaker_open{tier="dear"}') == 0
+    assert metric(slow, 'tier_in_flight{tier="dear"}') == 0
+
+
+def metric(gateway: Gateway, name: str) -> float:
+    text = httpx2.get(f"{gateway.url}/metrics").text
+    found = [line.split()[-1] for line in text.splitlines() if line.startswith(f"confidence_gateway_{name}")]
+    return float(found[0]) if found else 0.0
