@@ -126,9 +126,13 @@ class UnknownFamily(CalibrationError):
 # Numbers
 
 
+# NumPy converts a plain number anew in every call, which for one answer takes as long as the arithmetic
+_ONE, _LOWEST, _HIGHEST = np.array(1.0), np.array(-LOGIT_MAX), np.array(LOGIT_MAX)
+
+
 def sigmoid(logits: Floats) -> Floats:
     """p in (0, 1), never 0 or 1 exactly. logits: any shape, nats; beyond +-LOGIT_MAX they count as that."""
-    p: Floats = 1.0 / (1.0 + np.exp(np.minimum(np.maximum(-logits, -LOGIT_MAX), LOGIT_MAX)))
+    p: Floats = _ONE / (_ONE + np.exp(np.minimum(np.maximum(-logits, _LOWEST), _HIGHEST)))
     return p
 
 

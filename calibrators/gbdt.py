@@ -38,8 +38,9 @@ class Trees:
     root: (T,) node number of each tree's root.  feature, left, right: (M,) whole numbers.  threshold, value: (M,);
     value, in nats, counts at leaves.  baseline: nats.  depth: the longest way from a root to a leaf.
 
-    For prediction every tree is padded to a full tree of that depth, at most 3, so it has at most 7 tests: their
-    outcomes are the bits of a byte, and a table says what each byte is worth. One comparison decides every node.
+    For prediction every tree is padded to a full tree of that depth, at most 3, so it has at most 7 tests. Their
+    outcomes are bits, of as many whole trees as go into a byte, and a table says what each byte is worth: one
+    comparison decides every node, one look-up every byte.
     """
 
     root: Ints
@@ -50,12 +51,10 @@ class Trees:
     value: Floats
     baseline: float
     depth: int = field(init=False)
-    _tests: Ints = field(
-        init=False, repr=False
-    )  # (places, T) flattened: the feature tested at each place of a full tree
-    _cuts: Floats = field(init=False, repr=False)
-    _table: Floats = field(init=False, repr=False)  # (T, 2^places) flattened: value by outcome of all tests
-    _start: Ints = field(init=False, repr=False)  # (T,) where each tree's part of the table begins
+    _tests: Ints = field(init=False, repr=False)  # (8 G,) the feature that each bit of the G bytes tests
+    _cuts: Floats = field(init=False, repr=False)  # (8 G,) inf where a bit is spare
+    _table: Floats = field(init=False, repr=False)  # (256 G,) nats of each byte by what its bits came to; the baseline is in the first
+    _start: Ints = field(init=False, repr=False)  # (G,) where each byte's part of the table begins
 
     def __post_init__(self) -> None:
         self._check()
@@ -66,16 +65,25 @@ class Trees:
             children = np.stack([self.left[levels[-1]], self.right[levels[-1]]], axis=1)
             levels.append(children.reshape(-1, len(self.root)))
         depth, places = len(levels) - 1, 2 ** (len(levels) - 1) - 1
-        inner = np.concatenate(levels[:-1]) if depth else np.empty((0, len(self.root)), dtype=np.int64)
-        outcome = np.arange(2**places)
-        leaf = np.zeros_like(outcome)
-        for level in range(depth):
-            leaf = 2 * leaf + (outcome >> (2**level - 1 + leaf) & 1)
+        tests, worth = np.concatenate(levels[:-1] or [levels[0][:0]]), self.value[levels[-1]]  # (places, T), (leaves, T)
+        trees, together = len(self.root), 8 // max(places, 1)
+        count = -(-trees // together)
+        bits, cuts = np.zeros((count, 8), dtype=np.int64), np.full((count, 8), np.inf)
+        table, outcome = np.zeros((count, 256)), np.arange(256)
+        for tree in range(trees):
+            byte, first = tree // together, tree % together * places
+            bits[byte, first : first + places] = self.feature[tests[:, tree]]
+            cuts[byte, first : first + places] = self.threshold[tests[:, tree]]
+            leaf = np.zeros_like(outcome)
+            for level in range(depth):
+                leaf = 2 * leaf + (outcome >> (first + 2**level - 1 + leaf) & 1)
+            table[byte] += worth[leaf, tree]
+        table[0] += self.baseline
         object.__setattr__(self, "depth", depth)
-        object.__setattr__(self, "_tests", self.feature[inner].ravel())
-        object.__setattr__(self, "_cuts", self.threshold[inner].ravel())
-        object.__setattr__(self, "_table", self.value[levels[-1][leaf]].T.ravel())
-        object.__setattr__(self, "_start", np.arange(len(self.root)) * len(outcome))
+        object.__setattr__(self, "_tests", bits.ravel())
+        object.__setattr__(self, "_cuts", cuts.ravel())
+        object.__setattr__(self, "_table", table.ravel())
+        object.__setattr__(self, "_start", np.arange(count) * 256)
 
     def _check(self) -> None:
         nodes = len(self.feature)
@@ -91,9 +99,8 @@ class Trees:
         """X: (N, F) finite -> sum of the trees' values (N,), nats."""
         if len(X) > CHUNK:
             return np.concatenate([self.margin(X[i : i + CHUNK]) for i in range(0, len(X), CHUNK)])
-        beyond = X.take(self._tests, axis=1) > self._cuts
-        outcome = np.packbits(beyond.reshape(len(X), -1, len(self.root)), axis=1, bitorder="little")
-        z: Floats = self._table.take(outcome[:, 0] + self._start).sum(axis=1) + self.baseline
+        outcome = np.packbits(X.take(self._tests, axis=1) > self._cuts, axis=1, bitorder="little")
+        z: Floats = self._table.take(outcome + self._start).sum(axis=1)
         return z
 
     def to_params(self) -> dict[str, Any]:

@@ -128,10 +128,10 @@ def conditions(fitting: Fitting, manifest: Manifest | None, split: str) -> list[
     if manifest is None:
         said.append(f"confidences computed as in the table's columns {', '.join(fitting.data.names)}")
     else:
-        around = (
-            f", after a system message and {len(manifest.shots)} examples" if manifest.system or manifest.shots else ""
-        )
-        said.append(f"asked as {manifest.template!r}{around}, greedily")
+        before = ["a system message"] if manifest.system else []
+        before += [f"{len(manifest.shots)} worked examples"] if manifest.shots else []
+        after = f", after {' and '.join(before)}" if before else ""
+        said.append(f"asked as {manifest.template!r}{after}, greedily")
         said.append("answers that ended by themselves and hold one final number; others have no confidence")
     if fitting.after:
         said.append(f"asked after {', '.join(fitting.after)}, in this order, some of which may be skipped or silent")

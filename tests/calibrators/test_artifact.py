@@ -327,7 +327,6 @@ def test_a_family_whose_package_is_not_installed_says_so(monkeypatch: pytest.Mon
 
 
 def test_a_signature_binds_the_whole_artifact_to_its_maker(tmp_path: Path) -> None:
-    pytest.importorskip("cryptography")
     ed25519 = home._ed25519()
     secret, public = bytes(range(32)), b""
     public = ed25519.Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()

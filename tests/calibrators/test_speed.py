@@ -10,6 +10,7 @@ from calibrators.base import FitData, find, sigmoid
 
 ROOM = 3.0  # the budgets are for a core of one's own; another process on its sibling thread halves ours
 ROW_SECONDS, FIT_SECONDS, ALL_SECONDS = 30e-6, 1.0, 30.0
+ADD_SECONDS = 0.8e-6  # NumPy adding 20 numbers, on the machine that the row's budget was set on
 
 
 def study(n=8000, features=20):
@@ -25,13 +26,27 @@ def test_every_family_fits_8000_answers_of_20_features_and_predicts_one_in_thirt
     assert time.process_time() - spent < ROOM * ALL_SECONDS
     row = data.X[:1]
     for name, fit in fits.items():
-        best = np.inf
-        for _ in range(10):
-            started = time.process_time()
-            for _ in range(200):
-                fit.predict(row)
-            best = min(best, (time.process_time() - started) / 200)
-        assert best < ROOM * ROW_SECONDS, f"{name}: {best * 1e6:.1f} us a row"
+        best, budget = quickest(lambda fit=fit: fit.predict(row), ROW_SECONDS)
+        assert best < budget, f"{name}: {best * 1e6:.1f} us a row, {budget * 1e6:.1f} allowed"
+
+
+def quickest(work, budget, tries=100, calls=100):
+    """(seconds a call at its best, budget), tried until it is within budget; a slower machine's budget is larger."""
+    best = add = np.inf
+    numbers = np.ones(20)
+    for _ in range(tries):
+        best = min(best, seconds(work, calls))
+        add = min(add, seconds(lambda: numbers + numbers, calls))
+        if best < budget:
+            break
+    return best, budget * max(1.0, add / ADD_SECONDS)
+
+
+def seconds(work, calls):
+    started = time.process_time()
+    for _ in range(calls):
+        work()
+    return (time.process_time() - started) / calls
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 1.0])
