@@ -9,7 +9,6 @@ from calibrators import _svg
 from calibrators._blocks import Block, Bullets, Figure, Gallery, Heading, Table, Text
 
 Json = Mapping[str, Any]
-FAILS_BELOW = 0.05
 REGIONS = {
     "all": "all questions, reached or not",
     "reached": "questions that reached this tier",
@@ -63,8 +62,11 @@ def blocks(twin: Json) -> list[Block]:
                 f"Fewer than {method['rare_needed']} right or {method['rare_needed']} wrong answers give no number but "
                 "the word insufficient.",
                 f"The log loss clips p to {method['clip']:g} from 0 and 1; how often is said.",
-                "The whole, or a shift, fails when its KS p-value is below 0.05; a slice when its own is below 0.05 "
-                "divided by the number of slices tested in its table.",
+                "The whole, or a shift, fails when one of four checks does: the KS error or the debiased ECE at a "
+                "p-value below 0.05, or an interval of the calibration intercept without 0 or of the slope without 1. "
+                "Each would be wrong about a perfect model one time in twenty, all four together at most one time in "
+                "five: no failure weighs more than one check that just fails. A slice fails when its KS p-value is "
+                "below 0.05 divided by the number of slices tested in its table.",
             )
         ),
         Heading(2, "Rebuild"),
@@ -105,11 +107,30 @@ def _failures(twin: Json) -> tuple[str, ...]:
         if "insufficient" in region:
             said.append(f"{name}: {_verdict_on_the_mean(region)}")
             continue
-        floor = region["floors"]["ks_ce"]
-        verdict = "calibration fails" if floor["p_value"] < FAILS_BELOW else "no failure seen"
-        said.append(f"{name}: {verdict} (KS error {floor['value']:.3f}, {_p_value(floor)}, n = {floor['n']:,})")
+        said.append(f"{name}: {_verdict(region)}")
     slices = f"{len(failed)} of {total} slices fail" + (": " + "; ".join(failed) if failed else "")
     return (*said, f"{slices}; {untold} have too few answers to tell.")
+
+
+CHECKS = {"ks_ce": "KS error", "debiased_ece": "debiased ECE", "intercept": "intercept", "slope": "slope"}
+
+
+def _verdict(region: Json) -> str:
+    """Which of the four checks fail, and all four results."""
+    failed, n = region["failed"], f"n = {region['n']:,}"
+    told = {
+        name: f"{word} {region['floors'][name]['value']:.3f}, {_p_value(region['floors'][name])}"
+        if name in region["floors"]
+        else f"{word} {_outcome(region['scores'][name])}"
+        for name, word in CHECKS.items()
+    }
+    against = "; ".join(told[name] for name in failed)
+    rest = "; ".join(told[name] for name in told if name not in failed)
+    if not failed:
+        return f"no failure seen ({rest}; {n})"
+    words = " and ".join(CHECKS[name] for name in failed)
+    passed = f"; seen no failure: {rest}" if rest else ""
+    return f"calibration fails by {words} ({against}{passed}; {n})"
 
 
 def _verdict_on_the_mean(region: Json) -> str:

@@ -66,6 +66,7 @@ DEFINITIONS: dict[str, Schema] = {
         _COUNTED,
         insufficient=WORDS,
         floors=_by_name(_ref("floor")),
+        failed=_list({"enum": ["ks_ce", "debiased_ece", "intercept", "slope"]}),
         brier_parts=_object(reliability=NUMBER, resolution=NUMBER, uncertainty=NUMBER, within=NUMBER),
         corp=_object(miscalibration=NUMBER, discrimination=NUMBER, uncertainty=NUMBER),
         clipped=COUNT,

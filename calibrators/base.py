@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ A = TypeVar("A", bound=npt.NDArray[Any])
 
 LOGIT_MAX = 36.0  # from 36.8 on, float64 rounds the sigmoid to 1.0 and log(1 - p) is -inf
 WINSOR = (0.005, 0.995)  # outside these quantiles one odd answer would steer a slope
+CONSTANT = 1e-12  # of a column's mean: a constant's spread is rounding noise, not 0
 MIN_RARE = 30  # fewer of the rare class do not carry even a slope and an intercept; science 2.2
 NOT_FAMILIES = frozenset({"base", "minimise", "choose", "scores", "artifact", "card", "cli"})
 
@@ -192,10 +193,6 @@ class FitData:
         if len(missing) != columns:
             raise BadFeatures(f"need {columns} missing-value policies, got {len(missing)}")
         check_columns(X, names, missing)
-        if empty := [
-            name for name, column in zip(names, X.T, strict=True) if len(column) > 1 and np.isnan(column).all()
-        ]:
-            raise BadFeatures(f"feature {empty[0]!r} is NaN in every row; drop it")
         _set(self, X=_lock(X), y=_lock(_labels(self.y, rows)), names=names, missing=missing)
         if self.weights is not None:
             _set(self, weights=_lock(_weights(self.weights, rows)))
@@ -237,6 +234,15 @@ class FitData:
             self.missing,
         )
 
+    def columns(self, chosen: Sequence[int] | Ints) -> FitData:
+        """The same rows with some of the columns. chosen: their numbers."""
+        return replace(
+            self,
+            X=self.X[:, chosen],
+            names=tuple(self.names[j] for j in chosen),
+            missing=tuple(self.missing[j] for j in chosen),
+        )
+
     def check_rare(self, needed: int, kind: str) -> None:
         """Raises OneClass, or TooFewRare when the rarer class has fewer than `needed` rows."""
         if self.n_rare == 0:
@@ -260,6 +266,15 @@ def check_columns(X: Floats, names: Sequence[str], missing: Sequence[Missing]) -
                 f"feature {name!r} is NaN in {nans} of {len(column)} rows; "
                 "leave those rows out, or give the column the missing policy 'impute' or 'indicate'"
             )
+
+
+def varying(X: Floats) -> Ints:
+    """Numbers of the columns that hold at least two different values besides NaN. X: (N, F), N >= 1."""
+    present = np.isfinite(X)
+    low, high = np.where(present, X, np.inf).min(axis=0), np.where(present, X, -np.inf).max(axis=0)
+    size = np.maximum(np.abs(low), np.abs(high))
+    told: Ints = np.flatnonzero(present.any(axis=0) & (high - low > CONSTANT * size))
+    return told
 
 
 def check_disjoint(*splits: Iterable[Hashable]) -> None:
@@ -324,7 +339,12 @@ class Preprocess:
 
     @classmethod
     def fit(cls, data: FitData) -> Self:
-        """Raises ConstantFeature. A column that only its outermost 1 % makes vary keeps its full range."""
+        """Raises ConstantFeature, and BadFeatures for a column that is NaN in every row.
+
+        A column that only its outermost 1 % makes vary keeps its full range.
+        """
+        if empty := [name for name, column in zip(data.names, data.X.T, strict=True) if np.isnan(column).all()]:
+            raise BadFeatures(f"feature {empty[0]!r} is NaN in every row; drop it")
         # observed values, never between two: interpolating would let an outlier into its own bound
         low = np.nanquantile(data.X, WINSOR[0], axis=0, method="higher")
         high = np.nanquantile(data.X, WINSOR[1], axis=0, method="lower")
@@ -336,7 +356,7 @@ class Preprocess:
         clipped = np.clip(data.X, low, high)
         mean, sd = np.nanmean(clipped, axis=0), np.nanstd(clipped, axis=0)
         for name, lowest, spread, centre in zip(data.names, low, sd, mean, strict=True):
-            if spread <= 1e-12 * abs(centre) or spread == 0:  # a constant's sd is rounding noise, not 0
+            if spread <= CONSTANT * abs(centre) or spread == 0:
                 raise ConstantFeature(name, float(lowest))
         return cls(data.names, data.missing, mean, sd, low, high)
 

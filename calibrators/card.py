@@ -280,10 +280,12 @@ class Ruler:
         if few is not None:
             return told | {"insufficient": few.why}
         measured = {name: score.as_json() for name, score in self._scores(p, y, question).items()}
+        floors = {name: _floor(floor) for name, floor in scores.noise_floor(p, y, self.rng).items()}
         parts, corp = scores.brier_parts(p, y), scores.corp(p, y)
         return told | {
             "scores": told["scores"] | measured,
-            "floors": {name: _floor(floor) for name, floor in scores.noise_floor(p, y, self.rng).items()},
+            "floors": floors,
+            "failed": failed_checks(measured, floors),
             "brier_parts": {
                 name: getattr(parts, name) for name in ("reliability", "resolution", "uncertainty", "within")
             },
@@ -393,6 +395,22 @@ class Ruler:
         brier = scores.bootstrap(scores.brier, p, y, self.rng, question=question, resamples=self.resamples)
         measured = {"brier": brier.as_json(), "auroc": self._auroc(p, y, question).as_json()}
         return told | {"scores": told["scores"] | measured, "ks": _floor(floor)}
+
+
+def failed_checks(measured: Mapping[str, Json], floors: Mapping[str, Json]) -> list[str]:
+    """Which of the four checks on a calibration say that it is off, each at 5 %.
+
+    KS sees a bend anywhere, the debiased ECE what bins see; each fails when chance alone rarely gives as much. Cox's
+    intercept and slope fail when their intervals leave out 0 and 1: a wrong slope over a right mean, which is what an
+    over-confident model with good luck on average shows, escapes KS at a few hundred wrong answers.
+    measured: scores, and floors: noise floors, as `region` tells them.
+    """
+    failed = [name for name in ("ks_ce", "debiased_ece") if floors[name]["p_value"] < ALPHA]
+    for name, truth in (("intercept", 0.0), ("slope", 1.0)):
+        low, high = measured[name].get("low"), measured[name].get("high")
+        if low is not None and high is not None and not low <= truth <= high:
+            failed.append(name)
+    return failed
 
 
 def _counts(p: Floats, y: Floats) -> Json:

@@ -24,6 +24,7 @@ from calibrators.base import (
     find,
     folds,
     log_losses,
+    varying,
 )
 from calibrators.objectives import Objective, effective_share
 from calibrators.objectives import find as find_objective
@@ -131,13 +132,21 @@ def held_out_margins(
     """Logit of each row by the fit without its fold, (N,), nats.  fold: (N,) in 0..k-1.  options: of the family's fit.
 
     Size limits do not apply to the folds: they were checked on all the data, of which a fold's fit has four fifths.
+    A column that varies in the held-out fold alone, as a flag that is set in a few answers may, is left out of that
+    fold's fit, which has nothing to learn about it. Raises what the fits raise.
     """
     limits = {"min_rare", "min_rows"} & inspect.signature(find(family).fit).parameters.keys()
     margins = np.empty(data.n)
     for k in range(int(fold.max()) + 1):
         out = fold == k
-        fitted = find(family).fit(data.rows(~out), objective=objective, **options, **dict.fromkeys(limits, 1))
-        margins[out] = fitted.margin(data.X[out])
+        told = varying(data.X[~out])
+        inside, given = data, dict(options)
+        if 0 < len(told) < data.X.shape[1]:
+            inside = data.columns(told)
+            if given.get("signs") is not None:
+                given["signs"] = [given["signs"][j] for j in told]
+        fitted = find(family).fit(inside.rows(~out), objective=objective, **given, **dict.fromkeys(limits, 1))
+        margins[out] = fitted.margin(inside.X[out])
     return margins
 
 
@@ -257,10 +266,7 @@ def _judged(row: EtaRow, limit: float) -> EtaRow:
 def _try_eta(
     eta: float, data: FitData, shifted: Mapping[str, FitData], objective: Objective, family: str, fold: Ints
 ) -> tuple[EtaRow, Fitted]:
-    logits = np.empty(data.n)
-    for k in range(int(fold.max()) + 1):
-        out = fold == k
-        logits[out] = find(family).fit(data.rows(~out), objective=objective, min_rare=1).margin(data.X[out])
+    logits = held_out_margins(data, fold, family, objective=objective)
     losses = np.empty(data.n)
     for k in range(int(fold.max()) + 1):  # a fold's temperature comes from the other folds' logits
         out = fold == k

@@ -53,7 +53,9 @@ class Trees:
     depth: int = field(init=False)
     _tests: Ints = field(init=False, repr=False)  # (8 G,) the feature that each bit of the G bytes tests
     _cuts: Floats = field(init=False, repr=False)  # (8 G,) inf where a bit is spare
-    _table: Floats = field(init=False, repr=False)  # (256 G,) nats of each byte by what its bits came to; the baseline is in the first
+    _table: Floats = field(
+        init=False, repr=False
+    )  # (256 G,) nats of each byte by what its bits came to; the baseline is in the first
     _start: Ints = field(init=False, repr=False)  # (G,) where each byte's part of the table begins
 
     def __post_init__(self) -> None:
@@ -65,7 +67,10 @@ class Trees:
             children = np.stack([self.left[levels[-1]], self.right[levels[-1]]], axis=1)
             levels.append(children.reshape(-1, len(self.root)))
         depth, places = len(levels) - 1, 2 ** (len(levels) - 1) - 1
-        tests, worth = np.concatenate(levels[:-1] or [levels[0][:0]]), self.value[levels[-1]]  # (places, T), (leaves, T)
+        tests, worth = (
+            np.concatenate(levels[:-1] or [levels[0][:0]]),
+            self.value[levels[-1]],
+        )  # (places, T), (leaves, T)
         trees, together = len(self.root), 8 // max(places, 1)
         count = -(-trees // together)
         bits, cuts = np.zeros((count, 8), dtype=np.int64), np.full((count, 8), np.inf)

@@ -16,7 +16,16 @@ from scipy.special import expit, logit
 from calibrators import _markdown, _page, _svg, scores
 from calibrators._card_schema import SCHEMA
 from calibrators.artifact import Artifact
-from calibrators.card import AggregateEvidence, BadEvidence, Card, Facts, Guarantee, TierEvidence, build
+from calibrators.card import (
+    AggregateEvidence,
+    BadEvidence,
+    Card,
+    Facts,
+    Guarantee,
+    TierEvidence,
+    build,
+    failed_checks,
+)
 
 Floats = scores.Floats
 
@@ -462,12 +471,58 @@ def test_a_region_that_is_another_is_measured_once_and_drawn_once(card: Card) ->
 def test_failures_are_told_before_any_success(card: Card) -> None:
     text = card.markdown()
     told = text[text.index("Where the claim ends") : text.index("The routed whole")]
-    assert "larger numbers: calibration fails (KS error" in told
+    assert "larger numbers: calibration fails by KS error" in told
     failing = [row["slice"] for row in card.twin["tiers"][1]["slices"] if row["fails"]]
     assert failing
     for name in failing:
         assert f"tier 3B: steps = {name}" in told
     assert "have too few answers to tell" in told
+
+
+def bent(slope: float, shift: float, seed: int, n: int = 1000) -> Card:
+    """The card of claims p about answers that are right with log-odds slope * logit p + shift."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(2.5, 1.2, n)
+    y = (rng.random(n) < expit(slope * z + shift)).astype(float)
+    whole = AggregateEvidence(name="w", description="", p=expit(z), y=y, served_by=np.full(n, "t"))
+    return build(FACTS, [], whole, rng, resamples=20)
+
+
+def test_a_slope_far_from_one_fails_where_ks_sees_nothing_and_the_card_says_which_check() -> None:
+    card = bent(0.7, 0.65, seed=7)
+    region = card.twin["routed"]["region"]
+    assert region["floors"]["ks_ce"]["p_value"] > 0.05
+    assert region["failed"] == ["slope"]
+    assert "the routed whole: calibration fails by slope (slope 0." in card.markdown()
+
+
+def test_a_true_confidence_fails_a_check_as_seldom_as_the_card_says() -> None:
+    rng, failed = np.random.default_rng(3), 0
+    tested = {"ks_ce": scores.ks_ce, "debiased_ece": scores.debiased_ece}
+    for _ in range(40):
+        p = expit(rng.normal(2.5, 1.2, 600))
+        y = (rng.random(600) < p).astype(float)
+        floors = {
+            name: {"p_value": floor.p_value} for name, floor in scores.noise_floor(p, y, rng, tested, draws=200).items()
+        }
+        cox = scores.recalibration(p, y)
+        failed += bool(failed_checks({"intercept": cox.intercept.as_json(), "slope": cox.slope.as_json()}, floors))
+    assert 0 < failed <= 15  # at most one in five: 8; more than 15 of 40 would happen once in 250 times
+
+
+@pytest.mark.parametrize("check", ["ks_ce", "debiased_ece", "intercept", "slope"])
+def test_each_check_fails_by_itself(check: str) -> None:
+    floors = {name: {"p_value": 0.04 if name == check else 0.05} for name in ("ks_ce", "debiased_ece")}
+    fine = {"intercept": {"low": -0.1, "high": 0.1}, "slope": {"low": 0.9, "high": 1.1}}
+    assert failed_checks(fine, {name: {"p_value": 0.05} for name in floors}) == []
+    off = {name: {"low": 1.2, "high": 1.4} if name == check else told for name, told in fine.items()}
+    assert failed_checks(off, floors) == [check]
+
+
+def test_a_slope_that_cannot_be_told_is_no_failure() -> None:
+    floors = {name: {"p_value": 0.5} for name in ("ks_ce", "debiased_ece")}
+    measured = {"intercept": {"low": -0.1, "high": 0.1}, "slope": {"insufficient": "every p is the same"}}
+    assert failed_checks(measured, floors) == []
 
 
 def test_ticks_mark_code_and_open_no_door() -> None:

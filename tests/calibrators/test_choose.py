@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from calibrators import choose, logistic
-from calibrators.base import BadFeatures, BadObjective, FitData, OneClass, TooFewRare, log_losses, sigmoid
+from calibrators.base import (
+    BadFeatures,
+    BadObjective,
+    FitData,
+    Missing,
+    OneClass,
+    TooFewRare,
+    folds,
+    log_losses,
+    sigmoid,
+)
 from calibrators.objectives.group_tilt import GroupTilt
 
 
@@ -49,6 +59,39 @@ def test_several_features_get_logistic_and_a_thin_rare_class_a_stronger_ridge():
     assert choice.family == "logistic"
     weak = logistic.fit(FitData(X, y), ridge=1.0)
     assert np.linalg.norm(choice.calibrator.linear.slopes) < np.linalg.norm(weak.linear.slopes)
+
+
+@pytest.mark.parametrize("absent", [0.0, np.nan], ids=["a flag", "mostly undefined"])
+@pytest.mark.parametrize("family", ["auto", "logistic", "gbdt", "isotonic", "group_tilt"])
+def test_a_column_that_varies_in_one_fold_only_keeps_nobody_from_choosing(family, absent):
+    """No fit without that fold can learn anything about it, and all the others can do without."""
+    plain = sample(400, 2)
+    rare = np.full(400, absent)
+    there = np.flatnonzero(folds(plain, 5, 0) == 3)[:12]
+    rare[there] = np.linspace(1, 2, 12)
+    missing = (Missing.REFUSE, Missing.REFUSE, Missing.INDICATE)
+    data = FitData(np.column_stack([plain.X, rare]), plain.y, groups=plain.groups, missing=missing)
+    if family == "auto":
+        assert np.isfinite(choose.auto(data).calibrator.predict(data.X)).all()
+    elif family == "group_tilt":
+        grouped = FitData(data.X, data.y, slices=(plain.X[:, 0] > 0).astype(int), groups=plain.groups, missing=missing)
+        assert choose.choose_eta(grouped, {"shifted": grouped}).rows
+    else:
+        margins = choose.held_out_margins(data, folds(data, 5, 0), family)
+        without = choose.held_out_margins(plain, folds(plain, 5, 0), family)
+        out = folds(plain, 5, 0) == 3
+        assert margins[out] == pytest.approx(without[out], abs=1e-9)
+
+
+def test_signs_stay_with_their_columns_where_a_fold_leaves_one_out():
+    plain = sample(400, 2)
+    flag = np.zeros(400)
+    flag[np.flatnonzero(folds(plain, 5, 0) == 0)[:15]] = 1.0
+    data = FitData(np.column_stack([flag, plain.X]), plain.y, groups=plain.groups)
+    margins = choose.held_out_margins(data, folds(data, 5, 0), "logistic", signs=[1, -1, 1])
+    without = choose.held_out_margins(plain, folds(plain, 5, 0), "logistic", signs=[-1, 1])
+    out = folds(plain, 5, 0) == 0
+    assert margins[out] == pytest.approx(without[out], abs=1e-9)
 
 
 def test_the_simplest_within_one_standard_error_wins_over_the_best():
