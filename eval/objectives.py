@@ -3,7 +3,7 @@
 Every objective fits the same logistic calibrators on the same answers; strengths are chosen on some shifts and judged
 on others (science 3.5). A later tier also sees the logits of the earlier tiers' plain (ERM) calibrators, the same for
 all objectives, so that a row differs from the row ERM in its objective alone. Every calibrator gets one temperature,
-fitted in distribution on out-of-fold logits.
+fitted in distribution on out-of-fold logits of the questions that reach its tier, as `confgate fit` does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from calibrators import choose, logistic, scores
 from calibrators.base import (
+    MIN_RARE,
+    Bools,
     CalibrationError,
     FitData,
     Fitted,
@@ -46,6 +49,7 @@ CHOSEN = {
     "group_tilt": (1.0, 3.0, 10.0),
 }
 FIXED = ("tilt(eta=2)", "tilt_selfnorm(eta=2)", "group_tilt(eta=3)", "group_dro", "cvar(alpha=0.3)", "chi_square")
+UPSTREAM = "logit of tier"  # columns that say what an earlier tier made of the question
 ROUTED, TOGETHER = "routed", "unseen shifts together"
 
 
@@ -61,6 +65,7 @@ def _brier(p: Floats, y: Floats) -> Floats:
 
 
 LOSSES = {"nll": _nll, "brier": _brier}  # per answer, (N,)
+RANKED = {"debiased_ece": scores.debiased_ece, "auroc": scores.auroc}  # of all answers together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +153,7 @@ def look_back(tiers: Sequence[Tier], setting: Setting) -> list[Tier]:
 def with_columns(data: FitData, more: Sequence[Floats]) -> FitData:
     if not more:
         return data
-    names = (*data.names, *(f"logit of tier {number}" for number in range(1, len(more) + 1)))
+    names = (*data.names, *(f"{UPSTREAM} {number}" for number in range(1, len(more) + 1)))
     missing = (*data.missing, *(Missing.REFUSE,) * len(more))
     return replace(data, X=np.column_stack([data.X, *more]), names=names, missing=missing)
 
@@ -181,13 +186,29 @@ def fit_all(tiers: Sequence[Tier], setting: Setting) -> tuple[dict[str, list[Fit
     return fits, failed
 
 
-def plain(data: FitData, spec: str, setting: Setting) -> Fit:
-    """One objective at one strength, and its temperature."""
+def reached(data: FitData, setting: Setting) -> Bools:
+    """(N,) which of the questions no earlier tier's ERM calibrator is sure enough of to answer."""
+    columns = [j for j, name in enumerate(data.names) if name.startswith(UPSTREAM)]
+    reaches: Bools = np.all(sigmoid(data.X[:, columns]) < setting.accept_at, axis=1)
+    return reaches
+
+
+def temperature(margins: Floats, data: FitData, region: Bools) -> float:
+    """Of the region's answers; of all answers where the region has too few right or wrong.  margins: (N,), held out."""
+    there = data.rows(region) if region.any() else data
+    if there.n_rare < MIN_RARE:
+        return best_temperature(margins, data)
+    return best_temperature(margins[region], there)
+
+
+def plain(data: FitData, spec: str, setting: Setting, region: Bools | None = None) -> Fit:
+    """One objective at one strength, and its temperature.  region: (N,), where it is fitted; None takes `reached`."""
     objective = find_objective(spec)
+    region = reached(data, setting) if region is None else region
     fitted = logistic.fit(data, objective=objective)
     share = effective_share(objective(log_losses(fitted.margin(data.X), data.y), data.slices, data.base)[1])
     try:
-        t = best_temperature(held_out(data, objective, setting), data)
+        t = temperature(held_out(data, objective, setting), data, region)
     except NotConverged:  # "always 0.5", which CVaR and chi-square on log-loss come to, has no temperature
         return Fit(fitted, f"{spec}, no temperature", share, 1.0)
     return Fit(Tempered(fitted, t), spec, share, t)
@@ -195,13 +216,14 @@ def plain(data: FitData, spec: str, setting: Setting) -> Fit:
 
 def strongest(tier: Tier, name: str, grid: Sequence[float], setting: Setting) -> Fit:
     """The strength with the lowest log-loss on the worst tuning shift, among those that home can afford: out-of-fold
-    log-loss at most ERM's + 1 standard error, effective sample size at least 0.2 N. A strength whose fit has no
-    minimum, as the self-normalised tilt's may not, is passed over."""
+    log-loss at most ERM's + 1 standard error, effective sample size at least 0.2 N, all at a temperature for all
+    questions. A strength whose fit has no minimum, as the self-normalised tilt's may not, is passed over."""
     data = tier.data[setting.fit]
-    best, worst, limit = None, np.inf, np.inf
+    everywhere = np.ones(data.n, dtype=np.bool_)
+    best, worst, limit = ERM, np.inf, np.inf
     for spec in (ERM, *(f"{name}(eta={eta!r})" for eta in grid)):
         try:
-            fit = plain(data, spec, setting)
+            fit = plain(data, spec, setting, everywhere)
             losses = log_losses(held_out(data, find_objective(spec), setting) / fit.temperature, data.y)
         except CalibrationError:
             continue
@@ -211,9 +233,8 @@ def strongest(tier: Tier, name: str, grid: Sequence[float], setting: Setting) ->
             continue
         shifted = max(nll_of(fit.calibrator, tier.data[split]) for split in setting.tune)
         if shifted < worst:
-            best, worst = fit, shifted
-    assert best is not None, "ERM is within its own limit"
-    return best
+            best, worst = spec, shifted
+    return plain(data, best, setting)
 
 
 def nll_of(calibrator: Fitted, data: FitData) -> float:
@@ -226,7 +247,7 @@ def weighted(tier: Tier, setting: Setting) -> Fit:
     target = np.vstack([tier.data[split].X for split in setting.tune])
     ratios = domain_ratios(data, target)
     tilted = replace(data, weights=ratios)
-    t = best_temperature(held_out(tilted, Erm(), setting), data)
+    t = temperature(held_out(tilted, Erm(), setting), data, reached(data, setting))
     return Fit(Tempered(logistic.fit(tilted), t), "importance", effective_share(ratios), t)
 
 
@@ -257,7 +278,8 @@ def measure(tiers: Sequence[Tier], fits: Mapping[str, Sequence[Fit]], setting: S
             for tier, (p, y) in answers(tiers, several, splits, setting).items():
                 erm.setdefault(tier, (p, y))
                 told = {"distribution": place, "tier": tier, "objective": name}
-                rows.append(told | judged(p, y, erm[tier] if name != ERM else None, draws[:, code], rng))
+                against = erm[tier] if name != ERM else None
+                rows.append(told | judged(p, y, against, draws[:, code], rng) | paired(p, y, against, family, setting))
     return rows
 
 
@@ -302,6 +324,20 @@ def judged(
     return told
 
 
+def paired(
+    p: Floats, y: Floats, erm: tuple[Floats, Floats] | None, family: npt.NDArray[Any], setting: Setting
+) -> dict[str, Any]:
+    """Differences to ERM of the scores that are no means over answers, by paired bootstrap of families."""
+    if erm is None or scores.too_few("", y) is not None or scores.too_few("", erm[1]) is not None:
+        return {}
+    told = {}
+    for name, score in RANKED.items():
+        rng = np.random.default_rng(setting.seed)
+        gap = scores.bootstrap_difference(score, (p, y), erm, rng, question=family, resamples=setting.resamples)
+        told[f"{name}_less_erm"] = {"value": gap.value, "low": gap.low, "high": gap.high}
+    return told
+
+
 # Words
 
 
@@ -312,9 +348,10 @@ def page(rows: Sequence[Mapping[str, Any]], fits: Mapping[str, Sequence[Fit]], a
         f"Made by `{about['command']}` on {about['machine']}, {about['versions']}; the numbers with all digits are in "
         "the JSON file beside this page.",
         about["words"],
-        "Less ERM: the difference to the row erm on the same answers, negative = better, with a 95 % interval from "
-        f"{about['resamples']:,} resamples of question families; **bold** where the interval excludes 0. ECE is "
-        "debiased, equal mass; beside it what 95 % of perfectly calibrated forecasters stay below.",
+        "Less ERM: the difference to the row erm on the same answers, negative = better (of AUROC: positive), with a "
+        f"95 % interval from {about['resamples']:,} resamples of question families; **bold** where the interval "
+        "excludes 0. In the routed whole objectives may serve other tiers' answers to a question. ECE is debiased, "
+        "equal mass; beside it what 95 % of perfectly calibrated forecasters stay below.",
         "## What was fitted",
         _table(
             ("objective", *about["tiers"]),
@@ -332,7 +369,10 @@ def page(rows: Sequence[Mapping[str, Any]], fits: Mapping[str, Sequence[Fit]], a
     return "\n\n".join(parts) + "\n"
 
 
-HEAD = ("objective", "NLL", "less ERM", "Brier", "less ERM", "ECE (chance)", "AUROC", "mean p", "right")
+HEAD = (
+    "objective", "NLL", "less ERM", "Brier", "less ERM", "ECE (chance)", "less ERM", "AUROC", "less ERM", "mean p",
+    "right",
+)  # fmt: skip
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -344,7 +384,9 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['brier']:.3f}",
         _gap(row.get("brier_less_erm")),
         few or f"{row['debiased_ece']:.3f} ({row['floor_95']:.3f})",
+        _gap(row.get("debiased_ece_less_erm")),
         few or f"{row['auroc']['value']:.3f}",
+        _gap(row.get("auroc_less_erm")),
         f"{row['mean_p']:.3f}",
         f"{row['right'] / row['n']:.3f}",
     )
@@ -384,8 +426,9 @@ def study(sources: Sequence[Path], setting: Setting, about: Mapping[str, str]) -
         "words": f"Logistic calibrators, fitted on {tiers[0].data[setting.fit].n:,} answers of split {setting.fit} per "
         f"tier; groups by {setting.slices}; strengths chosen on {', '.join(setting.tune)}; all but the last accept at "
         f"p ≥ {setting.accept_at:g}. Later tiers see the logits of the earlier tiers' ERM calibrators. "
-        "One temperature each, fitted out of fold on all questions; robust_filtered fits its own on the questions that "
-        "reach a tier.",
+        "One temperature each, fitted out of fold on the questions that no earlier tier's ERM calibrator accepts, as "
+        "`confgate fit` does (on all, where those hold fewer than "
+        f"{MIN_RARE} right or {MIN_RARE} wrong); robust_filtered fits its own on the questions that reach a tier.",
     }
     fitted = {
         name: [
