@@ -203,6 +203,36 @@ def check(
 
 
 @app.command()
+def doctor(
+    config: ConfigFile = DEFAULT_FILE,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For all questions to one server together.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask every model server whether it will do: reachable, log-probs allowed and raw, the calibrator's own model.
+
+    Exits with 1 when something is wrong.  Example:  confgate doctor -c cascade.yaml
+    """
+    import asyncio
+
+    from gateway import doctor as doctors
+
+    findings = asyncio.run(doctors.examine_config(read(config), seconds))
+    rows = [finding.row() for finding in findings]
+    typer.echo(json.dumps(rows, indent=2) if as_json else table([shown(row) for row in rows]))
+    wrong = doctors.faults(findings)
+    if wrong:
+        typer.echo(f"\n{len(wrong)} of {len(rows)} are bad", err=True)
+        raise typer.Exit(1)
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A finding as a line of a table; the address only where there is one."""
+    return {"tier": f"{row['tier']} {row['server']}".strip()} | {
+        name: row[name] for name in ("check", "verdict", "told")
+    }
+
+
+@app.command()
 def route(
     prompt: Annotated[str, typer.Argument(help="One question; - reads it from standard input.")],
     config: ConfigFile = DEFAULT_FILE,

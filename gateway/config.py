@@ -61,6 +61,11 @@ class Server(Written):
     start_seconds: float = Field(
         default=0, ge=0, description="how long to wait at start for model servers that are still loading"
     )
+    doctor: Literal["off", "warn", "refuse"] = Field(
+        default="off",
+        description="ask every server what `confgate doctor` asks before clients are let in; what is wrong is logged, "
+        "or ends the start",
+    )
     grace_seconds: float = Field(default=30, ge=0, description="from SIGTERM to the exit, at most")
     linger_seconds: float = Field(
         default=0, ge=0, description="of the grace: how long to be seen as not ready before connections are refused"

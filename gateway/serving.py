@@ -18,6 +18,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from gateway import doctor
 from gateway.config import Config, Ids, Server
 from gateway.errors import ConfigError
 from gateway.http import protocol
@@ -91,6 +92,7 @@ async def serve(
 
     live = Live(await open_generation(config, lasting.spare), read, lasting, watch)
     try:
+        await consult(live.snapshot)
         async with asyncio.TaskGroup() as group:
             app = create_app(live, telemetry)
             public = Process(settings(app, config.server), live, invitation(url(listener), config))
@@ -108,6 +110,16 @@ async def serve(
                 job.cancel()
     finally:
         await live.close()
+
+
+async def consult(snapshot: Snapshot) -> None:
+    """The doctor, where the configuration wants one. Raises ConfigError with a line for each thing that is wrong."""
+    wanted = snapshot.config.server.doctor
+    wrong = [] if wanted == "off" else doctor.faults(await doctor.examine(snapshot))
+    for told in wrong:
+        log.error("the doctor found a fault", extra={"why": told})
+    if wrong and wanted == "refuse":
+        raise ConfigError("\n".join(["the doctor found (server.doctor: refuse):", *wrong]))
 
 
 def settings(app: ASGIApp, server: Server) -> uvicorn.Config:

@@ -58,6 +58,11 @@ class Replicas:
         self._agreed: Mapping[str, str] | None = None
         self._turn = 0
 
+    @property
+    def members(self) -> list[tuple[str, Engine]]:
+        """Every server with its address."""
+        return [(one.address, one.engine) for one in self._replicas]
+
     async def complete(self, ask: Ask) -> Completion:
         """One answer of one of them. Raises EngineError leaves only."""
         return await self._ask(lambda one, fresh: one.engine.complete(fresh), ask)

@@ -66,6 +66,9 @@ class Upstream:
     port: int = 0
     version: str = VERSION
     breaks: str = ""  # a fault that every question meets
+    raw: bool = True  # False: log-probs are those of the sampler
+    penalised: bool = False  # the model's own defaults change what is chosen
+    max_logprobs: int = 20
     _connections: int = 0
 
     @property
@@ -160,6 +163,12 @@ class Upstream:
         if plan.fault in STATUS:
             status, headers, told = STATUS[plan.fault]
             return await send_json(writer, told, status=status, headers=headers)
+        if seen.body.get("logprobs") and (seen.body.get("top_logprobs") or 0) > self.max_logprobs:
+            return await send_json(writer, complaint("too many logprobs"), status=400)
+        if self.penalised:
+            plan.fault = "penalised"
+        if not self.raw and seen.body["top_p"] < 0.01:
+            plan.fault = "processed"
         if plan.fault and plan.fault not in (EDIT.keys() | (STREAMED if streams else set())):
             raise KeyError(f"the fake upstream has no fault {plan.fault!r}")
         return await (send_stream if streams else send_whole)(writer, seen.body, plan)
@@ -487,7 +496,17 @@ def first(told: dict[str, Any]) -> dict[str, Any]:
     return choice(told)["logprobs"]["content"][0]  # type: ignore[no-any-return]
 
 
+def processed(told: dict[str, Any]) -> None:
+    """Log-probs as they are after a tiny top_p."""
+    for entry in choice(told)["logprobs"]["content"]:
+        entry["logprob"] = entry["top_logprobs"][0]["logprob"] = 0.0
+        for rival in entry["top_logprobs"][1:]:
+            rival["logprob"] = -9999.0
+
+
 EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
+    "processed": processed,
+    "penalised": lambda told: first(told).update(logprob=first(told)["logprob"] - 1),
     "no_choices": lambda told: told.update(choices=[]),
     "null_content": lambda told: choice(told)["message"].update(content=None),
     "number_content": lambda told: choice(told)["message"].update(content=42),
