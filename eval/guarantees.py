@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import binom, norm
 
 from calibrators.scores import clopper_pearson
-from eval.crossed import Crossed, Floats, group_codes
+from eval.crossed import Bools, Crossed, Floats, Ints, group_codes
 from eval.sweep import Route, reached, replay
 from gateway.errors import GatewayError
 
@@ -226,23 +226,40 @@ def trusted_threshold(
 ) -> float | Refused:
     """The least strict threshold at which accepted answers are wrong at most alpha of the time, confidence 1 - delta.
 
-    Scans from the strictest and stops at the first that fails; thresholds with fewer than MIN_ACCEPTED accepted are
-    passed over, which looks at p alone. thresholds: fixed beforehand. After Jung et al. 2024, arXiv:2407.18370, whose
-    code returns the strictest threshold when even that one fails; here that is Refused.
+    Scans from the strictest and stops at the first that fails. It begins where enough answers are accepted for a true
+    error of alpha / 2 to pass, or failing that where none wrong would: one early mistake among thirty must not end the
+    scan, and how many are accepted is a matter of p alone.  thresholds: fixed beforehand.  After Jung et al. 2024,
+    arXiv:2407.18370, whose code begins at 30 accepted and returns the strictest threshold when even that one fails; here
+    that is Refused.
     """
     _check(alpha, "alpha")
+    _check(delta, "delta")
+    falling = np.sort(thresholds)[::-1]
+    accepted = np.array([int((p >= threshold).sum()) for threshold in falling], dtype=np.int64)
+    start = next(
+        (
+            places[0]
+            for rate in (alpha / 2, 0.0)
+            if (places := np.flatnonzero((accepted >= MIN_ACCEPTED) & _could_pass(accepted, rate, alpha, delta))).size
+        ),
+        len(falling),
+    )
     found: float | None = None
-    for threshold in np.sort(thresholds)[::-1]:
-        accepted = p >= threshold
-        m = int(accepted.sum())
-        if m < MIN_ACCEPTED:
-            continue
-        if upper_bound(int(m - right[accepted].sum()), m, delta) > alpha:
+    for threshold, m in zip(falling[start:], accepted[start:], strict=True):
+        if upper_bound(int(m - right[p >= threshold].sum()), int(m), delta) > alpha:
             break
         found = float(threshold)
     if found is None:
-        return Refused("threshold", f"no threshold shows an error of at most {alpha:.4g} among {MIN_ACCEPTED} or more")
+        most = int(accepted.max(initial=0))
+        return Refused("threshold", f"none of {len(falling)} shows an error of at most {alpha:.4g}; one accepts {most}")
     return found
+
+
+def _could_pass(accepted: Ints, rate: float, alpha: float, delta: float) -> Bools:
+    """Whether so many accepted answers, wrong at this rate, would show an error of at most alpha."""
+    wrong = np.floor(accepted * rate).astype(np.int64)
+    passes: Bools = clopper_pearson(wrong, np.maximum(accepted, 1), 1 - 2 * delta)[1] <= alpha
+    return passes
 
 
 def controlled_threshold(p: Floats, right: Floats, thresholds: Floats, alpha: float) -> float | Refused:

@@ -99,6 +99,16 @@ def test_a_trusted_threshold_lets_too_many_errors_through_in_at_most_delta_of_10
     violations(broken)
 
 
+def test_one_early_mistake_does_not_end_the_search_for_a_trusted_threshold() -> None:
+    """Of 1,000 answers one in two hundred is wrong, the very surest among them: 5 % is plain to see."""
+    p = np.linspace(0.999, 0.001, 1_000)
+    right = (np.arange(1_000) % 200 != 0).astype(float)
+    assert trusted_threshold(p, right, np.linspace(0.01, 0.99, 99), 0.05) == pytest.approx(0.01)
+    few = trusted_threshold(p[1:101], right[1:101], np.linspace(0.9, 0.99, 10), 0.05)  # too few for any mistake
+    assert isinstance(few, float)
+    assert isinstance(trusted_threshold(p[1:41], right[1:41], np.linspace(0.9, 0.99, 10), 0.05), Refused)
+
+
 def test_conformal_bounds_hold_in_the_mean_over_1000_draws(population: tuple) -> None:
     p, right, _ = population
     rng = np.random.default_rng(4)
