@@ -23,20 +23,29 @@ class Bullets:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """numbers: whether the cells after the first column are numbers, to be set flush right."""
+    """numbers: whether the cells after the first column are numbers, to be set flush right.
+
+    words: columns of such a table that are words all the same, set flush left and broken where they are long.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers: bool = True
+    words: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """svg: None where there is too little to plot, which `caption` then says. table: the same in numbers, if any."""
+    """svg: None where there is too little to plot, which `caption` then says. table: the same in numbers, if any.
+
+    wide: as wide as the page.  file: beside the document, which Markdown shows in place of the drawing.
+    """
 
     svg: str | None
     caption: str
     table: Table | None = None
+    wide: bool = False
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

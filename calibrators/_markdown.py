@@ -23,14 +23,16 @@ def _block(block: Block) -> str:
             return "\n".join(f"- {_escaped(item)}" for item in items)
         case Table():
             return _table(block)
-        case Figure(_, caption, table):
-            return _escaped(caption) + (f"\n\n{_table(table)}" if table else "")
+        case Figure(_, caption, table, file=file):
+            shown = f"![{_escaped(caption)}]({file})\n\n" if file else ""
+            return shown + _escaped(caption) + (f"\n\n{_table(table)}" if table else "")
         case Gallery(figures):
             return "\n\n".join(_block(figure) for figure in figures)
 
 
 def _table(table: Table) -> str:
-    rule = ["---"] + ["---:" if table.numbers else "---"] * (len(table.head) - 1)
+    flush_right = [table.numbers and column > 0 and column not in table.words for column in range(len(table.head))]
+    rule = ["---:" if right else "---" for right in flush_right]
     rows = [table.head, rule, *table.rows]
     return "\n".join("| " + " | ".join(cell if row is rule else _escaped(cell) for cell in row) + " |" for row in rows)
 

@@ -24,8 +24,12 @@ table { border-collapse: collapse; font-size: 13.5px; }
 th, td { padding: .22rem .8rem .22rem 0; text-align: left; vertical-align: top; border-top: 1px solid var(--rule); }
 th { font-weight: 600; }
 tbody th { font-weight: 400; color: var(--dim); white-space: nowrap; }
-.numbers td, .numbers thead th + th { text-align: right; padding-left: 1rem; padding-right: 0; white-space: nowrap;
+.numbers td, .numbers thead th + th { text-align: right; padding-left: 1rem; padding-right: 0;
   font-variant-numeric: tabular-nums; }
+.numbers td { white-space: nowrap; }
+.numbers thead th { vertical-align: bottom; min-width: 7ch; }
+.numbers th.long, .numbers td.long { text-align: left; white-space: normal; min-width: 22ch; max-width: 48ch; }
+.numbers td.long, .numbers thead th.long + th { padding-left: 1rem; }
 .words td { overflow-wrap: anywhere; }
 tbody .chance { color: var(--dim); font-size: 12px; border-top: none; padding-top: 0; }
 td.few { color: var(--dim); font-style: italic; }
@@ -33,6 +37,9 @@ td.fails { color: var(--bad); font-weight: 600; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1.2rem; margin: 1rem 0; }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; max-width: 360px; height: auto; }
+.wide { overflow-x: auto; }
+figure.wide > svg { max-width: none; min-width: 720px; }
+.wide figcaption, .wide details { position: sticky; left: 0; max-width: 75ch; }
 figcaption { font-size: 12.5px; line-height: 1.4; color: var(--dim); }
 .undrawn { border: 1px dashed var(--rule); padding: 1rem; align-self: start; }
 details { font-size: 12.5px; margin-top: .3rem; }
@@ -87,27 +94,36 @@ def _block(block: Block) -> str:
             return "<ul>" + "".join(f"<li>{_words(item)}</li>" for item in items) + "</ul>"
         case Table():
             return _table(block)
-        case Figure(None, caption):
+        case Figure(svg=None, caption=caption):
             return f'<figure class="undrawn"><figcaption>{escape(caption)}</figcaption></figure>'
-        case Figure(svg, caption, table):
+        case Figure(svg, caption, table, wide):
+            kind = ' class="wide"' if wide else ""
             more = f"<details><summary>In numbers</summary>{_table(table)}</details>" if table else ""
-            return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption>{more}</figure>"
+            return f"<figure{kind}>{svg}<figcaption>{escape(caption)}</figcaption>{more}</figure>"
         case Gallery(figures):
             return '<div class="gallery">' + "".join(_block(figure) for figure in figures) + "</div>"
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
-    rows = "".join(_row(row) for row in table.rows)
+    head = "".join(
+        f'<th scope="col"{_long(i, table)}>{escape(cell)}</th>' for i, cell in enumerate(table.head)
+    )  # fmt: skip
+    rows = "".join(_row(row, table) for row in table.rows)
     kind = "numbers" if table.numbers else "words"
     above = f"<thead><tr>{head}</tr></thead>" if any(table.head) else ""
     return f'<div class="scroll"><table class="{kind}">{above}<tbody>{rows}</tbody></table></div>'
 
 
-def _row(row: tuple[str, ...]) -> str:
+def _row(row: tuple[str, ...], table: Table) -> str:
     kind = ' class="chance"' if row[0].startswith("·") else ""
-    cells = "".join(f"<td{kind or _kind(cell)}>{_words(cell)}</td>" for cell in row[1:])
-    return f'<tr><th scope="row"{kind}>{escape(row[0])}</th>{cells}</tr>'
+    cells = "".join(
+        f"<td{kind or _long(i, table) or _kind(cell)}>{_words(cell)}</td>" for i, cell in enumerate(row[1:], 1)
+    )
+    return f'<tr><th scope="row"{kind or _long(0, table)}>{escape(row[0])}</th>{cells}</tr>'
+
+
+def _long(column: int, table: Table) -> str:
+    return ' class="long"' if column in table.words else ""
 
 
 def _kind(cell: str) -> str:
