@@ -228,9 +228,9 @@ def trusted_threshold(
 
     Scans from the strictest and stops at the first that fails. It begins where enough answers are accepted for a true
     error of alpha / 2 to pass, or failing that where none wrong would: one early mistake among thirty must not end the
-    scan, and how many are accepted is a matter of p alone.  thresholds: fixed beforehand.  After Jung et al. 2024,
-    arXiv:2407.18370, whose code begins at 30 accepted and returns the strictest threshold when even that one fails; here
-    that is Refused.
+    scan, and how many are accepted is a matter of p alone.  thresholds: fixed beforehand.
+    After Jung et al. 2024, arXiv:2407.18370, whose code begins at 30 accepted and returns the strictest threshold when
+    even that one fails; here that is Refused.
     """
     _check(alpha, "alpha")
     _check(delta, "delta")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,7 @@ from eval.costs import CostFile, Model, TierCost
 from eval.crossed import Crossed, group_codes
 from eval.crossing import Crossing, cross
 from eval.held_out import HeldOut
-from eval.records import MANIFEST, RECORDS, Manifest
+from eval.records import MANIFEST, RECORDS, Manifest, Record
 from eval.stats import DEFINITIONS, BadComparison, aiq, concave_hull, mix_accuracy, pair_scores
 from eval.sweep import STEPS, Played, Route, Swept, replay, sweep
 from eval.verdict import LEVELS, Verdict, judge
@@ -117,14 +117,24 @@ def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFi
     return decide(gather(places, config, wish, prices), wish)
 
 
-def gather(places: Sequence[Path], config: Config, wish: Wish, prices: CostFile | None = None) -> Material:
-    """Read, calibrate, split and price. Raises GatewayError leaves and ArtifactError."""
+def gather(
+    places: Sequence[Path],
+    config: Config,
+    wish: Wish,
+    prices: CostFile | None = None,
+    *,
+    watch: Callable[[Iterable[Record]], Iterable[Record]] = lambda rows: rows,
+) -> Material:
+    """Read, calibrate, split and price. watch: the records pass through it while they are read.
+
+    Raises GatewayError leaves and ArtifactError.
+    """
     folders = [place if place.is_dir() else place.parent for place in places]
     files = [place / RECORDS if place.is_dir() else place for place in places]
     manifests = [records.read_manifest(folder / MANIFEST) for folder in folders]
     tiers, notes = open_tiers(config, manifests, wish.tiers)
     unseen = held_out.of(config)
-    crossings = cross(chain.from_iterable(records.read(file) for file in files), tiers, unseen)
+    crossings = cross(watch(chain.from_iterable(records.read(file) for file in files)), tiers, unseen)
     chosen_on, test, named, told = divided(crossings, config, wish)
     told += fitted_questions(chosen_on.table, test.table, unseen)
     notes += told

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "batch": Elsewhere("eval.data_cli", "eval", "Write questions as a batch for vllm run-batch or OpenAI's batch API."),
     "import": Elsewhere("eval.data_cli", "eval", "Make records of a batch's replies."),
     "export": Elsewhere("eval.data_cli", "eval,calibrate", "Write records for lm-evaluation-harness and inspect."),
+    "report": Elsewhere("eval.report_cli", "eval,calibrate,report", "Write down what a sweep finds, with pictures."),
     "card": Elsewhere("eval.reports_cli", "eval,calibrate", "Write the cascade's calibration card from its records."),
     "objectives": Elsewhere("eval.reports_cli", "eval,calibrate", "Compare robust objectives on unseen shifts."),
 }
