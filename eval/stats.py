@@ -70,6 +70,23 @@ def mix_accuracy(budget: Floats | float, cost: Floats, accuracy: Floats) -> Floa
     return np.asarray(np.interp(budget, cost[hull], accuracy[hull], left=np.nan))
 
 
+def mix_accuracies(budget: Floats, cost: Floats, accuracy: Floats) -> Floats:
+    """`mix_accuracy` of many sets of points at once, each at its own budget: what resampling needs.
+
+    budget: (B,), none below the cheapest point but by rounding.  cost, accuracy: (B, K) -> (B,).
+    The best mix of a budget is one point that it affords, or two around it that spend it exactly.
+    """
+    affordable = np.maximum(budget, cost.min(axis=1))[:, np.newaxis]
+    best: Floats = np.where(cost <= affordable, accuracy, -np.inf).max(axis=1)
+    for here in range(cost.shape[1]):
+        low, at_low = cost[:, [here]], accuracy[:, [here]]
+        around = (low < affordable) & (cost > affordable)
+        width = np.where(around, cost - low, 1.0)
+        reached = at_low + (accuracy - at_low) * (affordable - low) / width
+        best = np.maximum(best, np.where(around, reached, -np.inf).max(axis=1))
+    return best
+
+
 def pgr(accuracy: Floats | float, weak: float, strong: float) -> Floats:
     """Performance gap recovered. Raises BadComparison when the strong model is no better: there is no gap."""
     if strong <= weak:

@@ -18,7 +18,7 @@ from calibrators.scores import Insufficient, Score, auroc_delong, too_few
 from calibrators.scores import Outcome as Measured
 from eval.choice import Choice, Goal, NothingFits, Scored, choose, scored, target
 from eval.crossed import Crossed, Floats, Ints, check_same_tiers, group_codes
-from eval.stats import RESAMPLES, drawn, holm, interval, mcnemar, mix_accuracy, resampled_means
+from eval.stats import RESAMPLES, drawn, holm, interval, mcnemar, mix_accuracies, resampled_means
 from eval.sweep import STEPS, Played, Route, Swept, grid, replay, sweep
 
 LEVELS = 4  # two or three win as a rule, and every further level is another chance to fit noise (science 5.3)
@@ -144,15 +144,8 @@ def measure(test: Crossed, ours: Played, theirs: Played, rng: np.random.Generato
         "cost_share": score("cost share", lambda m: m[:, 1] / np.maximum(m[:, 3], 1e-300)),
         "saving": score("saving", lambda m: 1 - m[:, 1] / np.maximum(m[:, 3], 1e-300)),
         "gain": score("gain", lambda m: m[:, 0] - m[:, 2]),
-        "skill": score("skill", lambda m: m[:, 0] - _mixed(m[:, 1], m[:, 4 : 4 + tiers], m[:, 4 + tiers :])),
+        "skill": score("skill", lambda m: m[:, 0] - mix_accuracies(m[:, 1], m[:, 4 : 4 + tiers], m[:, 4 + tiers :])),
     }
-
-
-def _mixed(budget: Floats, cost: Floats, accuracy: Floats) -> Floats:
-    """(B,) accuracy of a random mix at each budget, which is never below the cheapest model but by rounding."""
-    return np.array(
-        [float(mix_accuracy(max(one, float(c.min())), c, a)) for one, c, a in zip(budget, cost, accuracy, strict=True)]
-    )
 
 
 def worth_it(numbers: dict[str, Score]) -> bool:

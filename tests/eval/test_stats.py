@@ -23,6 +23,7 @@ from eval.stats import (
     holm,
     interval,
     mcnemar,
+    mix_accuracies,
     mix_accuracy,
     pair_scores,
     pgr,
@@ -45,6 +46,14 @@ def test_the_hull_is_concave_rising_and_above_every_point(points: list[tuple[int
     assert (np.diff(y) > 0).all()
     assert (np.diff(np.diff(y) / np.diff(x)) < 0).all()
     assert (mix_accuracy(cost, cost, accuracy) >= accuracy - 1e-12).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=4, max_size=4), st.floats(0, 25))
+def test_many_mixes_at_once_are_each_the_mix_alone(points: list[tuple[int, int]], budget: float) -> None:
+    cost, accuracy = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+    budgets = np.maximum([budget, 3.0, 20.0], cost.min())
+    together = mix_accuracies(budgets, np.tile(cost, (3, 1)), np.tile(accuracy, (3, 1)))
+    assert together == pytest.approx([float(mix_accuracy(one, cost, accuracy)) for one in budgets], abs=1e-9)
 
 
 def test_a_random_mix_lies_on_the_envelope_and_nothing_is_cheaper_than_the_cheapest() -> None:
