@@ -28,7 +28,7 @@ from eval.crossed import Bools, Crossed, Floats, group_codes
 from eval.crossing import Crossing
 from eval.recommend import SHARES, Material, Recommendation, Wish
 from eval.records import MANIFEST, RECORDS, Record
-from eval.stats import interval, mix_accuracy, resampled_means
+from eval.stats import interval, mix_accuracies, resampled_means
 from eval.sweep import Played, Route, grid, reached, replay
 from eval.verdict import measure
 from gateway.config import Config
@@ -75,14 +75,22 @@ def make(
     note("reading the answers and measuring how sure each was")
     material = recommend.gather(places, config, wish, prices, watch=watch)
     check_confidence(material)
+    return {
+        "schema": SCHEMA_NAME,
+        "schema_version": SCHEMA_VERSION,
+        "created": about.created.isoformat(),
+        **findings(material, wish, note),
+        "provenance": provenance(places, config, wish, about),
+    }
+
+
+def findings(material: Material, wish: Wish, note: Callable[[str], None] = lambda _: None) -> Json:
+    """All that is measured. Raises GatewayError leaves, and BadComparison."""
     note(f"trying policies on {material.chosen_on.table.n:,} questions, judging on {material.test.table.n:,}")
     found = recommend.decide(material, wish)
     note(f"drawing {RESAMPLES:,} resamples")
     rng = np.random.default_rng([wish.seed, 1])  # a stream of its own: the sweep's numbers stay the sweep's
     return {
-        "schema": SCHEMA_NAME,
-        "schema_version": SCHEMA_VERSION,
-        "created": about.created.isoformat(),
         "verdict": found.verdict.sentence,
         "sweep": recommend.as_json(found),
         "method": {"resamples": RESAMPLES, "level": scores.LEVEL, "bars": BARS, "rare_needed": scores.RARE_NEEDED},
@@ -95,7 +103,6 @@ def make(
         "slices": slices(found, material.test, rng),
         "guarantees": promised(found),
         "questions": questions(found),
-        "provenance": provenance(places, config, wish, about),
     }
 
 
@@ -200,17 +207,13 @@ def at_budget(found: Recommendation, share: float, rng: np.random.Generator) -> 
     low, high = replay(test, mixed.low), replay(test, mixed.high)
     right = (1 - mixed.share) * low.right + mixed.share * high.right
     cost = (1 - mixed.share) * low.cost + mixed.share * high.cost
-    singles = test.cost.mean(axis=0), test.right.mean(axis=0)
-    random = float(mix_accuracy(max(float(cost.mean()), float(singles[0].min())), *singles))
     columns = np.column_stack([right, cost, test.cost, test.right])
     means = resampled_means(columns, group_codes(test), rng, RESAMPLES)
-    tiers = len(test.tiers)
-    randoms = np.array(
-        [
-            float(mix_accuracy(max(row[1], row[2 : 2 + tiers].min()), row[2 : 2 + tiers], row[2 + tiers :]))
-            for row in means
-        ]
+    own, mixes = (
+        mix_accuracies(one[:, 1], one[:, 2 : 2 + len(test.tiers)], one[:, 2 + len(test.tiers) :])
+        for one in (columns.mean(axis=0)[np.newaxis], means)
     )
+    random = float(own[0])
     return told | {
         "low": guarantees.told(test, mixed.low),
         "high": guarantees.told(test, mixed.high),
@@ -218,7 +221,7 @@ def at_budget(found: Recommendation, share: float, rng: np.random.Generator) -> 
         "accuracy": bootstrapped("accuracy", float(right.mean()), means[:, 0], test.n),
         "cost": float(cost.mean()),
         "random": random,
-        "gain": bootstrapped("gain", float(right.mean()) - random, means[:, 0] - randoms, test.n),
+        "gain": bootstrapped("gain", float(right.mean()) - random, means[:, 0] - mixes, test.n),
     }
 
 

@@ -434,7 +434,7 @@ def _promises(twin: Json) -> list[Block]:
 
 def _limit(twin: Json, one: Json, value: float) -> str:
     """A certificate is of a share, or of a cost in the sweep's unit."""
-    if one["what"].startswith("cost"):
+    if one["unit"] != "share":
         return f"{money(twin, value)} {UNITS[twin['sweep']['cost_unit']][1]}"
     return f"{value:.2%}"
 

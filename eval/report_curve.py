@@ -7,8 +7,10 @@ In the SVG for pages the colours are names that the page's style sheet fills, so
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -122,15 +124,13 @@ def draw(twin: Json) -> Pictures:
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    text = svg.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", svg.getvalue(), flags=re.DOTALL)  # who made it is nobody's news
     return Pictures(png.getvalue(), text, inlined(text, twin))
 
 
 def inlined(svg: str, twin: Json) -> str:
     """The SVG to be put into a page: without its prologue, with names for colours, and with words for those who
     cannot see it."""
-    from html import escape
-
     body = svg[svg.index("<svg") :].replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
     for name, light in LIGHT.items():
         body = body.replace(light, f"var(--curve-{name})")
@@ -139,7 +139,8 @@ def inlined(svg: str, twin: Json) -> str:
     dark = "".join(f"--curve-{name}:{dark};" for name, (_, dark) in COLOURS.items())
     said = escape(f"Cost and accuracy. {twin['verdict']}")
     style = f"<style>:root{{{fill}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
-    head = body[: start - 1] + f' role="img" aria-label="{said}">'
+    head = body[: start - 1] + f' class="drawn" role="img" aria-label="{said}">'
+    body = body.replace('<style type="text/css">*{', "<style>.drawn *{")  # in a page a style is everybody's
     return head + style + body[start:]
 
 
@@ -164,7 +165,8 @@ def panels(figure: Figure, twin: Json) -> None:
         every.append(zoom)
     figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8.5,
                   labelcolor=LIGHT["ink"], handlelength=2.4, columnspacing=1.6)  # fmt: skip
-    figure.draw_without_rendering()  # only now is it known where on the paper a point lies
+    figure.draw_without_rendering()  # only now is it known where on the paper a point lies,
+    figure.set_layout_engine("none")  # and there it shall stay
     for axes in every:
         name_points(axes, twin, factor, policy=axes is every[-1])
 

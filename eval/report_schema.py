@@ -45,7 +45,7 @@ POINT = {"cost": COST, "accuracy": SHARE}
 
 _CERTIFICATE = _object(
     what=WORDS, limit=COST, confidence=SHARE, seen=COST, n=COUNT, method=WORDS, policy=_ref("route"),
-    data_sha256=SHA256, assumptions=_list(WORDS),
+    data_sha256=SHA256, assumptions=_list(WORDS), unit=WORDS,
 )  # fmt: skip
 _THRESHOLD: Schema = {
     "anyOf": [_object(threshold=SHARE, accepted=COUNT, wrong=COUNT), _object(refused=WORDS)],
