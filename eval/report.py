@@ -429,8 +429,8 @@ def _at(threshold: float | guarantees.Refused, p: Floats, right: Floats) -> Json
 
 
 def questions(found: Recommendation) -> Json:
-    """What the recommended policy did with every question of the test, so that two reports can be held together."""
-    table, route = found.test, found.verdict.recommended
+    """What the policy to serve did with every question of the test, so that two reports can be held together."""
+    table, route = found.test, found.promised.route
     played, p = replay(table, route), served_p(table, route)
     return {
         "id": list(table.questions),

@@ -58,7 +58,7 @@ def _verdict(twin: Json) -> list[Block]:
     sweep = twin["sweep"]
     numbers, anew, held = sweep["numbers"], sweep["anew"], sweep["held_out"]
     rows = [
-        ("Serve", route(sweep["recommended"])),
+        ("Serve", route(sweep["served"])),
         ("Chosen by the goal", route(sweep["chosen"])),
         ("Compared with", f"{sweep['reference']['tiers'][0]} alone, {percent(numbers['reference_accuracy'])} right"),
         ("Right", percent(numbers["accuracy"])),
@@ -414,7 +414,7 @@ def _promises(twin: Json) -> list[Block]:
     return [
         Text("All of it under these assumptions; where one fails, and under any shift, nothing is promised:"),
         Bullets(tuple(promised["assumptions"])),
-        Heading(3, "For the policy recommended"),
+        Heading(3, "For the policy to serve"),
         Table(("what", "promise", "confidence", "seen", "method and policy"), certificates, numbers=False),
         Heading(3, "Cheapest policy with a proven error"),
         Text("Learn then Test: from the dearest efficient policy down, each is tested exactly at 5 %, and the first "

@@ -185,7 +185,7 @@ def tell(accuracy: Score, saving: Outcome, shared: int, only_a: int, only_b: int
 def differences(a: Read, b: Read) -> list[tuple[str, str, str]]:
     """(what, a, b) of everything that the two runs were made from, where it is not the same."""
     rows = [
-        ("policy", route(a.sweep.recommended), route(b.sweep.recommended)),
+        ("policy", route(a.sweep.served), route(b.sweep.served)),
         ("reference", route(a.sweep.reference), route(b.sweep.reference)),
         ("cost", a.sweep.cost_unit, b.sweep.cost_unit),
         ("models", ", ".join(m.tier for m in a.models), ", ".join(m.tier for m in b.models)),

@@ -94,7 +94,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    recommended: Route
+    served: Route
     reference: Route
     cost_unit: str
 
@@ -104,7 +104,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Questions(msgspec.Struct, frozen=True):
-    """What the recommended policy did. served: position of a tier in `models`."""
+    """What the policy to serve did. served: position of a tier in `models`."""
 
     id: list[str]
     family: list[str]

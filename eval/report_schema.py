@@ -85,6 +85,7 @@ SWEEP: Schema = _object(
     verdict=WORDS,
     sells=TRUTH,
     recommended=_ref("route"),
+    served=_ref("route"),
     reference=_ref("route"),
     chosen=_ref("route"),
     cost_unit={"enum": ["tokens", "flops", "gpu-seconds", "usd", "seconds"]},

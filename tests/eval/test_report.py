@@ -195,7 +195,7 @@ def test_every_question_is_counted_where_it_was_answered(twin: Any) -> None:
         assert sum(told["histogram"]["right"]) + sum(told["histogram"]["wrong"]) == told["n"] == n - model["without_p"]
         assert model["cut"] == model["without_p"] > 0
     assert len(twin["questions"]["id"]) == n
-    assert twin["sweep"]["recommended"] == twin["sweep"]["chosen"]
+    assert twin["sweep"]["served"] == twin["sweep"]["chosen"]
     assert np.mean(twin["questions"]["right"]) == twin["sweep"]["numbers"]["accuracy"]["value"]
 
 
@@ -327,7 +327,8 @@ def test_odd_worlds_have_a_report_too(world: Callable[..., Crossed], n: int, pla
     if free:
         tables = [replace(table, cost=table.cost * (np.arange(3) > 0)) for table in tables]
     scored = [replace(t, scores={RAW: t.p, LENGTH: 1 / (1 + t.seconds)}) for t in tables]
-    found = report.findings(Material(crossing(scored[0]), crossing(scored[1]), ()), Wish(levels=3, steps=6))
+    material = Material(crossing(scored[0]), crossing(scored[1]), (), ("validation", "test"))
+    found = report.findings(material, Wish(levels=3, steps=6))
     whole = {
         "schema": report.SCHEMA_NAME,
         "schema_version": 1,
