@@ -320,9 +320,8 @@ def summary(path: Path) -> list[dict[str, Any]]:
     """One row per split and tier: n asked, accuracy with its 95 % Wilson interval, how many of the right answers were
     marked as such (strict), how many were cut or unreadable, cost."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for batch in records.open_parquet(path).iter_batches(columns=SUMMED):
-        for row in batch.to_pylist():
-            cells[row["split"], row["tier"]].append(row)
+    for row in records.columns(path, SUMMED):
+        cells[row["split"], row["tier"]].append(row)
     return [
         {"split": split, "tier": tier, **_summed([row for row in rows if row["grade"] != Grade.UNASKED]),
          "unasked": sum(row["grade"] == Grade.UNASKED for row in rows)}

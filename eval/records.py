@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -216,9 +216,16 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 def read(path: Path) -> Iterator[Record]:
     """The records of a file, in order, a few hundred in memory at a time. Raises BadRecords, before the first one where
     it can."""
-    file = open_parquet(path)
-    _check(path, file.schema_arrow)
-    return _records(path, file)
+    return _records(path, _opened(path))
+
+
+def columns(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file, some of their columns only. Raises BadRecords."""
+    try:
+        for batch in _opened(path).iter_batches(columns=list(names)):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise BadRecords(path, f"broken ({str(error).splitlines()[0]}); copy it again") from None
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -234,11 +241,15 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise BadRecords(path, f"no whole Parquet file, it may have been cut ({why}); copy it again") from None
 
 
-def asked(path: Path) -> list[tuple[str, str]]:
-    """(split, id) of every question in a file, once each, in order. Raises BadRecords."""
+def _opened(path: Path) -> pq.ParquetFile:
     file = open_parquet(path)
     _check(path, file.schema_arrow)
-    found = file.read(columns=["split", "question"])
+    return file
+
+
+def asked(path: Path) -> list[tuple[str, str]]:
+    """(split, id) of every question in a file, once each, in order. Raises BadRecords."""
+    found = _opened(path).read(columns=["split", "question"])
     return list(dict.fromkeys(zip(found["split"].to_pylist(), found["question"].to_pylist(), strict=True)))
 
 
