@@ -6,7 +6,6 @@ the cheapest and simplest is taken, and what it scored here is never what is pro
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from eval.crossed import BadTable, Bools, Crossed, Floats, group_codes
 from eval.stats import concave_hull, standard_error
 from eval.sweep import Played, Route, Swept, replay
 from gateway.errors import GatewayError
+from gateway.policy import lot
 
 
 class NothingFits(GatewayError):
@@ -126,7 +126,8 @@ def _as_good(swept: Swept, goal: Goal, place: int, best: int, value: Floats) -> 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Two routes; a request follows `high` with probability `share`, drawn from its own id, so always alike."""
+    """Two routes; a request follows `high` with probability `share`, drawn from its own id, so always alike, and as the
+    gateway draws (gateway.policy.drawn) when the mix lists `high` first."""
 
     low: Route
     high: Route
@@ -134,11 +135,6 @@ class Mix:
 
     def route(self, request_id: str) -> Route:
         return self.high if lot(request_id) < self.share else self.low
-
-
-def lot(request_id: str) -> float:
-    """A number in [0, 1) that looks random and is the same for the same request on every machine."""
-    return int.from_bytes(hashlib.sha256(f"mix/{request_id}".encode()).digest()[:8]) / 2**64
 
 
 def mix(swept: Swept, limit: float) -> Mix:

@@ -11,7 +11,7 @@ from eval.grade import Grade
 from eval.records import Record
 from gateway import cascade, policy
 from gateway.errors import EngineDown
-from gateway.nouns import Ask, Completion, Finish, Hop, Message, Policy, Reason
+from gateway.nouns import Answer, Ask, Completion, Finish, Hop, Message, Mix, Policy, Reason
 from gateway.resilience.guard import Guard
 
 BATCH = 64  # questions in memory at a time
@@ -80,14 +80,29 @@ def replay(records: Iterable[Record], route: Policy) -> Iterator[Replayed]:
     route: tiers with calibrators and thresholds; what engines they have does not matter.
     """
     everyone = replace(route, tiers=tuple(replace(tier, threshold=NEVER) for tier in route.tiers))
+    for told, answer in answers(records, everyone):
+        yield Replayed(told, answer.hops, served_at(answer.hops, route))
+
+
+def answers(
+    records: Iterable[Record], route: Policy | Mix, decisions: Mapping[str, str] | None = None
+) -> Iterator[tuple[dict[str, Record], Answer]]:
+    """What the cascade answers to every question that all of the policy's tiers were asked, and its records by tier.
+
+    decisions: by question, the number of the gateway's decision about it, for a mix to draw by; the question's own id
+    where there is none.
+    """
+    names = {tier.name for one in (route.parts if isinstance(route, Mix) else (route,)) for tier in one.tiers}
+    numbers = decisions or {}
     groups = groupby(records, key=lambda record: (record.split, record.question))
-    whole = (told for told in (asked(rows) for _, rows in groups) if all(t.name in told for t in route.tiers))
+    whole = (told for told in (asked(rows) for _, rows in groups) if names <= told.keys())
     with asyncio.Runner() as runner:
         while batch := list(islice(whole, BATCH)):
-            heard: list[tuple[Hop, ...]] = []  # not a coroutine's result: Runner.run spells that out, arrays and all
-            runner.run(ask_all(batch, everyone, heard))
-            for told, hops in zip(batch, heard, strict=True):
-                yield Replayed(told, hops, served_at(hops, route))
+            heard: list[Answer] = []  # not a coroutine's result: Runner.run spells that out, arrays and all
+            routes = [policy.drawn(route, numbers.get(name := next(iter(told.values())).question, name)) for told in
+                      batch]  # fmt: skip
+            runner.run(ask_all(batch, routes, heard))
+            yield from zip(batch, heard, strict=True)
 
 
 def asked(rows: Iterable[Record]) -> dict[str, Record]:
@@ -95,13 +110,13 @@ def asked(rows: Iterable[Record]) -> dict[str, Record]:
     return {record.tier: record for record in rows if record.grade is not Grade.UNASKED}
 
 
-async def ask_all(batch: Sequence[Mapping[str, Record]], route: Policy, heard: list[tuple[Hop, ...]]) -> None:
-    """Append each question's way through the cascade."""
-    for told in batch:
+async def ask_all(batch: Sequence[Mapping[str, Record]], routes: Sequence[Policy], heard: list[Answer]) -> None:
+    """Append each question's way through its policy."""
+    for told, route in zip(batch, routes, strict=True):
         tiers = tuple(replace(tier, engine=Recorded(told[tier.name]), guard=Guard()) for tier in route.tiers)
         deadline = asyncio.get_running_loop().time() + 3600.0  # nothing here waits for anybody
         ask = Ask((Message("user", "recorded"),), deadline, top_k=max(tier.top_k for tier in tiers))
-        heard.append((await cascade.answer(ask, replace(route, tiers=tiers))).hops)
+        heard.append(await cascade.answer(ask, replace(route, tiers=tiers)))
 
 
 def served_at(hops: Sequence[Hop], route: Policy) -> int:
