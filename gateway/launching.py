@@ -81,7 +81,7 @@ def plan(config: Config, *, dry: bool, logs: Path, environ: Mapping[str, str] = 
         )
         for one, placed in zip(wanted, found.servers, strict=True)
     ]
-    check_addresses(servers)
+    check_addresses(servers, elsewhere=dry)
     return Launch(found, tuple(servers), in_process)
 
 
@@ -116,18 +116,22 @@ def wish(name: str, entry: TierEntry, environ: Mapping[str, str]) -> Wish:
     return Wish(name, serve, shape, wants_plugin(entry))
 
 
-def check_addresses(servers: Sequence[Server]) -> None:
-    """Raises ConfigError for a server that could not be started here, or two in one place."""
-    taken: dict[int, str] = {}
+def check_addresses(servers: Sequence[Server], *, elsewhere: bool) -> None:
+    """Raises ConfigError for two servers in one place, or one that could not be started here.
+
+    elsewhere: they are not to be started here, only planned.
+    """
+    taken: dict[tuple[str, int], str] = {}
     for server in servers:
-        if server.host not in NEARBY:
+        if server.host not in NEARBY and not elsewhere:
             raise ConfigError(
                 f"tier {server.tier}: its engine's url is on {server.host}; `up` starts servers on this machine: "
                 "write 127.0.0.1, or leave serve: out for a server that runs elsewhere"
             )
-        if server.port in taken:
-            raise ConfigError(f"the tiers {taken[server.port]} and {server.tier} have the same port {server.port}")
-        taken[server.port] = server.tier
+        place = ("here" if server.host in NEARBY else server.host, server.port)
+        if place in taken:
+            raise ConfigError(f"the tiers {taken[place]} and {server.tier} have the same port {server.port}")
+        taken[place] = server.tier
 
 
 def top_k(entry: TierEntry) -> int:

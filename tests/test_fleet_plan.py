@@ -340,7 +340,6 @@ def test_gpus_that_are_there_overrule_what_the_file_says_of_them() -> None:
         ("flags: [--speculative-config, '{}']", "takes memory that the plan cannot foresee"),
         ("tokens_per_request: 9999", "serve.tokens_per_request: a request cannot hold more than the context"),
         ("contxt: 5", "did you mean 'context'"),
-        ("config: nowhere.json", "nowhere.json"),
     ],
 )
 def test_mistakes_in_serve_are_told_with_file_and_line(tmp_path: Path, written: str, told: str) -> None:
@@ -417,3 +416,11 @@ def test_a_tier_with_several_urls_gets_several_servers() -> None:
     again = twice.model_copy(update={"tiers": (*twice.tiers, config.tiers[1].model_copy(update={"engine": engine}))})
     with pytest.raises(ConfigError, match="have the same port 8111"):
         launching.plan(again, dry=True, logs=Path("logs"), environ={})
+
+
+def test_a_missing_config_of_a_model_stops_planning_and_not_serving(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.yaml"
+    path.write_text((QWEN / "one-24gb.yaml").read_text())
+    checking.check(path, live=False)
+    with pytest.raises(ConfigError, match=r"tier qwen2\.5-0\.5b: cannot read .*config\.json: .*No such file"):
+        launching.plan(configs.read(path), dry=True, logs=Path("logs"), environ={})

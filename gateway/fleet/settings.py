@@ -57,12 +57,8 @@ class Serve(Written):
     @field_validator("config")
     @classmethod
     def _config_beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is None:
-            return None
-        found = resolve(path, info)
-        if not found.is_file():
-            raise ValueError(f"no file {found}")
-        return found
+        """Not looked for: whoever only serves behind this file, in a container perhaps, does not need it."""
+        return None if path is None else resolve(path, info)
 
     @field_validator("flags")
     @classmethod
