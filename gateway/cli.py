@@ -118,6 +118,9 @@ def serve(
     port: Annotated[
         int | None, typer.Option(envvar="CONFGATE_PORT", min=0, max=65535, help="As --host. 0: any free port.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(envvar="CONFGATE_WORKERS", min=1, max=64, help="Processes; about one per core.")
+    ] = None,
     log_level: Annotated[
         str, typer.Option(envvar="CONFGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -127,16 +130,16 @@ def serve(
     Example:  confgate serve -c deploy/pocket/cascade.yaml --port 8080
     """
     from gateway import serving
+    from gateway import workers as fleet
     from gateway.telemetry import log_to_stderr
 
     log_to_stderr(log_level)
-    given = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
-
-    def written() -> Config:
-        settings = read(config)
-        return settings.model_copy(update={"server": settings.server.model_copy(update=given)})
-
-    serving.run(written)
+    options = {"host": host, "port": port, "workers": workers}
+    given = {key: value for key, value in options.items() if value is not None}
+    if fleet.written(config, given).server.workers > 1:
+        fleet.supervise(config, given, log_level)
+    else:
+        serving.run(lambda: fleet.written(config, given))
 
 
 @app.command()

@@ -56,6 +56,7 @@ class Server(Written):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535, description="0 takes any free port")
+    workers: int = Field(default=1, ge=1, le=64, description="processes that share the port; about one per core")
     request_seconds: float = Field(default=120, gt=0, description="one total deadline per request, over all tiers")
     receive_seconds: float = Field(default=10, gt=0, description="how long a client may take to send its request")
     start_seconds: float = Field(

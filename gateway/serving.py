@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
@@ -35,17 +36,34 @@ FAREWELL_SECONDS = 1.0  # the end of the grace, in which those whose time is up 
 KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so that they, not we, close first
 
 
-def run(read: Callable[[], Config]) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class Berth:
+    """What one of several workers gets from its supervisor, whose end is seen when `lifeline` can be read from.
+
+    ready: what to write to stdout once clients are let in.
+    """
+
+    listener: socket.socket
+    admin: socket.socket | None
+    lasting: Lasting
+    ready: str
+    lifeline: int | None = None
+
+
+def run(read: Callable[[], Config], berth: Berth | None = None) -> None:
     """Serve until SIGTERM or SIGINT. read: the configuration as it is written now; called again for every reload.
 
     Raises ConfigError when it cannot start.
     """
     config = read()
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(listen(config.server.host, config.server.port))
-        admin = stack.enter_context(listen(*config.admin.address)) if config.admin else None
+        if berth is None:
+            listener = stack.enter_context(listen(config.server.host, config.server.port))
+            admin = stack.enter_context(listen(*config.admin.address)) if config.admin else None
+            lasting = Lasting(secrets.token_bytes(32), Ledger(config.keys.ledger))
+            berth = Berth(listener, admin, lasting, invitation(url(listener), config))
         runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
-        runner.run(serve(config, read, listener, admin))
+        runner.run(serve(config, read, berth))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -57,8 +75,11 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; nobody is let in before the cascade is open. Raises ConfigError that says what to do."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket; nobody is let in before the cascade is open. shared: with other processes that share it, too.
+
+    Raises ConfigError that says what to do.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -66,6 +87,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
         except OSError:
             listener.close()
@@ -78,12 +101,9 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(
-    config: Config, read: Callable[[], Config], listener: socket.socket, admin: socket.socket | None
-) -> None:
+async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> None:
     """Open, serve, and close again, in this order."""
-    telemetry = Telemetry()
-    lasting = Lasting(secrets.token_bytes(32), Ledger(config.keys.ledger))
+    telemetry, lasting = Telemetry(), berth.lasting
     if config.ids == Ids():
         log.warning("decision ids end with this process; name a secret under ids, or a file to keep one in")
 
@@ -95,19 +115,24 @@ async def serve(
         await consult(live.snapshot)
         async with asyncio.TaskGroup() as group:
             app = create_app(live, telemetry)
-            public = Process(settings(app, config.server), live, invitation(url(listener), config))
+            public = Process(settings(app, config.server), live, berth.ready)
             jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
             beside = None
-            if admin is not None:
+            if berth.lifeline is not None:
+                stop = partial(public.handle_exit, signal.SIGTERM, None)
+                asyncio.get_running_loop().add_reader(berth.lifeline, stop)
+            if berth.admin is not None:
                 private = create_admin(live, telemetry, group, partial(public.handle_exit, signal.SIGTERM, None))
                 beside = Beside(settings(private, config.server))
-                jobs.append(group.create_task(beside.serve([admin])))
-            await public.serve([listener])
+                jobs.append(group.create_task(beside.serve([berth.admin])))
+            await public.serve([berth.listener])
             if beside is not None:  # last, so that the end can be watched
                 beside.should_exit = True
                 await jobs.pop()
             for job in jobs:
                 job.cancel()
+            if berth.lifeline is not None:
+                asyncio.get_running_loop().remove_reader(berth.lifeline)
     finally:
         await live.close()
 

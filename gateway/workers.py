@@ -1,0 +1,290 @@
+"""Several gateway processes on one port: the kernel deals connections out among them (SO_REUSEPORT), this one watches.
+
+The supervisor answers no client. It starts workers anew when they die, passes signals on, and stands for all of them on
+the admin listener: metrics are summed, lists are joined, commands go to each. What keys have used is shared exactly
+(resilience.ledger); breakers, seats and pauses are each worker's own, and so are `limits` of tiers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway import config as configs
+from gateway.config import Config
+from gateway.errors import ConfigError
+from gateway.http.live import Lasting
+from gateway.resilience.ledger import Ledger
+from gateway.serving import Berth, Beside, invitation, listen, new_loop, run, settings, url
+from gateway.telemetry import MEDIA_TYPE, PREFIX, log_to_stderr
+
+log = logging.getLogger(__name__)
+
+SUMMED = frozenset(f"{PREFIX}_{name}" for name in ("in_flight", "tier_in_flight", "tier_waiting"))  # gauges
+RESTART_SECONDS, RESTART_MAX_SECONDS = 0.2, 10.0  # before a dead worker is replaced; doubles while it dies young
+YOUNG_SECONDS = 10.0
+FORWARD_SECONDS = 60.0
+KILL_SECONDS = 5.0  # beyond the grace, for a worker that does not end
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a worker is told, as JSON on its standard input; that this ends tells it that the supervisor has."""
+
+    config: str
+    given: Json
+    log_level: str
+    port: int
+    seat: int
+    ledger: str
+    spare: str
+
+
+def written(path: Path, given: Json) -> Config:
+    """The configuration as it is now, with what the command line said instead. Raises ConfigError."""
+    config = configs.read(path)
+    return config.model_copy(update={"server": config.server.model_copy(update=given)})
+
+
+def supervise(path: Path, given: Json, log_level: str) -> None:
+    """Serve with as many workers as the configuration says, until SIGTERM or SIGINT. Raises ConfigError."""
+    config = written(path, given)
+    if config.admin is None:
+        raise ConfigError(f"{path}: several workers need an admin listener; say `admin: {{}}` and list keys.admins")
+    with contextlib.ExitStack() as stack:
+        server = config.server
+        listen(server.host, server.port).close()  # told now when somebody has it: SO_REUSEPORT would share it with him
+        held = stack.enter_context(listen(server.host, server.port, shared=True))  # never listens: keeps the port ours
+        admin = stack.enter_context(listen(*config.admin.address))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="confgate-"))
+        ledger = config.keys.ledger or Path(folder, "ledger")
+        Ledger(ledger)
+        spare = secrets.token_hex(32)
+        orders = [
+            Orders(str(path.resolve()), given, log_level, held.getsockname()[1], seat, str(ledger), spare)
+            for seat in range(server.workers)
+        ]
+        runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
+        runner.run(Supervisor(config, orders, lambda: written(path, given)).serve(admin, invitation(url(held), config)))
+
+
+class Worker:
+    """One place among the workers, and the process that has it now. admin_port: 0 until it is ready."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders, self.admin_port, self.ended = orders, 0, False
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> bool:
+        """Whether it has come up."""
+        command = (sys.executable, *(f"-W{option}" for option in sys.warnoptions), "-m", "gateway.workers")
+        self.process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        assert self.process.stdin is not None, "asked for above"
+        assert self.process.stdout is not None, "asked for above"
+        self.process.stdin.write(json.dumps(asdict(self.orders)).encode() + b"\n")
+        told = await self.process.stdout.readline()
+        self.admin_port = json.loads(told)["admin_port"] if told else 0
+        return bool(told)
+
+    def tell(self, number: int) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(number)
+
+
+class Supervisor:
+    """Over its workers. read: the configuration as it is written now."""
+
+    def __init__(self, config: Config, orders: Sequence[Orders], read: Any) -> None:
+        self._config, self._read = config, read
+        self._workers = [Worker(one) for one in orders]
+        self._ending = False
+
+    async def serve(self, admin: socket.socket, ready: str) -> None:
+        """Until every worker has ended. Raises ConfigError when one cannot even start."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.end)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        async with aiohttp.ClientSession(trust_env=False) as self._http:
+            try:
+                up = await asyncio.gather(*(worker.start() for worker in self._workers))
+                if not all(up) and not self._ending:
+                    raise ConfigError("a worker could not start; what it found wrong stands above")
+                beside = Beside(settings(self.app(), self._config.server))
+                serving = asyncio.ensure_future(beside.serve([admin]))
+                sys.stdout.write(ready)
+                sys.stdout.flush()
+                await asyncio.gather(*(self._keep(worker) for worker in self._workers))
+                beside.should_exit = True
+                await serving
+            finally:
+                await self._stop_all()
+
+    def end(self) -> None:
+        """Each drains in its own order, all at the same time."""
+        self._ending = True
+        for worker in self._workers:
+            worker.tell(signal.SIGTERM)
+
+    def reload(self) -> None:
+        """A file that is wrong is logged once, and reaches nobody."""
+        try:
+            self._read()
+        except ConfigError as error:
+            log.error("not reloaded", extra={"why": str(error)})
+            return
+        for worker in self._workers:
+            worker.tell(signal.SIGHUP)
+
+    async def _keep(self, worker: Worker) -> None:
+        """Start it anew whenever it dies; until it ends as it was told to."""
+        now = asyncio.get_running_loop().time
+        pause, began = RESTART_SECONDS, now()
+        while True:
+            assert worker.process is not None, "it was started"
+            code = await worker.process.wait()
+            worker.admin_port = 0
+            if code == 0 or self._ending:
+                worker.ended = True
+                return
+            pause = RESTART_SECONDS if now() - began > YOUNG_SECONDS else min(2 * pause, RESTART_MAX_SECONDS)
+            log.error("a worker died", extra={"worker": worker.orders.seat, "code": code, "again_in_seconds": pause})
+            await asyncio.sleep(pause)
+            if self._ending:
+                worker.ended = True
+                return
+            began = now()
+            await worker.start()
+            if self._ending:
+                worker.tell(signal.SIGTERM)
+
+    async def _stop_all(self) -> None:
+        """Nobody is left behind, whatever happened."""
+        self.end()
+        patience = self._config.server.grace_seconds + KILL_SECONDS
+        waits = [one.process.wait() for one in self._workers if one.process is not None]
+        try:
+            async with asyncio.timeout(patience):
+                await asyncio.gather(*waits)
+        except TimeoutError:
+            for worker in self._workers:
+                worker.tell(signal.SIGKILL)
+
+    # The admin listener. Workers check the key and the host; nothing is decided here.
+
+    def app(self) -> Starlette:
+        return Starlette(routes=[Route("/{path:path}", self.forward, methods=["GET", "POST", "PUT", "DELETE"])])
+
+    async def forward(self, request: Request) -> Response:
+        """To every worker, one after another, and their answers as one; the first refusal ends it."""
+        body, told = await request.body(), []
+        for worker in [one for one in self._workers if one.admin_port]:
+            try:
+                status, kind, answer = await self._put(worker, request, body)
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                continue  # it has just died; another takes its place
+            if status >= 400:
+                return Response(answer, status, media_type=kind)
+            told.append((worker.orders.seat, status, kind, answer))
+        if not told:
+            problem = {"message": "No worker is ready.", "type": "server_error", "param": None, "code": None}
+            return JSONResponse({"error": problem}, 503, {"retry-after": "1"})
+        if request.url.path == "/metrics":
+            return Response(summed([answer.decode() for *_, answer in told]), media_type=MEDIA_TYPE)
+        lists = [(seat, json.loads(answer)) for seat, _, kind, answer in told if kind == "application/json"]
+        if lists and all(isinstance(rows, list) for _, rows in lists):
+            return JSONResponse([{"worker": seat} | row for seat, rows in lists for row in rows])
+        _, status, kind, answer = told[0]
+        return Response(answer, status, media_type=kind)
+
+    async def _put(self, worker: Worker, request: Request, body: bytes) -> tuple[int, str, bytes]:
+        kept = ("authorization", "content-type", "host", "accept", "x-request-id")
+        headers = {name: value for name, value in request.headers.items() if name in kept}
+        where = f"http://127.0.0.1:{worker.admin_port}{request.url.path}"
+        query = f"?{request.url.query}" if request.url.query else ""
+        limit = aiohttp.ClientTimeout(total=FORWARD_SECONDS)
+        async with self._http.request(
+            request.method, where + query, data=body, headers=headers, timeout=limit, allow_redirects=False
+        ) as answer:
+            return answer.status, answer.content_type, await answer.read()
+
+
+def summed(texts: Sequence[str]) -> bytes:
+    """Metrics of several processes as one's: counts and what is in flight add up; of what is either so or not, one
+    process is enough for 1, except for what `holds`, which has to hold everywhere."""
+    families: dict[str, Metric] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], list[float]]] = {}
+    for text in texts:
+        for family in text_string_to_metric_families(text):
+            families.setdefault(family.name, family)
+            found = values.setdefault(family.name, {})
+            for sample in family.samples:
+                found.setdefault((sample.name, tuple(sorted(sample.labels.items()))), []).append(sample.value)
+    for name, family in families.items():
+        sums = family.type in ("counter", "histogram", "summary") or name in SUMMED
+        family.samples = []
+        for (series, labels), all_of in values[name].items():
+            joined = sum if sums and not series.endswith("_created") else min if "holds" in name else max
+            family.add_sample(series, dict(labels), joined(all_of))
+    registry = CollectorRegistry()
+    registry.register(Collected(list(families.values())))
+    return generate_latest(registry)
+
+
+class Collected:
+    """Families that are known already, in the form that prometheus_client writes out."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def work() -> None:
+    """One worker, by the orders on standard input. Exits with 1, having said why, when it cannot start."""
+    orders = Orders(**json.loads(sys.stdin.readline()))
+    log_to_stderr(orders.log_level)
+    given = orders.given | {"port": orders.port}
+    try:
+        config = written(Path(orders.config), given)
+        with (
+            listen(config.server.host, orders.port, shared=True) as listener,
+            listen("127.0.0.1", 0) as admin,
+        ):
+            lasting = Lasting(bytes.fromhex(orders.spare), Ledger(Path(orders.ledger), orders.seat))
+            ready = json.dumps({"admin_port": admin.getsockname()[1]}) + "\n"
+            run(lambda: written(Path(orders.config), given), Berth(listener, admin, lasting, ready, sys.stdin.fileno()))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    work()

@@ -1,0 +1,204 @@
+"""Several workers as one gateway: what they share, a death among them, reload, drain and the admin listener."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.workers import summed
+from tests.faults.ask import ask
+from tests.faults.gateway import SURE, Gateway, cascade, confgate_ends, free_port, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+Json = dict[str, Any]
+ADMIN = {"authorization": "Bearer sk-root"}
+
+
+def key(name: str, **more: Json) -> Json:
+    return {"name": name, "sha256": hashlib.sha256(f"sk-{name}".encode()).hexdigest(), **more}
+
+
+class Fleet:
+    def __init__(self, folder: Path, gateway: Gateway, plan: Json) -> None:
+        self.path, self.gateway, self.plan = folder / "cascade.yaml", gateway, plan
+        self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=ADMIN, timeout=10)
+
+    def ask(self, name: str = "free", **more: Any) -> httpx2.Response:
+        """On a connection of its own, so that any worker may get it."""
+        headers = {"authorization": f"Bearer sk-{name}"}
+        body = ask({"nats": SURE, **more})
+        return httpx2.post(f"{self.gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=10)
+
+    def many(self, n: int, name: str = "free", **more: Any) -> list[httpx2.Response]:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda _: self.ask(name, **more), range(n)))
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        pid = self.gateway.process.pid
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def fleet(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    write_artifact(folder / "cheap.json")
+    clients = [key("free"), key("slow", limits={"requests_per_minute": 7})]
+    plan = cascade(upstream.url, keys={"clients": clients, "admins": [key("root")]}, admin={"port": free_port()})
+    plan["server"]["workers"] = 2
+    with running(folder, plan) as gateway:
+        made = Fleet(folder, gateway, plan)
+        with made.admin:
+            yield made
+
+
+def counted(fleet: Fleet, name: str, **labels: str) -> float:
+    for family in text_string_to_metric_families(fleet.admin.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == name and labels.items() <= sample.labels.items():
+                return float(sample.value)
+    return 0.0
+
+
+def test_metrics_and_lists_are_those_of_all_workers(fleet: Fleet) -> None:
+    before = counted(fleet, "confidence_gateway_hops_total", tier="cheap", reason="confident")
+    assert {answer.status_code for answer in fleet.many(24)} == {200}
+    assert counted(fleet, "confidence_gateway_hops_total", tier="cheap", reason="confident") == before + 24
+    tiers = fleet.admin.get("/admin/tiers").json()
+    assert sorted((row["worker"], row["tier"]) for row in tiers) == [
+        (0, "cheap"), (0, "dear"), (1, "cheap"), (1, "dear"),
+    ]  # fmt: skip
+    assert fleet.admin.get("/admin/config").json()["server"]["workers"] == 2
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/admin/tiers", "/admin/config"])
+def test_the_admin_listener_is_as_locked_as_that_of_one(path: str, fleet: Fleet) -> None:
+    assert fleet.admin.get(path, headers={"authorization": "Bearer sk-free"}).status_code == 401
+    assert fleet.admin.get(path, headers={"authorization": ""}).status_code == 401
+    assert fleet.admin.get(path, headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_limit_is_one_for_all_workers(fleet: Fleet) -> None:
+    statuses = [answer.status_code for answer in fleet.many(30, "slow")]
+    assert 7 <= statuses.count(200) <= 9, "7, and what came in the meantime"
+    assert set(statuses) == {200, 429}
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_on(fleet: Fleet) -> None:
+    before = fleet.workers()
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    until(lambda: len(set(fleet.workers()) - set(before)) == 1, 20)
+    until(lambda: len({row["worker"] for row in fleet.admin.get("/admin/tiers").json()}) == 2, 20)
+    assert before[1] in fleet.workers()
+    assert {answer.status_code for answer in fleet.many(16)} == {200}
+    assert any(line["event"] == "a worker died" for line in fleet.gateway.lines())
+
+
+@pytest.mark.parametrize("how", ["signal", "endpoint"])
+def test_a_reload_reaches_every_worker(how: str, fleet: Fleet) -> None:
+    changed = json.loads(json.dumps(fleet.plan))
+    changed["policies"][f"new-{how}"] = {"steps": [{"tier": "dear"}]}
+    fleet.path.write_text(json.dumps(changed))
+    if how == "signal":
+        fleet.gateway.process.send_signal(signal.SIGHUP)
+    else:
+        assert fleet.admin.post("/admin/reload").json()["status"] == "reloaded"
+
+    def known() -> bool:
+        told = httpx2.get(f"{fleet.gateway.url}/v1/models", headers={"authorization": "Bearer sk-free"})
+        return f"auto:new-{how}" in told.text
+
+    until(lambda: all(known() for _ in range(8)), 10)
+    fleet.path.write_text("{")
+    refused = fleet.admin.post("/admin/reload")
+    assert refused.status_code == 400
+    assert "cascade.yaml" in refused.json()["error"]["message"]
+    assert all(known() for _ in range(4))
+    fleet.path.write_text(json.dumps(fleet.plan))
+    assert fleet.admin.post("/admin/reload").status_code == 200
+
+
+def test_a_drain_lets_every_worker_end_what_it_has_begun(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    plan = cascade(upstream.url, keys={"clients": [key("free")], "admins": [key("root")]}, admin={"port": free_port()})
+    plan["server"]["workers"] = 2
+    with running(tmp_path, plan) as gateway:
+        one = Fleet(tmp_path, gateway, plan)
+        pids = one.workers()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(one.ask, seconds=0.6) for _ in range(8)]
+            until(lambda: len(upstream.asked("small")) == 8, 10)
+            assert one.admin.post("/admin/drain").status_code == 202
+            statuses = {answer.result().status_code for answer in asked}
+        assert statuses == {200}
+        assert gateway.process.wait(20) == 0
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        one.admin.close()
+
+
+def test_workers_end_when_their_supervisor_is_killed(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    plan = cascade(upstream.url, keys={"clients": [key("free")], "admins": [key("root")]}, admin={"port": free_port()})
+    plan["server"]["workers"] = 2
+    with contextlib.ExitStack() as stack:
+        gateway = stack.enter_context(running(tmp_path, plan))
+        pids = Fleet(tmp_path, gateway, plan).workers()
+        gateway.process.kill()
+        gateway.process.wait()
+        until(lambda: not [pid for pid in pids if alive(pid)], 15)
+        with pytest.raises(AssertionError):  # it did not end well, and should not have
+            stack.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_need_an_admin_listener_and_a_good_start(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    (tmp_path / "cascade.yaml").write_text(json.dumps(cascade(upstream.url)))
+    began = time.monotonic()
+    code, _, told = confgate_ends("serve", "--config", str(tmp_path / "cascade.yaml"), "--workers", "2")
+    assert (code, "need an admin listener" in told) == (1, True)
+    gone = cascade(upstream.url, admin={"port": free_port(), "allow_anonymous": True})
+    gone["tiers"][0]["calibrator"] = "gone.json"
+    (tmp_path / "cascade.yaml").write_text(json.dumps(gone))
+    code, _, told = confgate_ends("serve", "--config", str(tmp_path / "cascade.yaml"), "--workers", "2")
+    assert (code, "gone.json" in told) == (1, True)
+    assert time.monotonic() - began < 50
+
+
+def test_sums_of_metrics_are_sums_where_that_means_something() -> None:
+    text = (
+        '# TYPE a_total counter\na_total{t="x"} 2.0\n'
+        "# TYPE confidence_gateway_in_flight gauge\nconfidence_gateway_in_flight 3.0\n"
+        '# TYPE confidence_gateway_breaker_open gauge\nconfidence_gateway_breaker_open{tier="x"} 1.0\n'
+        '# TYPE h histogram\nh_bucket{le="1.0"} 1.0\nh_bucket{le="+Inf"} 2.0\nh_count 2.0\nh_sum 4.0\n'
+    )
+    other = text.replace('breaker_open{tier="x"} 1.0', 'breaker_open{tier="x"} 0.0').replace('{t="x"}', '{t="y\\"z"}')
+    lines = summed([text, text, other]).decode().splitlines()
+    for line in (
+        'a_total{t="x"} 4.0',
+        'a_total{t="y\\"z"} 2.0',
+        "confidence_gateway_in_flight 9.0",
+        'confidence_gateway_breaker_open{tier="x"} 1.0',
+        'h_bucket{le="1.0"} 3.0',
+        "h_sum 12.0",
+    ):
+        assert line in lines
