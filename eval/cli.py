@@ -189,6 +189,10 @@ def fit(
         bool,
         typer.Option("--cut-after-answer", help="Measure answers up to their final number, then and when serving."),
     ] = False,
+    prefix: Annotated[
+        int | None,
+        typer.Option(min=1, help="Measure this many first tokens only: for deciding on streams in prefix mode."),
+    ] = None,
     family: Annotated[str, typer.Option(help="auto, or a calibrator family; a wrong one lists them.")] = "auto",
     objective: Annotated[str, typer.Option(help="erm, tilt, group_tilt, ...; a wrong one lists them.")] = "erm",
     eta: Annotated[float | None, typer.Option(help="Strength of the objective.")] = None,
@@ -220,12 +224,14 @@ def fit(
         from eval import fit as fits
         from eval import held_out, sanity, seal, tables
 
+        if prefix is not None:
+            upstream = alone(upstream, cut=cut)
         how = choices(
             family=family, objective=objective, eta=eta, tune=listed(tune), slices=listed(slices), split=split,
             upstream=upstream, missing=missing, chosen=bool(features), seed=seed,
         )  # fmt: skip
         specs = tables.windowed(listed(features) or tables.FEATURES, window) if features or window else None
-        every, manifest = tables.read_all(records, specs, how.slices, cut=cut)
+        every, manifest = tables.read_all(records, specs, how.slices, cut=cut, prefix=prefix)
         if manifest is None and not tiers and how.upstream is fits.Upstream.AUTO:
             how = replace(how, upstream=fits.Upstream.OFF)  # a table does not say which model is asked first
         done = fits.fit(tables.ordered(every, listed(tiers)), how)
@@ -247,6 +253,13 @@ def fit(
                _report.fitted(rows, paths))  # fmt: skip
     if len(paths) < len(done):
         raise typer.Exit(1)
+
+
+def alone(upstream: str, *, cut: bool) -> str:
+    """First tokens are decided on before earlier tiers' whole answers are known, so nothing of those is looked at."""
+    if upstream == "on" or cut:
+        raise ConfigError("--prefix measures the first tokens alone: leave out --upstream on and --cut-after-answer")
+    return "off"
 
 
 def choices(

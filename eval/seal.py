@@ -50,7 +50,7 @@ def seal(fitting: Fitting, terms: Terms) -> Artifact:
     """The artefact of one tier. Raises ArtifactCorrupt when what was fitted cannot be written down."""
     manifest, days = terms.manifest, terms.days
     return Artifact.seal(
-        id=re.sub(r"[^A-Za-z0-9._-]", "-", fitting.tier)[:64],
+        id=named(fitting),
         kind=fitting.calibrator.kind,
         features=fitting.data.names,
         params=fitting.calibrator.to_params(),
@@ -61,6 +61,12 @@ def seal(fitting: Fitting, terms: Terms) -> Artifact:
         created=terms.created,
         expires=None if days is None else terms.created.date() + dt.timedelta(days=days),
     )
+
+
+def named(fitting: Fitting) -> str:
+    """The artefact's id: its tier's name, and what it was fitted on where that is not the whole answer."""
+    ending = "" if fitting.table.prefix is None else f"-prefix-{fitting.table.prefix}"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", fitting.tier)[: 64 - len(ending)] + ending
 
 
 def fingerprint(fitting: Fitting, manifest: Manifest | None) -> dict[str, str]:
@@ -78,6 +84,8 @@ def fingerprint(fitting: Fitting, manifest: Manifest | None) -> dict[str, str]:
     source = Source.CHOSEN if sent is Source.TOP_LOGPROBS and not needs.top_k else sent
     told = {**engine, "source": str(source), "sampling": "greedy", "prompt_template": manifest.prompt}
     told |= {"k": str(needs.top_k)} if needs.top_k else {}
+    if fitting.table.prefix is not None:
+        return told | {"span": f"prefix-{fitting.table.prefix}"}
     return told | ({"span": "answer"} if fitting.table.cut else {})
 
 
@@ -133,6 +141,8 @@ def conditions(fitting: Fitting, manifest: Manifest | None, split: str) -> list[
         after = f", after {' and '.join(before)}" if before else ""
         said.append(f"asked as {manifest.template!r}{after}, greedily")
         said.append("answers that ended by themselves and hold one final number; others have no confidence")
+    if fitting.table.prefix is not None:
+        said.append(f"the first {fitting.table.prefix} tokens of an answer, or all of a shorter one")
     if fitting.after:
         said.append(f"asked after {', '.join(fitting.after)}, in this order, some of which may be skipped or silent")
     return said

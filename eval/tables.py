@@ -56,6 +56,7 @@ class Table:
     question, family, split: (N,) words; family names what no fold may tear apart.  slices: by name, N values.
     said: by (split, question), the text of every answer there is, also of those left out.  left_out: how many, by why.
     source: of the evidence; None in a user's own table.  cut: measured up to the final number only.
+    prefix: measured on so many first tokens only.
     """
 
     tier: str
@@ -70,6 +71,7 @@ class Table:
     left_out: Mapping[str, int] = field(default_factory=dict)
     source: Source | None = None
     cut: bool = False
+    prefix: int | None = None
 
     @property
     def places(self) -> list[Place]:
@@ -82,39 +84,49 @@ class Table:
                   for name, values in self.slices.items()}  # fmt: skip
         return Table(
             self.tier, self.names, self.X[chosen], self.y[chosen], self.question[chosen], self.family[chosen],
-            self.split[chosen], slices, self.said, self.left_out, self.source, self.cut,
+            self.split[chosen], slices, self.said, self.left_out, self.source, self.cut, self.prefix,
         )  # fmt: skip
 
     def with_columns(self, names: Sequence[str], X: Floats) -> Table:
         """The same with other features. X: (N, F)."""
         return Table(
             self.tier, tuple(names), X, self.y, self.question, self.family, self.split, self.slices, self.said,
-            self.left_out, self.source, self.cut,
+            self.left_out, self.source, self.cut, self.prefix,
         )  # fmt: skip
 
 
 def read(
-    path: Path, features: Sequence[str] | None = None, slices: Sequence[str] = (), *, cut: bool = False
+    path: Path,
+    features: Sequence[str] | None = None,
+    slices: Sequence[str] = (),
+    *,
+    cut: bool = False,
+    prefix: int | None = None,
 ) -> tuple[dict[str, Table], Manifest | None]:
     """Tables and manifest of a collection (its folder, or its Parquet file), or of the user's own table, which has
     no manifest. Raises what `from_records` and `from_user` do."""
     file = path / RECORDS if path.is_dir() else path
     if path.is_dir() or (file.suffix == ".parquet" and records.is_ours(records.open_parquet(file).schema_arrow)):
         manifest = records.read_manifest(file.parent / MANIFEST)
-        return from_records(file, features, cut=cut), manifest
-    if cut:
+        return from_records(file, features, cut=cut, prefix=prefix), manifest
+    if cut or prefix:
         raise ConfigError(f"{file} is a table of finished confidences: there is no text in it that could be cut")
     return from_user(file, features, slices), None
 
 
 def read_all(
-    paths: Sequence[Path], features: Sequence[str] | None = None, slices: Sequence[str] = (), *, cut: bool = False
+    paths: Sequence[Path],
+    features: Sequence[str] | None = None,
+    slices: Sequence[str] = (),
+    *,
+    cut: bool = False,
+    prefix: int | None = None,
 ) -> tuple[dict[str, Table], Manifest | None]:
     """`read` for several, put together tier by tier, with the first one's manifest.
 
     Raises ConfigError when they were not answered by the same engines, or do not support the same features.
     """
-    parts = [read(path, features, slices, cut=cut) for path in paths]
+    parts = [read(path, features, slices, cut=cut, prefix=prefix) for path in paths]
     first, manifest = parts[0]
     for path, (every, theirs) in zip(paths[1:], parts[1:], strict=True):
         if _asked(manifest) != _asked(theirs) or every.keys() != first.keys():
@@ -178,6 +190,7 @@ class _Draft:
     names: tuple[str, ...]
     source: Source | None
     cut: bool
+    prefix: int | None = None
     X: list[Floats] = field(default_factory=list)
     y: list[float] = field(default_factory=list)
     facts: list[tuple[str, str, str]] = field(default_factory=list)
@@ -189,15 +202,18 @@ class _Draft:
         question, family, split = (np.array(part, dtype=np.str_) for part in zip(*self.facts, strict=True))
         return Table(
             tier, self.names, np.array(self.X), np.array(self.y), question, family, split, dict(self.slices),
-            self.said, dict(self.left_out), self.source, self.cut,
+            self.said, dict(self.left_out), self.source, self.cut, self.prefix,
         )  # fmt: skip
 
 
-def from_records(path: Path, features: Sequence[str] | None = None, *, cut: bool = False) -> dict[str, Table]:
+def from_records(
+    path: Path, features: Sequence[str] | None = None, *, cut: bool = False, prefix: int | None = None
+) -> dict[str, Table]:
     """A table per tier, in the order of the records. Features of earlier tiers' answers come later; see eval.fit.
 
     features: specs, all of which every tier's evidence must support; None takes those of FEATURES that it supports.
     cut: leave out of the measurement what an answer says behind its final number.
+    prefix: measure so many first tokens only.
     Raises BadRecords, ConfigError for a wrong feature, BadTrace for one that the records cannot give.
     """
     drafts: dict[str, _Draft] = {}
@@ -205,7 +221,7 @@ def from_records(path: Path, features: Sequence[str] | None = None, *, cut: bool
         if record.tier not in drafts:
             if record.trace is None:
                 continue  # nothing to see yet which features there are; such a row is left out anyway
-            drafts[record.tier] = _begin(record, features, cut=cut)
+            drafts[record.tier] = _begin(record, features, cut=cut, prefix=prefix)
         _add(drafts[record.tier], record)
     if not drafts:
         raise BadRecords(path, "no answer in it carries log-probs, so no confidence can be measured")
@@ -216,11 +232,11 @@ def from_records(path: Path, features: Sequence[str] | None = None, *, cut: bool
     return {tier: draft.finished(tier) for tier, draft in drafts.items()}
 
 
-def _begin(record: Record, features: Sequence[str] | None, *, cut: bool) -> _Draft:
+def _begin(record: Record, features: Sequence[str] | None, *, cut: bool, prefix: int | None) -> _Draft:
     names = FEATURES if features is None else tuple(features)
-    evidence = _evidence(record, cut=cut)
+    evidence = _evidence(record, cut=cut, prefix=prefix)
     usable = supported(names, evidence, required=features is not None)
-    return _Draft(tuple(confidence.find(spec).spec for spec in usable), evidence.trace.source, cut)
+    return _Draft(tuple(confidence.find(spec).spec for spec in usable), evidence.trace.source, cut, prefix)
 
 
 def supported(specs: Iterable[str], evidence: Evidence, *, required: bool = False) -> list[str]:
@@ -247,7 +263,7 @@ def _add(draft: _Draft, record: Record) -> None:
         draft.left_out[why] += 1
         return
     try:
-        values = confidence.measure(draft.names, _evidence(record, cut=draft.cut)).values
+        values = confidence.measure(draft.names, _evidence(record, cut=draft.cut, prefix=draft.prefix)).values
     except BadTrace:
         draft.left_out["without evidence"] += 1
         return
@@ -271,9 +287,11 @@ def failure(record: Record) -> str:
     return "without evidence" if record.trace is None else ""
 
 
-def _evidence(record: Record, *, cut: bool) -> Evidence:
+def _evidence(record: Record, *, cut: bool, prefix: int | None) -> Evidence:
     assert record.trace is not None, "a record without a trace is left out before"
     evidence = Evidence(record.trace, record.text or "")
+    if prefix is not None:
+        return confidence.first_tokens(evidence, prefix)
     return confidence.cut_after_answer(evidence) if cut else evidence
 
 

@@ -41,7 +41,7 @@ from gateway.nouns import (
 from gateway.resilience.guard import Call, Turn
 
 Observer = Callable[[Hop], None]
-Attempt = Callable[[Tier, Ask, Turn], Awaitable[Completion]]
+Attempt = Callable[[Tier, Ask, Turn], Awaitable["Completion | Stopped"]]
 
 
 def ignore(hop: Hop) -> None:
@@ -96,6 +96,17 @@ def reseeded(ask: Ask, number: int) -> Ask:
     return replace(ask, sampling=replace(ask.sampling, seed=ask.sampling.seed + number))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stopped:
+    """An answer that was given up before its end: unsure on what had come. It is nobody's, but it was paid for.
+
+    verdict: on what had come.  tokens: how many those were; of the prompt's, the server tells at the end only.
+    """
+
+    verdict: Verdict
+    tokens: int
+
+
 async def whole(tier: Tier, ask: Ask, _: Turn) -> Completion:
     """One attempt for an answer that nobody hears before it is complete."""
     return await tier.engine.complete(ask)
@@ -109,11 +120,12 @@ async def take_hop(
     last: bool,
     must: bool | None = None,
     attempt: Attempt = whole,
+    judged: Judge | None = None,
 ) -> Hop:
     """One tier's turn: ask, measure, calibrate, decide.
 
     last: whatever it says is accepted.  must: nobody is left to ask after it; as `last` where that goes without saying.
-    attempt: asks the engine, once or twice.
+    attempt: asks the engine, once or twice.  judged: what its answer is worth, `judge` where not said otherwise.
     """
     must = last if must is None else must
     now = asyncio.get_running_loop().time
@@ -137,8 +149,10 @@ async def take_hop(
         return failed(Reason.DEADLINE, EngineSlow(tier.engine.name, error.waited_seconds))
     except EngineError as error:
         return failed(failure(error), error)
-    verdict = judge(completion, tier, ask, earlier)
     threshold = None if last else tier.threshold
+    if isinstance(completion, Stopped):
+        return replace(stopped(tier, completion), seconds=now() - began, retried=tuple(retried))
+    verdict = (judged or judge)(completion, tier, ask, earlier)
     return Hop(
         tier.name,
         policy.decide(verdict.p_correct, threshold, finish=completion.finish, null_reason=verdict.null_reason),
@@ -152,6 +166,23 @@ async def take_hop(
         note=verdict.note,
         null_reason=verdict.null_reason,
         retried=tuple(retried),
+    )
+
+
+def stopped(tier: Tier, given_up: Stopped) -> Hop:
+    """The hop of an answer that was given up."""
+    verdict, usd = given_up.verdict, given_up.tokens * tier.prices.usd_per_mtok_out / 1e6
+    return Hop(
+        tier.name,
+        Reason.UNSURE if verdict.null_reason is None else verdict.null_reason,
+        0.0,
+        tier.threshold,
+        verdict.p_correct,
+        verdict.features,
+        calibrator_id=tier.calibrator_id,
+        cost=Cost(0, given_up.tokens, usd),
+        note=verdict.note or f"given up after {given_up.tokens} tokens; what the prompt took is not known",
+        null_reason=verdict.null_reason,
     )
 
 
@@ -199,6 +230,9 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
         note = f"the calibrator gave {p_correct}"
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=note, features=features)
     return Verdict(p_correct, features=features)
+
+
+Judge = Callable[[Completion, Tier, Ask, Sequence[Earlier]], Verdict]
 
 
 def serves(sent: Source, fitted: Source) -> bool:

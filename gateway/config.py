@@ -307,6 +307,9 @@ class TierEntry(Written):
     name: Name
     engine: AnyEngine
     calibrator: Path | None = None
+    prefix_calibrator: Path | None = Field(
+        default=None, description="fitted with `confgate fit --prefix`; decides on first tokens, for stream_mode prefix"
+    )
     prices: PriceList = PriceList()
     patience_seconds: float = Field(default=60, gt=0, description="how long this tier's turn may take, retry included")
     limits: LimitsEntry = LimitsEntry()
@@ -321,7 +324,7 @@ class TierEntry(Written):
             raise wrong("'auto' is the name of the whole cascade; call the tier otherwise")
         return name
 
-    @field_validator("calibrator")
+    @field_validator("calibrator", "prefix_calibrator")
     @classmethod
     def _beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         return None if path is None else engines.resolve(path, info)
@@ -354,7 +357,7 @@ class PolicyEntry(Written):
         default=True, description="serve an earlier unsure answer, marked, when the last tier fails"
     )
     abstain_below: Share | None = Field(default=None, description="flag a last answer whose probability is below this")
-    stream_mode: Literal["buffer", "commit"] = Field(
+    stream_mode: Literal["buffer", "prefix", "commit"] = Field(
         default="buffer", description="of clients who stream and do not say: see docs/streaming.md"
     )
     commit_to: str | None = Field(
@@ -465,6 +468,10 @@ class Config(Written):
                 at = ("policies", name, "steps", position)
                 if step.tier not in tiers:
                     raise wrong("{told}", at=(*at, "tier"), told=unknown("tier", step.tier, tiers))
+                last = position == len(policy.steps) - 1
+                if policy.stream_mode == "prefix" and not last and tiers[step.tier].prefix_calibrator is None:
+                    told = "stream_mode prefix needs a prefix_calibrator of every step's tier but the last"
+                    raise wrong(told, at=at)
                 if step.tier in {earlier.tier for earlier in policy.steps[:position]}:
                     raise wrong("a tier can be asked only once", at=(*at, "tier"))
                 if step.accept_at is not None and tiers[step.tier].calibrator is None:

@@ -225,7 +225,7 @@ class Piece:
     trace: Callable[[int, int], TokenTrace]
 
 
-Hear = Callable[[Piece], Awaitable[None]]  # raises GatewayError, and nothing else, to end the answer
+Hear = Callable[[Piece], Awaitable[None]]  # may raise, to end the answer: nothing that an operating system raises
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -332,6 +332,7 @@ class Tier:
     top_k: candidates per token the features need.  guard: its breaker, seats and retries, the same in every policy.
     after: names of the earlier tiers, in order, that the calibrator was fitted after, when it looks at what they said.
     cut: the calibrator was fitted on answers cut behind their final number, and measures no others.
+    prefix: what decides on an answer's first tokens; a calibrator of whole answers never does.
     """
 
     name: str
@@ -348,6 +349,15 @@ class Tier:
     guard: Guard = field(default_factory=Guard)
     after: tuple[str, ...] = ()
     cut: bool = False
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """What decides on the first tokens of a tier's answers: the tier with a calibrator that was fitted on so many."""
+
+    tokens: int
+    tier: Tier
 
 
 @dataclass(frozen=True, slots=True, eq=False)

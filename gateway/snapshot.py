@@ -14,7 +14,7 @@ from gateway import confidence, engines
 from gateway.certificate import Standing, standing
 from gateway.config import Config, PolicyEntry, TierEntry
 from gateway.errors import ConfigError, EngineDown, EngineError
-from gateway.nouns import Engine, Mix, Mode, Policy, Prices, Source, Tier
+from gateway.nouns import Engine, Mix, Mode, Policy, Prefix, Prices, Source, Tier
 from gateway.resilience.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ RETRY_SECONDS = 0.5  # between looks at a server that is still loading; vLLM tak
 
 # What no server can tell: the first three are compared with every answer instead, the prompt is the client's own, and
 # how much of an answer is measured is up to us.
+PREFIX = "prefix"  # the span of artefacts fitted on the first k tokens is written prefix-k
 TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template", "span"})
 
 
@@ -159,10 +160,34 @@ async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float) -> Tier
     Raises ArtifactError naming the difference, EngineError when the engine is not there to be compared with, and
     ConfigError when the artefact wants a feature that we do not have.
     """
-    if entry.calibrator is None:
+    paths = [path for path in (entry.calibrator, entry.prefix_calibrator) if path is not None]
+    if not paths:
         return tier
-    artifact = artifacts.load(entry.calibrator)
+    found = [artifacts.load(path) for path in paths]
     served = await identity(tier.engine, patience_ends)
+    if entry.calibrator is not None:
+        artifact = found.pop(0)
+        if artifact.fingerprint.get("span", "answer") != "answer":
+            raise artifacts.ArtifactMismatch(f"{artifact.label} was fitted on first tokens: it is a prefix_calibrator")
+        tier = with_calibrator(tier, artifact, served)
+    if entry.prefix_calibrator is not None:
+        [artifact] = found
+        tokens = prefix_tokens(artifact)
+        if not tokens:
+            told = f"{artifact.label} was fitted on whole answers; `confgate fit --prefix` fits on first tokens"
+            raise artifacts.ArtifactMismatch(told)
+        tier = replace(tier, prefix=Prefix(tokens, with_calibrator(replace(tier, prefix=None), artifact, served)))
+    return tier
+
+
+def prefix_tokens(artifact: artifacts.Artifact) -> int:
+    """How many first tokens an artefact was fitted on; 0 for whole answers."""
+    span, _, tokens = artifact.fingerprint.get("span", "").partition("-")
+    return int(tokens) if span == PREFIX and tokens.isdecimal() else 0
+
+
+def with_calibrator(tier: Tier, artifact: artifacts.Artifact, served: Mapping[str, str]) -> Tier:
+    """Raises what `calibrated` does."""
     unverified = artifact.check(served, dt.datetime.now(dt.UTC).date())
     silent = [field for field in unverified if field not in TOLD_BY_OTHERS]
     if silent:

@@ -7,13 +7,17 @@ all is as for whole answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from gateway.cascade import (
     Observer,
+    Stopped,
+    Verdict,
     ends_the_request,
     fall_back,
     ignore,
+    judge,
     served_reason,
     take_hop,
 )
@@ -22,8 +26,11 @@ from gateway.nouns import (
     Answer,
     Ask,
     Completion,
+    Earlier,
+    Finish,
     Hear,
     Hop,
+    Mode,
     Opening,
     Piece,
     Policy,
@@ -32,11 +39,15 @@ from gateway.nouns import (
     Tier,
     TokenTrace,
 )
+from gateway.policy import decide
 from gateway.resilience.guard import Turn
 
 
 class Listener(Protocol):
-    """Whom an answer is passed on to. `begin` is awaited once, before the first piece. Both raise GatewayError only."""
+    """Whom an answer is passed on to. `begin` is awaited once, before the first piece."""
+
+    @property
+    def begun(self) -> bool: ...
 
     async def begin(self, opening: Opening) -> None: ...
 
@@ -74,18 +85,43 @@ async def commit(ask: Ask, route: Policy, listener: Listener, note: Observer = i
     hops: list[Hop] = []
     tiers = in_turn(route)
     for position, tier in enumerate(tiers):
-        reason = opening_reason(route, tier)
-        said = Said(listener, tier, reason, position + 1)
-        hop = await take_hop(ask, tier, (), last=True, must=position == len(tiers) - 1, attempt=said.attempt)
+        told = Opening(tier.name, "", opening_reason(route, tier), position + 1, None, None, tier.calibrator_id)
+        hop = await pass_on(ask, tier, told, listener, must=position == len(tiers) - 1)
         hops.append(hop)
         note(hop)
-        if hop.error is not None and said.begun:
-            raise hop.error
-        if hop.completion is not None:
-            if not said.begun:  # an empty answer is one, too
-                await said.begin(hop.completion.model)
-            told = served_reason(hop, route)
-            return Answer(tuple(hops), hop, told if told is Reason.ABSTAINED else reason, route)
+        answer = passed(hops, route, listener, told.reason)
+        if answer is not None:
+            return answer
+        if ends_the_request(hop):
+            break
+    return fall_back(hops, route)
+
+
+async def prefix(ask: Ask, route: Policy, listener: Listener, note: Observer = ignore) -> Answer:
+    """Each tier's first tokens are held and decided on; the first that is sure enough, or the last tier, is passed on.
+
+    A tier without a calibrator for first tokens is not asked, unless it is the last: it could not be accepted. An
+    answer that was complete before its decision may still be the fallback, and is then left to the caller to tell.
+    Raises as `commit` does.
+    """
+    hops: list[Hop] = []
+    for position, tier in enumerate(route.tiers):
+        tried = position + 1
+        if position == len(route.tiers) - 1:
+            reason = Reason.BYPASS if route.bypass else Reason.LAST
+            told = Opening(tier.name, "", reason, tried, None, None, tier.calibrator_id)
+            hop = await pass_on(ask, tier, told, listener, must=True)
+        elif tier.prefix is None:
+            why = "the tier has no calibrator for first tokens"
+            hop = Hop(tier.name, Reason.UNCALIBRATED, 0.0, tier.threshold, note=why, null_reason=Reason.UNCALIBRATED)
+        else:
+            judge_tier = replace(tier.prefix.tier, threshold=tier.threshold)
+            hop = await Held(listener, tier.prefix.tokens, tried).take(ask, judge_tier)
+        hops.append(hop)
+        note(hop)
+        answer = passed(hops, route, listener, served_reason(hop, route))
+        if answer is not None:
+            return answer
         if ends_the_request(hop):
             break
     return fall_back(hops, route)
@@ -106,25 +142,109 @@ def opening_reason(route: Policy, tier: Tier) -> Reason:
     return Reason.LAST if tier is in_turn(route)[0] else Reason.FALLBACK
 
 
-class Said:
-    """What one tier has told a listener."""
+def passed(hops: Sequence[Hop], route: Policy, listener: Listener, reason: Reason) -> Answer | None:
+    """The answer, when the last hop's was passed on. Raises its error when it broke off in the midst."""
+    if not listener.begun:
+        return None
+    hop = hops[-1]
+    if hop.error is not None:
+        raise hop.error
+    told = served_reason(hop, route)
+    return Answer(tuple(hops), hop, told if told is Reason.ABSTAINED else reason, route)
 
-    def __init__(self, listener: Listener, tier: Tier, reason: Reason, tried: int) -> None:
-        self._listener, self._tier, self._reason, self._tried = listener, tier, reason, tried
-        self.begun = False
 
-    async def attempt(self, tier: Tier, ask: Ask, turn: Turn) -> Completion:
-        """Ask, and pass on what comes."""
+async def pass_on(ask: Ask, tier: Tier, told: Opening, listener: Listener, *, must: bool) -> Hop:
+    """One tier's turn, passed on whatever it says. told: without the model, which the first piece names."""
+
+    async def attempt(tier: Tier, ask: Ask, turn: Turn) -> Completion:
+        async def hear(piece: Piece) -> None:
+            if not listener.begun:
+                await listener.begin(replace(told, model=piece.model))
+                turn.go_on()
+            await listener.hear(piece)
+
+        completion = await stream(tier, ask, hear)
+        if not listener.begun:  # an empty answer is one, too
+            await listener.begin(replace(told, model=completion.model))
+        return completion
+
+    return await take_hop(ask, tier, (), last=True, must=must, attempt=attempt)
+
+
+class GivenUp(Exception):
+    """What a listener raises who has heard that it is not worth while."""
+
+
+class Held:
+    """One tier's turn, of which the first tokens are held until they are decided on.
+
+    tier, in `take`: with the calibrator of first tokens, and the threshold of the policy's step.
+    """
+
+    def __init__(self, listener: Listener, tokens: int, tried: int) -> None:
+        self._listener, self._tokens, self._tried = listener, tokens, tried
+        self._pieces: list[Piece] = []
+        self._verdict: Verdict | None = None
+
+    async def take(self, ask: Ask, tier: Tier) -> Hop:
+        hop = await take_hop(ask, tier, (), last=False, attempt=self._attempt, judged=self._judged)
+        if hop.completion is None or (hop.reason is not Reason.CONFIDENT and not self._listener.begun):
+            return hop
+        if not self._listener.begun:  # it was complete before so many tokens had come
+            await self._tell(hop.completion.model, tier, hop.p_correct)
+        return replace(hop, reason=Reason.CONFIDENT, null_reason=None)  # whatever became of the rest
+
+    async def _attempt(self, tier: Tier, ask: Ask, turn: Turn) -> Completion | Stopped:
+        self._pieces, self._verdict = [], None
 
         async def hear(piece: Piece) -> None:
-            if not self.begun:
-                await self.begin(piece.model)
-                turn.go_on()
+            if self._verdict is not None:
+                await self._listener.hear(piece)
+                return
+            self._pieces.append(piece)
+            if piece.tokens < self._tokens:
+                return
+            self._verdict = verdict = self._judge_first(piece, tier, ask)
+            p_correct, threshold = verdict.p_correct, tier.threshold
+            if (
+                decide(p_correct, threshold, finish=Finish.STOP, null_reason=verdict.null_reason)
+                is not Reason.CONFIDENT
+            ):
+                raise GivenUp
+            turn.go_on()
+            await self._tell(piece.model, tier, p_correct)
+
+        try:
+            return await stream(tier, ask, hear)
+        except GivenUp:
+            assert self._verdict is not None, "nobody gives up before he has decided"
+            return Stopped(self._verdict, self._pieces[-1].tokens)
+
+    def _judge_first(self, piece: Piece, tier: Tier, ask: Ask) -> Verdict:
+        """On the first tokens, as if nothing came after them."""
+        try:
+            trace, why = piece.trace(0, self._tokens), ""
+        except BadTrace as error:
+            trace, why = None, str(error)
+        text = "" if trace is None else b"".join(trace.tokens).decode("utf-8", "replace")
+        held = Completion(text or "?", Finish.STOP, 0, self._tokens, tier.name, piece.model, 0.0, trace, why)
+        return judge(held, tier, ask, ())
+
+    def _judged(self, completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:
+        """Of an answer that was passed on, the verdict that it was passed on by; of a shorter one, on all of it."""
+        if self._verdict is not None:
+            return self._verdict
+        return judge(completion, tier, ask, earlier)
+
+    async def _tell(self, model: str, tier: Tier, p_correct: float | None) -> None:
+        """What was held, and from now on everything."""
+        opening = Opening(
+            tier.name, model, Reason.CONFIDENT, self._tried, p_correct, tier.threshold, tier.calibrator_id
+        )
+        await self._listener.begin(opening)
+        for piece in self._pieces:
             await self._listener.hear(piece)
+        self._pieces.clear()
 
-        return await stream(tier, ask, hear)
 
-    async def begin(self, model: str) -> None:
-        self.begun = True
-        tier = self._tier
-        await self._listener.begin(Opening(tier.name, model, self._reason, self._tried, None, None, tier.calibrator_id))
+MODES = {Mode.COMMIT: commit, Mode.PREFIX: prefix}

@@ -29,11 +29,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from gateway.confidence._cut import cut_after_answer
+from gateway.confidence._cut import cut_after_answer, first_tokens
 from gateway.errors import BadTrace, ConfigError
 from gateway.nouns import Evidence, Features
 
-__all__ = ["Feature", "Higher", "Needs", "cut_after_answer", "find", "measure", "names", "needs"]
+__all__ = ["Feature", "Higher", "Needs", "cut_after_answer", "find", "first_tokens", "measure", "names", "needs"]
 
 SPEC = re.compile(r"^(?P<name>[a-z][a-z0-9_]*)(?:\((?P<params>[^()]*)\))?$")
 

@@ -1,4 +1,5 @@
-"""Text after the final answer says little about it and spoils averages and tails; this cuts it off."""
+"""Parts of answers. Text after the final answer says little about it and spoils averages and tails, so it is cut off;
+and a stream is decided on by its first tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +8,20 @@ from dataclasses import replace
 from gateway.confidence._answer import spelling
 from gateway.errors import BadTrace
 from gateway.nouns import Evidence
+
+
+def first_tokens(evidence: Evidence, count: int) -> Evidence:
+    """The evidence as it looks when `count` tokens have come and the rest is unknown; all of a shorter answer.
+
+    Raises BadTrace without the tokens' texts: what the first tokens say would be unknown.
+    """
+    trace = evidence.trace
+    if trace.chosen.size < count:
+        return evidence
+    if not trace.tokens:
+        raise BadTrace("the first tokens need their texts, the engine reported none")
+    part = trace.part(0, count)
+    return replace(evidence, trace=part, text=b"".join(part.tokens).decode("utf-8", "replace"))
 
 
 def cut_after_answer(evidence: Evidence) -> Evidence:

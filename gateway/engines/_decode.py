@@ -59,7 +59,7 @@ class Decoder:
         self.device = device
         self.end_tokens = _end_tokens(self.model, self.tokenizer)
         self.window_tokens = int(self.model.config.max_position_embeddings)
-        self._byte_level = isinstance(self.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel)
+        self.tells_tokens_apart = isinstance(self.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation under the model's own chat template, ready for the answer to begin."""
@@ -68,7 +68,7 @@ class Decoder:
 
     def token_bytes(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
         """Each token's bytes; joined they are the UTF-8 text of the whole."""
-        if self._byte_level:
+        if self.tells_tokens_apart:
             return tuple(self._bytes_of(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(tokens)))
         told = [self.tokenizer.decode(tokens[: n + 1]).rstrip("�").encode() for n in range(len(tokens))]
         return tuple(now[len(before) :] for before, now in zip([b"", *told], told, strict=False))

@@ -8,12 +8,15 @@ the next token.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import queue
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Mapping
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +25,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from gateway import engines
 from gateway.errors import BadTrace, ConfigError, EngineDown, EngineTooSmall
-from gateway.nouns import Ask, Completion, Finish, Source, TokenTrace
+from gateway.nouns import Ask, Completion, Finish, Hear, Piece, Source, TokenTrace
 
 if TYPE_CHECKING:
     from gateway.engines._decode import Batch, Decoder, Row
@@ -111,6 +114,30 @@ class LocalEngine:
             job.row.cancelled = True
             raise
 
+    async def stream(self, ask: Ask, hear: Hear) -> Completion:
+        """The same token by token. The model does not wait for who hears: what he has not heard yet is kept for him."""
+        if self._closed:
+            raise EngineDown(self._name, "the engine is closed")
+        job = await asyncio.to_thread(self._prepare, ask, asyncio.get_running_loop())
+        job.watched = True
+        telling = _Telling(job, self._decoder, self._fingerprint["model"])
+        self._inbox.put(job)
+        try:
+            while not job.done.done():
+                await job.stepped.wait()
+                job.stepped.clear()
+                piece = telling.next()
+                if piece is not None:
+                    await hear(piece)
+            completion = await job.done
+            end = telling.end(completion)
+            if end is not None:
+                await hear(end)
+            return completion
+        except BaseException:
+            job.row.cancelled = True
+            raise
+
     async def ready(self) -> bool:
         return not self._closed and self._worker.is_alive()
 
@@ -156,6 +183,10 @@ class LocalEngine:
                 if failed := self._jobs.pop(id(row), None):
                     failed.fail(EngineDown(self._name, f"{type(error).__name__}: {error}"))
             return False
+        for row in batch.rows:  # those that go on, so no stop string is in their texts
+            job = self._jobs[id(row)]
+            if job.watched and not row.cancelled:
+                job.tell()
         for row in ended:
             if done := self._jobs.pop(id(row), None):
                 done.succeed(self._completion(done))
@@ -221,6 +252,14 @@ class _Job:
         self.began = time.monotonic()
         self._loop = loop
         self.done: asyncio.Future[Completion] = loop.create_future()
+        self.stepped = asyncio.Event()  # there is something new to see in the row, or it is done
+        self.watched = False
+        self.steps = 0  # tokens that may be told
+
+    def tell(self) -> None:
+        """Called by the worker after a step that did not end the row."""
+        self.steps = len(self.row.tokens)
+        self._settle(lambda: None)
 
     def succeed(self, completion: Completion) -> None:
         self._settle(lambda: self.done.set_result(completion))
@@ -232,6 +271,7 @@ class _Job:
         def on_loop() -> None:
             if not self.done.done():
                 act()
+            self.stepped.set()
 
         try:
             self._loop.call_soon_threadsafe(on_loop)
@@ -239,16 +279,63 @@ class _Job:
             self.row.cancelled = True
 
 
-def _trace(row: Row, decoder: Decoder, *, texts: bool) -> TokenTrace:
+class _Telling:
+    """One answer as pieces. Reads the row while the worker adds to it: lists that only grow."""
+
+    def __init__(self, job: _Job, decoder: Decoder, model: str) -> None:
+        self._job, self._decoder, self._model = job, decoder, model
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._read = 0  # tokens
+        self._ends = [0]  # of each of them, in bytes
+        self._text = ""  # of them, whole characters only
+        self._told = 0  # characters
+        stops = job.ask.sampling.stop
+        self._kept = max(map(len, stops), default=1) - 1  # characters that may turn out to begin a stop string
+
+    def next(self) -> Piece | None:
+        """What the newest tokens add."""
+        tokens = self._job.row.tokens[: self._job.steps]
+        if self._decoder.tells_tokens_apart:
+            fresh = self._decoder.token_bytes(tokens[self._read :])
+        else:
+            fresh = self._decoder.token_bytes(tokens)[self._read :]
+        self._read = len(tokens)
+        self._text += self._characters.decode(b"".join(fresh))
+        stop = len(self._text) - self._kept
+        self._ends += accumulate(map(len, fresh), initial=self._ends.pop())
+        told = len(self._text[: max(0, stop)].encode())
+        counted = bisect_right(self._ends, told) - 1 if self._kept else len(tokens)
+        return self._piece(self._text, stop, counted)
+
+    def end(self, completion: Completion) -> Piece | None:
+        tokens = 0 if completion.trace is None else completion.trace.chosen.size
+        return self._piece(completion.text, len(completion.text), tokens)
+
+    def _piece(self, text: str, stop: int, tokens: int) -> Piece | None:
+        if stop <= self._told:
+            return None
+        new, self._told = text[self._told : stop], stop
+        return Piece(new, tokens, self._model, self._part)
+
+    def _part(self, start: int, stop: int) -> TokenTrace:
+        """Tokens are there once a piece has told of them; a stop string may only have taken later ones away."""
+        ask, row = self._job.ask, self._job.row
+        return _trace(row, self._decoder, slice(start, stop), texts=ask.texts)
+
+
+def _trace(row: Row, decoder: Decoder, span: slice = slice(None), *, texts: bool) -> TokenTrace:
+    """The evidence of a row's tokens, or of some; of the end token with all of them."""
     candidates: tuple[tuple[bytes, ...], ...] = ()
     if texts and row.top_k:
-        candidates = tuple(tuple(decoder.token_bytes([int(t)])[0] for t in tokens) for tokens in row.top_tokens)
+        candidates = tuple(tuple(decoder.token_bytes([int(t)])[0] for t in tokens) for tokens in row.top_tokens[span])
     return TokenTrace(
         source=Source.TOP_LOGPROBS if row.top_k else Source.CHOSEN,
-        chosen=np.array(row.chosen_nats, dtype=np.float64),
-        top=np.array(row.top_nats, dtype=np.float64) if row.top_k else None,
-        tokens=decoder.token_bytes(row.tokens),
-        end_nats=row.end_nats,
+        chosen=np.array(row.chosen_nats[span], dtype=np.float64),
+        top=np.array(row.top_nats[span], dtype=np.float64) if row.top_k else None,
+        tokens=decoder.token_bytes(row.tokens[span])
+        if decoder.tells_tokens_apart
+        else decoder.token_bytes(row.tokens)[span],
+        end_nats=row.end_nats if span == slice(None) else None,
         candidates=candidates,
     )
 

@@ -74,10 +74,14 @@ class Chat:
                 sending = respond(200, headers | visit.headers(), pieces, out)
             else:
                 passing = passed_on(asked, visit, out, held.snapshot.config.server.keep_alive_seconds)
-                job = streaming.commit(asked.ask, asked.route, passing, note)
+                job = streaming.MODES[asked.call.mode](asked.ask, asked.route, passing, note)
                 answer = await or_hangup(beside(job, passing.keep_alive()), receive)
                 visit.settle()
-                sending = end(passing, answer, out)
+                if passing.begun:
+                    sending = end(passing, answer, out)
+                else:  # a fallback, complete by now
+                    headers, pieces = written(answer, asked.named(answer.opening))
+                    sending = respond(200, headers | visit.headers(), pieces, out)
             self._telemetry.served(answer)
             status, reason = 200, str(answer.reason)
         except ClientGone:
@@ -116,7 +120,8 @@ class Chat:
         ask, ignored = wire.to_ask(request, deadline, pin=server.sampler == "pin")
         estimate = Estimate.of(sum(len(one.content) for one in ask.messages), ask.max_tokens, request.choices)
         route = visit.reserve(overrides.apply(route, request, config, estimate), estimate)
-        call = Call(request, route_id, int(time.time()), debug, tuple(ignored), request.mode(route.stream_mode))
+        mode = overrides.mode(route, request, config)
+        call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode)
         return Asked(call, replace(ask, decision=route_id), route, partial(seal, held, route_id, client.name))
 
     def _noting(self, visit: Visit, route_id: str) -> cascade.Observer:

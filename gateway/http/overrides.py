@@ -8,7 +8,7 @@ from gateway.config import Config
 from gateway.http.errors import RequestError
 from gateway.http.quota import Estimate
 from gateway.http.wire import ChatRequest, shown
-from gateway.nouns import Policy, Tier
+from gateway.nouns import Mode, Policy, Tier
 from gateway.written import unknown
 
 
@@ -39,6 +39,16 @@ def debug(request: ChatRequest, header: str, config: Config) -> bool:
     if (by_field or by_header) and not config.overrides.debug:
         raise bound("debug", None)
     return by_field or by_header
+
+
+def mode(route: Policy, request: ChatRequest, config: Config) -> Mode:
+    """How the request's stream comes about. Raises RequestError with 400 where nothing could decide on a prefix."""
+    found = request.mode(route.stream_mode)
+    can = {tier.name for tier in config.tiers if tier.prefix_calibrator is not None}
+    if found is Mode.PREFIX and not all(tier.name in can for tier in route.tiers[:-1]):
+        told = "route.stream_mode prefix needs tiers with a calibrator that was fitted on first tokens."
+        raise RequestError(400, told, param="route.stream_mode")
+    return found
 
 
 def apply(route: Policy, request: ChatRequest, config: Config, estimate: Estimate) -> Policy:

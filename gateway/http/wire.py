@@ -84,7 +84,7 @@ class RouteOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     debug: bool | None = None
-    stream_mode: Literal["buffer", "commit"] | None = None
+    stream_mode: Literal["buffer", "prefix", "commit"] | None = None
     policy: str | None = Field(default=None, max_length=128, description="as the model auto:<policy>")
     threshold: float | None = Field(default=None, ge=0, le=1, description="accept at this probability, in every tier")
     max_tier: str | None = Field(default=None, max_length=128, description="stop at this tier")

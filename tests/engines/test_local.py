@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qw
 from eval.pocket.tokenizer import train_tokenizer
 from gateway.engines.local import LocalEngine, Options, open_engine
 from gateway.errors import ConfigError, EngineDown, EngineTooSmall
-from gateway.nouns import Ask, Finish, Message, Sampling, Source
+from gateway.nouns import Ask, Finish, Message, Piece, Sampling, Source
 
 TEXTS = ["Mia has 12 apples and buys 30 more.", "Ünïcode: 5 × 3 = 15 🍎", "The end #### 7"]
 
@@ -92,7 +92,7 @@ def test_token_bytes_join_to_the_text_even_inside_a_character(folder: Path) -> N
             pieces = decoder.token_bytes(tokens)
             assert b"".join(pieces).decode() == text
             assert len(pieces) == len(tokens)
-            decoder._byte_level = False  # the way that works for every other kind of tokenizer
+            decoder.tells_tokens_apart = False  # the way that works for every other kind of tokenizer
             assert b"".join(decoder.token_bytes(tokens)).decode() == text
         finally:
             await engine.close()
@@ -109,6 +109,64 @@ def test_a_cut_answer_says_so_and_has_no_end_token(folder: Path) -> None:
             assert completion.completion_tokens == 3
             assert completion.trace is not None
             assert completion.trace.end_nats is None
+        finally:
+            await engine.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("stop_at", [None, 3, 7])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_streamed_answer_is_the_whole_one_token_by_token(folder: Path, stop_at: int | None, apart: bool) -> None:
+    async def go() -> None:
+        engine = await opened(folder)
+        engine._decoder.tells_tokens_apart = apart
+        pieces: list[Piece] = []
+
+        async def hear(piece: Piece) -> None:
+            pieces.append(piece)
+
+        try:
+            text = (await engine.complete(ask(TEXTS[0]))).text
+            stop = () if stop_at is None else (text[stop_at : stop_at + 4],)
+            asked = ask(TEXTS[0], sampling=Sampling(stop=stop))
+            whole, told = await engine.complete(asked), await engine.stream(asked, hear)
+        finally:
+            await engine.close()
+        assert "".join(piece.text for piece in pieces) == told.text == whole.text
+        assert len(pieces) > 1
+        assert told.trace is not None
+        assert whole.trace is not None
+        assert told.trace.chosen.tolist() == whole.trace.chosen.tolist()
+        stops = [piece.tokens for piece in pieces]
+        parts = [piece.trace(a, b) for piece, a, b in zip(pieces, [0, *stops], stops, strict=False) if a < b]
+        tokens = [token for part in parts for token in part.tokens]
+        assert tokens == list(told.trace.tokens)[: len(tokens)]
+        assert stop or len(tokens) == len(told.trace.tokens)
+        chosen = np.concatenate([part.chosen for part in parts]).tolist()
+        assert chosen == told.trace.chosen.tolist()[: len(chosen)]
+
+    asyncio.run(go())
+
+
+def test_a_stream_that_is_left_ends_the_work(folder: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    async def go() -> None:
+        engine = await opened(folder)
+
+        async def hear(_: Piece) -> None:
+            raise Enough
+
+        try:
+            with pytest.raises(Enough):
+                await engine.stream(ask(TEXTS[0]), hear)
+            for _ in range(500):
+                if not engine._jobs:
+                    break
+                await asyncio.sleep(0.01)
+            assert not engine._jobs
         finally:
             await engine.close()
 

@@ -173,8 +173,8 @@ def slow(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Any:
     write_artifact(folder / "cheap.json")
     told = cascade(upstream.url)
     told["server"] |= {"keep_alive_seconds": 0.2, "request_seconds": 3}
-    told["tiers"][0]["engine"] |= {"first_byte_seconds": 0.5, "idle_seconds": 1.5, "max_reply_mib": 64}
-    told["tiers"][1]["engine"] |= {"first_byte_seconds": 0.5, "idle_seconds": 1.5, "max_reply_mib": 64}
+    told["tiers"][0]["engine"] |= {"first_byte_seconds": 0.9, "idle_seconds": 1.5, "max_reply_mib": 64}
+    told["tiers"][1]["engine"] |= {"first_byte_seconds": 2.5, "idle_seconds": 1.5, "max_reply_mib": 64}
     told["policies"]["default"] |= {"stream_mode": "commit", "commit_to": "cheap"}
     with running(folder, told) as process:
         yield process

@@ -1,0 +1,131 @@
+"""Streams that are decided on by their first tokens."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.faults.ask import ask
+from tests.faults.gateway import P_SURE, SURE, UNSURE, Gateway, cascade, confgate_ends, running, until, write_artifact
+from tests.faults.upstream import Upstream
+from tests.http.test_streaming import chunks
+
+WORDS = "one two three four five six"
+TOKENS = 3
+
+
+@pytest.fixture(scope="module")
+def held(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("prefix")
+    write_artifact(folder / "cheap.json")
+    write_artifact(folder / "first.json", span=f"prefix-{TOKENS}")
+    told = cascade(upstream.url)
+    told["tiers"][0] |= {"prefix_calibrator": "first.json", "patience_seconds": 3}
+    told["policies"]["default"]["stream_mode"] = "prefix"
+    with running(folder, told) as process:
+        yield process
+
+
+def post(gateway: Gateway, body: dict[str, Any]) -> httpx2.Response:
+    return httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=20)
+
+
+def text(answer: httpx2.Response) -> str:
+    events = [event for event in chunks(answer.text) if event["choices"]]
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+
+
+def test_a_sure_beginning_is_passed_on_before_the_end_is_known(held: Gateway, upstream: Upstream) -> None:
+    body = ask({"text": WORDS, "nats": SURE, "pause": 0.2}, stream=True)
+    with httpx2.stream("POST", f"{held.url}/v1/chat/completions", json=body, timeout=20) as answer:
+        began = time.monotonic()
+        route = {name[8:]: value for name, value in answer.headers.items() if name.startswith("x-route-")}
+        whole = answer.read().decode()
+    assert time.monotonic() - began > 0.3  # three more words were to come
+    assert (route["stream-mode"], route["reason"], route["tier"]) == ("prefix", "confident", "cheap")
+    assert float(route["confidence"]) == pytest.approx(P_SURE, abs=1e-5)
+    assert route["threshold"] == "0.8"
+    assert route["calibrator"].startswith("first@")
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in chunks(whole)) == WORDS
+    assert not upstream.asked("large")
+
+
+def test_an_unsure_beginning_is_given_up_at_once_and_nothing_of_it_shown(held: Gateway, upstream: Upstream) -> None:
+    body = ask({"text": "wrong " * 40, "nats": UNSURE, "pause": 0.05}, {"text": WORDS}, stream=True)
+    answer = post(held, body | {"route": {"debug": True}})
+    assert (text(answer), answer.headers["x-route-tier"], answer.headers["x-route-reason"]) == (WORDS, "dear", "last")
+    until(lambda: upstream.asked("small")[0].released_at is not None)
+    first, last = chunks(answer.text)[-1]["route"]["hops"]
+    assert (first["reason"], last["reason"]) == ("unsure", "last")
+    assert TOKENS <= first["tokens"] < 20
+
+
+@pytest.mark.parametrize(("nats", "tier"), [(SURE, "cheap"), (UNSURE, "dear")])
+def test_an_answer_that_is_over_before_is_decided_on_as_it_is(nats: float, tier: str, held: Gateway) -> None:
+    answer = post(held, ask({"text": "42", "nats": nats}, {"text": "43"}, stream=True))
+    assert (answer.headers["x-route-tier"], text(answer)) == (tier, "42" if tier == "cheap" else "43")
+
+
+def test_without_evidence_a_beginning_is_not_passed_on(held: Gateway) -> None:
+    answer = post(held, ask({"text": WORDS, "fault": "no_logprobs"}, {"text": "43"}, stream=True))
+    assert (answer.headers["x-route-tier"], text(answer)) == ("dear", "43")
+
+
+def test_a_beginning_that_breaks_before_its_decision_costs_nobody_anything(held: Gateway) -> None:
+    answer = post(held, ask({"text": WORDS, "fault": "cut_off", "pause": 0.02}, {"text": "43"}, stream=True))
+    assert (answer.headers["x-route-tier"], text(answer)) == ("dear", "43")
+
+
+def test_a_complete_answer_may_be_the_fallback(held: Gateway) -> None:
+    answer = post(held, ask({"text": "42", "nats": UNSURE}, {"fault": "500"}, stream=True))
+    assert (answer.headers["x-route-reason"], answer.headers["x-route-tier"]) == ("fallback", "cheap")
+    assert text(answer) == "42"
+
+
+def test_half_an_answer_is_never_the_fallback(held: Gateway) -> None:
+    answer = post(held, ask({"text": WORDS, "nats": UNSURE}, {"fault": "500"}, stream=True))
+    assert answer.status_code == 502
+
+
+def test_without_calibrators_for_first_tokens_the_mode_is_refused(gateway: Gateway) -> None:
+    answer = post(gateway, ask(stream=True, route={"stream_mode": "prefix"}))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "route.stream_mode"
+
+
+@pytest.mark.parametrize(
+    ("field", "span", "words"),
+    [
+        ("calibrator", f"prefix-{TOKENS}", "fitted on first tokens"),
+        ("prefix_calibrator", "", "fitted on whole answers"),
+        ("prefix_calibrator", "answer", "fitted on whole answers"),
+    ],
+)
+def test_neither_calibrator_takes_the_others_place(
+    field: str, span: str, words: str, upstream: Upstream, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    write_artifact(tmp_path / "other.json", **({"span": span} if span else {}))
+    told = cascade(upstream.url)
+    told["tiers"][0][field] = "other.json"
+    (tmp_path / "cascade.yaml").write_text(json.dumps(told, indent=1))
+    code, _, err = confgate_ends("serve", "-c", str(tmp_path / "cascade.yaml"))
+    assert code == 1
+    assert words in err
+
+
+def test_a_policy_cannot_decide_on_beginnings_without_a_calibrator_for_them(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    told = cascade("http://127.0.0.1:1/v1")
+    told["policies"]["default"]["stream_mode"] = "prefix"
+    (tmp_path / "cascade.yaml").write_text(json.dumps(told, indent=1))
+    code, _, err = confgate_ends("check", "-c", str(tmp_path / "cascade.yaml"))
+    assert code == 1
+    assert "policies.default.steps[0]" in err
+    assert "prefix_calibrator" in err
