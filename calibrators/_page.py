@@ -60,6 +60,7 @@ svg .outline { fill: none; stroke: var(--wrong); stroke-width: 2; stroke-linejoi
 svg .curve { fill: none; stroke: var(--right); stroke-width: 2; }
 svg .curve.reached { stroke: var(--wrong); }
 svg .curve.accepted { stroke: var(--ink); stroke-dasharray: 2 2; }
+@media (max-width: 640px) { h1 { font-size: 1.25rem; } tbody th { white-space: normal; } }
 @media print {
   :root { color-scheme: light; --page: #fff; --ink: #000; --dim: #444; --rule: #bbb; --soft: #f4f6f8;
     --right: #1f6fb4; --wrong: #d1570c; --band: #c9d0d8; --bad: #b3261e; }
