@@ -18,8 +18,10 @@ import socket
 import struct
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,13 +88,15 @@ class Waiting:
 
 
 class Inbox:
-    """The API server's end."""
+    """The API server's end. delivered: whether any worker ever sent something."""
 
     def __init__(self) -> None:
+        self.delivered = False
         self._token = secrets.token_hex(8)
         self._count = 0
         self._waiting: dict[str, Waiting] = {}
-        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.BaseTransport] = set()
+        self._server: asyncio.AbstractServer | None = None
         self._opening = asyncio.Lock()
 
     async def open(self) -> None:
@@ -100,11 +104,15 @@ class Inbox:
         async with self._opening:
             if self._server is None:
                 self._path = folder() / f"{self._token}.sock"
-                self._server = await asyncio.start_unix_server(self._read, self._path)
+                loop = asyncio.get_running_loop()
+                self._server = await loop.create_unix_server(lambda: Frames(self._take, self._open), str(self._path))
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
+            for transport in tuple(self._open):
+                transport.close()
+            await self._server.wait_closed()
             self._path.unlink(missing_ok=True)
             self._server = None
 
@@ -118,24 +126,43 @@ class Inbox:
     def forget(self, waiting: Waiting) -> None:
         self._waiting.pop(waiting.id, None)
 
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One worker's frames, until it goes."""
+    def _take(self, told: dict[str, Any], records: Records) -> None:
+        self.delivered = True
+        if (waiting := self._waiting.get(told["id"])) is not None:  # else the client has left
+            waiting.pieces.append(Piece(told["choice"], told["start"], told["greedy"], told["lost"], records))
+            waiting.came.set()
+
+
+class Frames(asyncio.Protocol):
+    """One worker's connection. Frames are taken as their bytes arrive: the loop of a busy server comes back late."""
+
+    def __init__(self, take: Callable[[dict[str, Any], Records], None], open_: set[asyncio.BaseTransport]) -> None:
+        self._take, self._open = take, open_
+        self._pending = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._open.add(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._open.discard(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._pending += data
         try:
-            while True:
-                head, body = SIZES.unpack(await reader.readexactly(SIZES.size))
+            while len(self._pending) >= SIZES.size:
+                head, body = SIZES.unpack_from(self._pending)
                 if head + body > LARGEST:
                     raise ValueError(f"a frame of {head + body} bytes")
-                told = json.loads(await reader.readexactly(head))
-                records = np.frombuffer(await reader.readexactly(body), dtype=np.float32).reshape(-1, COLUMNS)
-                if (waiting := self._waiting.get(told["id"])) is not None:  # else the client has left
-                    waiting.pieces.append(Piece(told["choice"], told["start"], told["greedy"], told["lost"], records))
-                    waiting.came.set()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+                end = SIZES.size + head + body
+                if len(self._pending) < end:
+                    return
+                frame = bytes(self._pending[SIZES.size : end])
+                del self._pending[:end]
+                self._take(json.loads(frame[:head]), np.frombuffer(frame[head:], np.float32).reshape(-1, COLUMNS))
         except (ValueError, KeyError) as error:
             log.warning("confidence: a worker sent what is no frame (%s)", error)
-        finally:
-            writer.close()
+            self._transport.close()
 
 
 class Outbox:

@@ -28,7 +28,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 ROUTES = ("/v1/chat/completions", "/v1/completions")
-ARRIVAL_SECONDS = 2.0  # records leave a worker one step after the last token
+# Records leave a worker one step after the last token; but a loop that builds large replies comes late to read them.
+ARRIVAL_SECONDS, FIRST_ARRIVAL_SECONDS = 15.0, 3.0
 SEEDS = 2**31
 
 
@@ -75,7 +76,8 @@ class ConfidenceMiddleware:
             changed = json.dumps(body).encode()
             inner = {**scope, "headers": with_length(scope["headers"], len(changed))}
             first: Message = {"type": "http.request", "body": changed, "more_body": False}
-            reply = Reply(send, waiting, wanted, stripper)
+            seconds = ARRIVAL_SECONDS if inbox.delivered else FIRST_ARRIVAL_SECONDS
+            reply = Reply(send, waiting, wanted, stripper, seconds)
             await self._app(inner, replay([first], receive), reply)
         finally:
             inbox.forget(waiting)
@@ -120,8 +122,9 @@ class Stripper:
 class Reply:
     """`send` for the inner application: holds back what must carry the confidence."""
 
-    def __init__(self, send: Send, waiting: Waiting, wanted: params.Wanted, stripper: Stripper) -> None:
+    def __init__(self, send: Send, waiting: Waiting, wanted: params.Wanted, stripper: Stripper, seconds: float) -> None:
         self._send, self._waiting, self._wanted, self._stripper = send, waiting, wanted, stripper
+        self._seconds = seconds
         self._start: Message | None = None
         self._streams = self._plain = False
         self._body = b""
@@ -149,6 +152,10 @@ class Reply:
     async def _whole(self) -> None:
         assert self._start is not None
         answer = json.loads(self._body)
+        if not isinstance(answer, dict):  # vLLM answers `null` to a client that has left
+            await self._send(self._start)
+            await self._send({"type": "http.response.body", "body": self._body, "more_body": False})
+            return
         total = (answer.get("usage") or {}).get("completion_tokens", 0)
         for choice in answer.get("choices", ()):
             tokens = len(choice.get("token_ids") or ()) if self._stripper.count_ids else total
@@ -216,14 +223,14 @@ class Reply:
         if not tokens:
             return "the answer has no tokens"
         try:
-            async with asyncio.timeout(ARRIVAL_SECONDS):
+            async with asyncio.timeout(self._seconds):
                 while (found := self._waiting.records(choice, tokens)) is None:
                     self._waiting.came.clear()
                     await self._waiting.came.wait()
                 return found
         except TimeoutError:
-            log.warning("confidence: records did not arrive within %s s", ARRIVAL_SECONDS)
-            return f"the engine sent no records within {ARRIVAL_SECONDS:g} s; is its logits processor loaded?"
+            log.warning("confidence: records did not arrive within %s s", self._seconds)
+            return f"the engine sent no records within {self._seconds:g} s; is its logits processor loaded?"
 
 
 async def read_body(receive: Receive) -> tuple[list[Message], bytes]:

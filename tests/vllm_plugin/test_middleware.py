@@ -52,6 +52,8 @@ class Engine:
     async def chat(self, request: Request) -> Response:
         body = json.loads(await request.body())
         self.seen.append(body)
+        if body.get("model") == "null":
+            return JSONResponse(None)
         if body.get("model") == "refused":
             return JSONResponse({"error": {"message": "no"}}, 400)
         n = body.get("n", 1)
@@ -237,7 +239,7 @@ def test_an_answer_that_was_given_up_says_so_by_its_finish_reason(url: str, engi
     )
 
 
-def test_records_that_never_come_cost_two_seconds_and_are_called_missing(url: str, engine: Engine) -> None:
+def test_records_that_never_come_cost_three_seconds_and_are_called_missing(url: str, engine: Engine) -> None:
     engine.silent = True
     answer = whole(url, body())
     assert "no records" in answer["choices"][0]["confidence"]["missing"]
@@ -269,6 +271,10 @@ def test_nobody_but_the_middleware_says_where_records_go(url: str, engine: Engin
 
 def test_an_error_of_vllms_passes_as_it_is(url: str) -> None:
     assert asyncio.run(post(url, body(model="refused"))) == (400, b'{"error":{"message":"no"}}')
+
+
+def test_the_null_that_vllm_tells_a_client_who_left_passes_too(url: str) -> None:
+    assert asyncio.run(post(url, body(model="null"))) == (200, b"null")
 
 
 def test_a_hundred_requests_at_once_are_not_mixed_up(url: str, engine: Engine) -> None:
