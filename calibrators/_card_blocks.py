@@ -285,8 +285,10 @@ def _served(aggregate: Json, order: Sequence[str]) -> str:
 
 def _guarantee(guarantee: Json) -> str:
     assumed = "; ".join(guarantee["assumptions"]) or "none stated"
+    risk, unit = guarantee["risk"], guarantee["unit"]
+    limit = f"{risk:.1%}" if unit == "share" else f"{risk:.4g} {unit}"
     return (
-        f"{guarantee['claim']}: at most {guarantee['risk']:.1%} with probability {guarantee['confidence']:.0%}, from "
+        f"{guarantee['claim']}: at most {limit} with probability {guarantee['confidence']:.0%}, from "
         f"n = {guarantee['n']:,}. Assumes: {assumed}."
     )
 

@@ -139,7 +139,16 @@ SCHEMA: Schema = {
     tiers=_list(_ref("tier")),
     shifts=_list(_ref("aggregate")),
     post_processing=_list(WORDS),
-    guarantees=_list(_object(claim=WORDS, risk=SHARE, confidence=SHARE, n=COUNT, assumptions=_list(WORDS))),
+    guarantees=_list(
+        _object(
+            claim=WORDS,
+            risk={"type": "number", "minimum": 0},
+            unit=WORDS,
+            confidence=SHARE,
+            n=COUNT,
+            assumptions=_list(WORDS),
+        )
+    ),
     operating_conditions=_list(WORDS),
     monitors=_list(WORDS),
     rebuild=WORDS,

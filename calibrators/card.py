@@ -94,13 +94,17 @@ class AggregateEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarantee:
-    """A proved bound: with probability `confidence` over n answers, the risk named by `claim` is at most `risk`."""
+    """A proved bound: with probability `confidence` over n answers, the risk named by `claim` is at most `risk`.
+
+    unit: share, or what a cost is counted in.
+    """
 
     claim: str
     risk: float
     confidence: float
     n: int
     assumptions: tuple[str, ...]
+    unit: str = "share"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +214,7 @@ def build(
                 {
                     "claim": guarantee.claim,
                     "risk": guarantee.risk,
+                    "unit": guarantee.unit,
                     "confidence": guarantee.confidence,
                     "n": guarantee.n,
                     "assumptions": list(guarantee.assumptions),

@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import numpy.typing as npt
 from calibrators import artifact as artifacts
 from calibrators.artifact import Artifact
 from calibrators.base import check_disjoint
-from calibrators.card import AggregateEvidence, Card, Facts, TierEvidence, build
+from calibrators.card import AggregateEvidence, Card, Facts, Guarantee, TierEvidence, build
 from eval import records, tables
 from eval.datasets import Slice
 from eval.records import MANIFEST, RECORDS, Manifest, Record
 from eval.replay import Replayed, replay
+from gateway.certificate import Standing, standing
 from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.nouns import Ask, Completion, Hop, Policy
@@ -85,13 +86,39 @@ def make(config: Config, sources: Sequence[Path], request: Request, created: dt.
     splits = held_out(heard, sealed, request)
     rng = np.random.default_rng(request.seed)
     home = heard[request.home]
+    known = facts(route, sealed, manifests, heard, splits, request, created)
+    certificate = config.policies[request.policy].certificate
     return build(
-        facts(route, sealed, manifests, heard, splits, request, created),
+        known if certificate is None else certified(known, standing(certificate, route)),
         [home.tier(name, sealed[name], route) for name in sealed],
         home.whole(request.home, told(home, "held-out questions of the kind the calibrators were fitted on")),
         rng,
         shifts=[heard[split].whole(split, told(heard[split], purpose(split, sealed))) for split in splits],
         resamples=request.resamples,
+    )
+
+
+def certified(known: Facts, found: Standing) -> Facts:
+    """The facts with what the policy's certificate promises, or with why it promises nothing any more."""
+    certificate = found.certificate
+    if not found.holds:
+        lost = f"No guarantee is given: the policy's certificate does not hold, {found.why}."
+        return replace(known, operating_conditions=(*known.operating_conditions, lost))
+    whence = f"issued {certificate.issued} on {certificate.data.split}"
+    assumed = (whence, certificate.chosen, *certificate.assumptions)
+    return replace(
+        known,
+        guarantees=tuple(
+            Guarantee(
+                claim=one.what[0].upper() + one.what[1:],
+                risk=one.limit,
+                unit=one.unit,
+                confidence=one.confidence,
+                n=one.n,
+                assumptions=("as above",) if place else assumed,
+            )
+            for place, one in enumerate(certificate.promises)
+        ),
     )
 
 
@@ -125,6 +152,9 @@ async def opened(config: Config, name: str, manifests: Sequence[Manifest]) -> Po
     """The policy with its calibrators, each held against every engine that the answers came from."""
     if name not in config.policies:
         raise ConfigError(f"no policy {name!r}; have {', '.join(config.policies)}")
+    if config.policies[name].mix:
+        parts = ", ".join(part.policy for part in config.policies[name].mix)
+        raise ConfigError(f"policy {name!r} is a mix; a card is about one chain of tiers: make one for each of {parts}")
     wanted = {step.tier for step in config.policies[name].steps}
     tiers = {}
     for entry in config.tiers:

@@ -10,12 +10,13 @@ import pytest
 from calibrators import artifact as artifacts
 from calibrators.artifact import ArtifactMismatch
 from calibrators.base import DuplicateQuestion, FitData, find
-from eval import card, records
+from eval import card, policy_file, records
 from eval.card import Request
 from eval.grade import Grade
 from eval.records import Collected, Manifest, Record
 from eval.replay import replay
 from gateway import confidence, config
+from gateway.certificate import Certificate, CertifiedStep, Data, Promise
 from gateway.errors import ConfigError
 from gateway.nouns import Evidence, Finish, Source, TokenTrace
 
@@ -152,6 +153,40 @@ def test_a_calibrator_of_another_model_is_refused(collected):
     (collected / "small.json").write_bytes((collected / "large.json").read_bytes())
     with pytest.raises(ArtifactMismatch, match="model"):
         make(collected)
+
+
+def test_a_card_shows_what_the_policys_certificate_promises_or_why_it_promises_nothing(collected):
+    path = collected / "cascade.yaml"
+    labels = [artifacts.load(collected / f"{name}.json").label for name in ("small", "large")]
+    promises = [
+        Promise(what="share of final answers that are wrong", limit=0.25, confidence=0.95, seen=0.2, n=190, method="m"),
+        Promise(what="cost of one request in usd", unit="usd", limit=0.002, confidence=0.9, seen=0.001, n=190,
+                method="m"),
+    ]  # fmt: skip
+    steps = [
+        CertifiedStep(tier=tier, accept_at=mark, calibrator=label)
+        for tier, mark, label in zip(("small", "large"), (0.7, None), labels, strict=True)
+    ]
+    good = Certificate.sealed(
+        issued=NOW.date(), steps=steps, data=Data(split="test", n=190, sha256="0" * 64), chosen="on validation",
+        promises=promises, assumptions=["they come as these came"],
+    )  # fmt: skip
+    policy_file.write(path, "default", [("small", 0.7), ("large", None)], good)
+    share, cost = make(collected)["guarantees"]
+    assert (share["risk"], share["unit"], share["confidence"], share["n"]) == (0.25, "share", 0.95, 190)
+    assert "they come as these came" in share["assumptions"]
+    assert (cost["claim"], cost["risk"], cost["unit"]) == ("Cost of one request in usd", 0.002, "usd")
+    path.write_text(path.read_text().replace("limit: 0.25", "limit: 0.05"), encoding="utf-8")
+    twin = make(collected)
+    assert twin["guarantees"] == []
+    assert "changed after it was issued" in twin["operating_conditions"][-1]
+
+
+def test_a_mix_gets_no_card_but_its_parts_do(collected):
+    mixed = CASCADE.replace("large}]}}", "large}]}, both: {mix: [{policy: default, share: 1.0}]}}")
+    (collected / "cascade.yaml").write_text(mixed, encoding="utf-8")
+    with pytest.raises(ConfigError, match="make one for each of default"):
+        make(collected, policy="both")
 
 
 def test_a_policy_or_tier_without_evidence_is_named(collected):
