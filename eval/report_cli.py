@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from eval.cli import moment, one_line
+from eval.cli import Implausible, moment, one_line, plausible
 from eval.sweep_cli import (
     Budget,
     Candidates,
@@ -66,6 +66,7 @@ def report(
         typer.Option(help="Two reports (folders), or two folders of records: is the second better, and by how much?"),
     ] = None,
     created: Annotated[str | None, typer.Option(help="ISO time to write down, to make the same again.")] = None,
+    implausible: Implausible = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -79,6 +80,8 @@ def report(
         certify=certify, levels=levels, steps=steps, seed=seed,
     )  # fmt: skip
     stages = Stages(sys.stderr)
+    recorded = records or [place for place in compare or () if holds_records(place)]
+    plausible(recorded, implausible=implausible)
     with one_line(), comparable():
         if compare is not None:
             if records:
@@ -159,13 +162,17 @@ def compared(pair: tuple[Path, Path], config: Path, wish: Wish, prices: Path | N
 def opened(place: Path, config: Path, wish: Wish, prices: Path | None, stages: Stages) -> Read:
     """A report, or one made on the spot of recorded answers."""
     from eval import report_files
-    from eval.records import RECORDS
 
-    recorded = place.suffix == ".parquet" or (place / RECORDS).exists()
-    if not recorded:
+    if not holds_records(place):
         return report_files.read(place)
     twin = made([place], config, wish, prices, None, stages)
     return report_files.checked(place, json.dumps(twin).encode())
+
+
+def holds_records(place: Path) -> bool:
+    from eval.records import RECORDS
+
+    return place.suffix == ".parquet" or (place / RECORDS).exists()
 
 
 # How far it is

@@ -17,7 +17,17 @@ from typer.testing import CliRunner
 from calibrators import artifact, platt
 from calibrators.artifact import Artifact
 from calibrators.base import FitData
-from eval import recommend, records, report, report_blocks, report_cli, report_compare, report_curve, report_files
+from eval import (
+    recommend,
+    records,
+    report,
+    report_blocks,
+    report_cli,
+    report_compare,
+    report_curve,
+    report_files,
+    sanity,
+)
 from eval.baselines import LENGTH, RAW
 from eval.costs import Usage
 from eval.crossed import Crossed
@@ -421,11 +431,23 @@ def refused(*arguments: str | Path) -> str:
 def test_what_is_missing_is_said_with_what_to_do(strong: Path, out: Path, tmp_path: Path) -> None:
     config = ("-c", strong / "cascade.yaml", "--out", tmp_path / "new")
     assert "name the recorded answers with --records" in refused(*config)
-    assert "there is no manifest" in refused("-r", tmp_path, *config)
+    assert "there is no such file; collect answers with" in refused("-r", tmp_path, *config)
     assert "cannot read" in refused("-r", strong, "-c", tmp_path / "none.yaml", "--out", tmp_path / "new")
     assert "not both" in refused("-r", strong, "--compare", out, out)
     assert "there is no such report" in refused("--compare", out, tmp_path)
     assert "no cost model 'gold'" in refused("-r", strong, *config, "--cost", "gold")
+    assert not (tmp_path / "new").exists()
+
+
+def test_answers_that_no_sound_prompt_gives_are_stopped_as_in_the_sweep(
+    strong: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_sources: object) -> list[str]:
+        raise sanity.Implausible(["almost nothing is right"])
+
+    monkeypatch.setattr(sanity, "check", broken)
+    config = ("-r", strong, "-c", strong / "cascade.yaml", *SPLITS, "--out", tmp_path / "new")
+    assert "almost nothing is right" in refused(*config)
     assert not (tmp_path / "new").exists()
 
 
