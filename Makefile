@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint lock pocket clean
+.PHONY: help demo serve test lint lock sbom pocket clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -46,6 +46,15 @@ lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q pyproject.toml requirements/torch.in --override requirements/without-torch.txt --all-extras \
 	  --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --output-file requirements/test.lock
+	$(BIN)/uv pip compile -q pyproject.toml requirements/serve.in --constraint requirements/test.lock --no-annotate \
+	  --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --output-file requirements/serve.lock
+
+sbom: requirements/serve.lock ## list what serving is made of as CycloneDX (requirements/sbom.json)
+	$(PYTHON) -m venv $(VENV)-sbom
+	$(VENV)-sbom/bin/python -m pip install -q 'cyclonedx-bom>=7,<8'
+	$(VENV)-sbom/bin/cyclonedx-py requirements requirements/serve.lock --pyproject pyproject.toml --short-PURLs \
+	  --index-url https://pypi.org/simple --output-reproducible --output-file requirements/sbom.json
+	rm -rf $(VENV)-sbom
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
