@@ -112,8 +112,16 @@ class Allowance(Written):
         caps = (self.usd_per_day, self.usd_per_month, self.dearest_usd_per_day, self.dearest_usd_per_month)
         return any(cap is not None for cap in caps)
 
-    def caps(self, period: Literal["day", "month"]) -> list[tuple[int, float | None, str]]:
-        """(what, cap, in words) for one period."""
+    @cached_property
+    def daily(self) -> list[tuple[int, float | None, str]]:
+        """(what, cap, in words) for a day."""
+        return self._caps("day")
+
+    @cached_property
+    def monthly(self) -> list[tuple[int, float | None, str]]:
+        return self._caps("month")
+
+    def _caps(self, period: Literal["day", "month"]) -> list[tuple[int, float | None, str]]:
         tokens, usd = getattr(self, f"tokens_per_{period}"), getattr(self, f"usd_per_{period}")
         dear = getattr(self, f"dearest_usd_per_{period}")
         return [

@@ -72,6 +72,7 @@ class Visit:
         self._monotonic = monotonic or asyncio.get_running_loop().time
         self._caller: Caller | None = None
         self._began = wall()  # what is charged in one window is corrected in the same
+        self._known_periods: list[Period] = []
         self._entered = self._abandoned = False
         self._reserved = self._used = Spent()
 
@@ -142,7 +143,7 @@ class Visit:
     def settle(self) -> None:
         """Correct what was reserved by what was used; at the end at the latest, earlier when no tier will be asked."""
         used = self._used.at_least(self._reserved) if self._abandoned else self._used
-        if self._entered:
+        if self._entered and used != self._reserved:
             with self._ledger.locked():
                 self._charge(used - self._reserved)
         self._reserved = used
@@ -198,15 +199,18 @@ class Visit:
 
     def _periods(self, limits: Allowance) -> list[Period]:
         """(place in the slot, the window's number, seconds until it ends, (what, cap, in words))."""
+        if self._known_periods:
+            return self._known_periods
         wall = self._began
         today = dt.datetime.fromtimestamp(wall, dt.UTC)
         day = int(wall // 86400) + 1
         month = (today.year - 1970) * 12 + today.month
         first = dt.datetime(today.year + today.month // 12, today.month % 12 + 1, 1, tzinfo=dt.UTC)
-        return [
-            (DAYS, day, day * 86400 - wall, limits.caps("day")),
-            (MONTHS, month, first.timestamp() - wall, limits.caps("month")),
+        self._known_periods = [
+            (DAYS, day, day * 86400 - wall, limits.daily),
+            (MONTHS, month, first.timestamp() - wall, limits.monthly),
         ]
+        return self._known_periods
 
 
 Period = tuple[int, int, float, list[tuple[int, float | None, str]]]

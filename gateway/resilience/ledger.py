@@ -92,8 +92,10 @@ class Ledger:
     def in_flight(self, name: str, change: int = 0) -> int:
         """How many requests of a client all workers have at once, after changing this one's share."""
         numbers = self.numbers(name)
-        numbers[IN_FLIGHT + self._seat] += change
-        return int(sum(finite(numbers, IN_FLIGHT + seat) for seat in range(MAX_SEATS)))
+        if change:
+            numbers[IN_FLIGHT + self._seat] += change
+        total = sum(numbers[IN_FLIGHT : IN_FLIGHT + MAX_SEATS])
+        return int(total) if math.isfinite(total) else 0
 
     def _numbers(self, base: int) -> Numbers:
         return cast("Numbers", memoryview(self._map)[base : base + NUMBERS * 8].cast("d"))
@@ -163,8 +165,8 @@ class Windows:
     def _use(self, window: int) -> int:
         """Where this window's numbers begin: always in front, the other one behind."""
         numbers, first = self._numbers, self._place
-        second = first + WINDOW
         if numbers[first] != window:
+            second = first + WINDOW
             front, back = list(numbers[first:second]), list(numbers[second : second + WINDOW])
             fresh = back if back[0] == window else [float(window), 0.0, 0.0, 0.0]
             for offset in range(WINDOW):
