@@ -116,6 +116,17 @@ def test_a_fault_that_another_server_does_not_share_is_hidden(fault: str, fleet:
     assert sum(fleet.shares()) <= 2, "two attempts, and no more"
 
 
+def test_a_stream_that_has_not_begun_goes_to_another_server_too(fleet: Fleet) -> None:
+    fleet.servers[0].breaks = fleet.servers[1].breaks = "reset"
+    for _ in range(3):
+        body = ask({"nats": SURE}, stream=True) | {"model": "cheap"}
+        told = fleet.http.post("/v1/chat/completions", json=body)
+        assert told.status_code == 200
+        assert told.headers["x-route-stream-mode"] == "commit"
+        assert told.text.endswith("data: [DONE]\n\n")
+        assert '"error"' not in told.text
+
+
 def test_a_server_that_comes_back_as_another_is_not_used(fleet: Fleet) -> None:
     changed = fleet.servers[2]
     changed.__exit__()
