@@ -100,11 +100,12 @@ def reseeded(ask: Ask, number: int) -> Ask:
 class Stopped:
     """An answer that was given up before its end: unsure on what had come. It is nobody's, but it was paid for.
 
-    verdict: on what had come.  tokens: how many those were; of the prompt's, the server tells at the end only.
+    verdict: on what had come.  tokens: how many those were.  prompt_tokens: 0 where the engine had not told yet.
     """
 
     verdict: Verdict
     tokens: int
+    prompt_tokens: int
 
 
 async def whole(tier: Tier, ask: Ask, _: Turn) -> Completion:
@@ -171,7 +172,8 @@ async def take_hop(
 
 def stopped(tier: Tier, given_up: Stopped) -> Hop:
     """The hop of an answer that was given up."""
-    verdict, usd = given_up.verdict, given_up.tokens * tier.prices.usd_per_mtok_out / 1e6
+    verdict = given_up.verdict
+    untold = "" if given_up.prompt_tokens else "; what the prompt took is not known"
     return Hop(
         tier.name,
         Reason.UNSURE if verdict.null_reason is None else verdict.null_reason,
@@ -180,8 +182,8 @@ def stopped(tier: Tier, given_up: Stopped) -> Hop:
         verdict.p_correct,
         verdict.features,
         calibrator_id=tier.calibrator_id,
-        cost=Cost(0, given_up.tokens, usd),
-        note=verdict.note or f"given up after {given_up.tokens} tokens; what the prompt took is not known",
+        cost=charge(given_up.prompt_tokens, given_up.tokens, tier.prices),
+        note=verdict.note or f"given up after {given_up.tokens} tokens{untold}",
         null_reason=verdict.null_reason,
     )
 
@@ -257,8 +259,13 @@ def failure(error: EngineError) -> Reason:
 
 def price(completion: Completion, prices: Prices) -> Cost:
     """Tokens and money one completion cost."""
-    usd = completion.prompt_tokens * prices.usd_per_mtok_in + completion.completion_tokens * prices.usd_per_mtok_out
-    return Cost(completion.prompt_tokens, completion.completion_tokens, usd / 1e6)
+    return charge(completion.prompt_tokens, completion.completion_tokens, prices)
+
+
+def charge(prompt_tokens: int, completion_tokens: int, prices: Prices) -> Cost:
+    """So many tokens at these prices."""
+    usd = prompt_tokens * prices.usd_per_mtok_in + completion_tokens * prices.usd_per_mtok_out
+    return Cost(prompt_tokens, completion_tokens, usd / 1e6)
 
 
 def ends_the_request(hop: Hop) -> bool:

@@ -217,12 +217,14 @@ class Piece:
 
     text: what it adds.  tokens: how many there are now, all pieces so far together.  model: as the engine calls it.
     trace: the evidence of tokens [start, stop) of all that there are; raises BadTrace when there is none.
+    prompt_tokens: of the question; 0 while the engine has not told.
     """
 
     text: str
     tokens: int
     model: str
     trace: Callable[[int, int], TokenTrace]
+    prompt_tokens: int = 0
 
 
 Hear = Callable[[Piece], Awaitable[None]]  # may raise, to end the answer: nothing that an operating system raises

@@ -218,7 +218,8 @@ class Held:
             return await stream(tier, ask, hear)
         except GivenUp:
             assert self._verdict is not None, "nobody gives up before he has decided"
-            return Stopped(self._verdict, self._pieces[-1].tokens)
+            last = self._pieces[-1]
+            return Stopped(self._verdict, last.tokens, last.prompt_tokens)
 
     def _judge_first(self, piece: Piece, tier: Tier, ask: Ask) -> Verdict:
         """On the first tokens, as if nothing came after them."""

@@ -169,7 +169,7 @@ class Assembly:
         if not text:
             return None
         self._told = texts
-        return Piece(text, tokens, self._model, self._trace)
+        return Piece(text, tokens, self._model, self._trace, max(0, self._usage.prompt_tokens))
 
     def _trace(self, start: int, stop: int) -> TokenTrace:
         if self._no_trace:

@@ -315,7 +315,7 @@ class _Telling:
         if stop <= self._told:
             return None
         new, self._told = text[self._told : stop], stop
-        return Piece(new, tokens, self._model, self._part)
+        return Piece(new, tokens, self._model, self._part, len(self._job.row.prompt))
 
     def _part(self, start: int, stop: int) -> TokenTrace:
         """Tokens are there once a piece has told of them; a stop string may only have taken later ones away."""

@@ -145,7 +145,9 @@ def test_a_stream_that_breaks_says_how_and_its_connection_is_not_used_again(
     got: list[Piece] = []
 
     async def work(upstream: Upstream) -> EngineError:
-        engine = await open_engine(options(upstream.url, first_byte_seconds=0.4, idle_seconds=0.4), name="e")
+        seconds = 0.4 if error is EngineSlow else 20
+        slow = options(upstream.url, first_byte_seconds=5 if pieces else seconds, idle_seconds=seconds)
+        engine = await open_engine(slow, name="e")
 
         async def hear(piece: Piece) -> None:
             got.append(piece)

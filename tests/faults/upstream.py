@@ -285,7 +285,10 @@ def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
     words = split(choice["message"]["content"])
     yield json.dumps(chunk(model, {"role": "assistant", "content": ""})).encode()
     for place, word in enumerate(words):
-        yield json.dumps(chunk(model, {"content": word}, entries[place : place + 1])).encode()
+        said = chunk(model, {"content": word}, entries[place : place + 1])
+        if body.get("stream_options", {}).get("continuous_usage_stats"):
+            said["usage"] = {**usage, "completion_tokens": place + 1}
+        yield json.dumps(said).encode()
     if plan.fault != "no_finish_reason":
         yield json.dumps(
             chunk(model, {"content": ""}, entries[len(words) :], choice["finish_reason"] or "stop")
