@@ -417,6 +417,31 @@ def test_answers_cut_when_fitting_are_cut_when_serving(collected: Any, tmp_path:
     assert asyncio.run(opened())
 
 
+def test_a_fit_on_first_tokens_is_sealed_as_one_and_serves_as_one(collected: Any, tmp_path: Path) -> None:
+    config, folder = collected
+    fitted("--records", str(folder), "--features", "lp_mean", "--prefix", "3", "--out", str(tmp_path))
+    path = tmp_path / "cheap-prefix-3.json"
+    assert artifacts.load(path).fingerprint["span"] == "prefix-3"
+    entry = config.tiers[0].model_copy(update={"calibrator": None, "prefix_calibrator": path})
+    others = [other.model_copy(update={"calibrator": None}) for other in config.tiers[1:]]
+    alone = config.model_copy(update={"tiers": (entry, *others)})
+
+    async def tokens() -> int:
+        async with open_cascade(alone) as snapshot:
+            assert snapshot.tiers["cheap"].calibrator is None
+            prefix = snapshot.tiers["cheap"].prefix
+            return 0 if prefix is None else prefix.tokens
+
+    assert asyncio.run(tokens()) == 3
+
+
+def test_a_fit_on_first_tokens_looks_at_nothing_else(tmp_path: Path, collected: Any) -> None:
+    for more in (("--upstream", "on"), ("--cut-after-answer",)):
+        told = CliRunner().invoke(app, ["fit", "--records", str(collected[1]), "--prefix", "3", *more])
+        assert isinstance(told.exception, ConfigError)
+        assert "--prefix measures the first tokens alone" in str(told.exception)
+
+
 def test_the_same_records_and_seed_give_the_same_bytes(collected: Any, tmp_path: Path) -> None:
     _, folder = collected
     common = ("--records", str(folder), "--features", "lp_mean", "--created", "2026-01-01T00:00:00+00:00")
