@@ -45,9 +45,9 @@ class Row:
 def study(fit_on: Path, test_on: Path, lengths: Sequence[int | None]) -> list[Row]:
     """Every tier at every length. Raises ConfigError, BadRecords, and what a fit raises."""
     found: list[Row] = []
+    split = the_split(fit_on)
     for k in lengths:
         every, _ = tables.read_all([fit_on, test_on], prefix=k)
-        split = the_split(fit_on)
         for one in fit.fit(every, How(split=split, upstream=Upstream.OFF, family="logistic")):
             if isinstance(one, Failed):
                 raise one.error
