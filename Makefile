@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint lock sbom pocket clean
+.PHONY: help demo serve test lint lock sbom pocket rehearsal test-cluster clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -41,6 +41,15 @@ pocket: $(VENV)/.test ## ask the shipped models anew and rebuild all figures and
 	  --choose-on validation --test-on test --out docs/results/pocket-report
 	$(BIN)/confgate objectives -r runs/pocket/calibration -r runs/pocket/test -r runs/pocket/shifted --out docs/results
 	$(BIN)/confgate card -c $(POCKET) -r runs/pocket/test -r runs/pocket/shifted --out docs/results/pocket-card
+
+rehearsal: $(VENV)/.test ## the commands of docs/gsm8k.md against stand-ins for the six model servers (minutes)
+	$(BIN)/python -m pytest tests/eval/test_rehearsal.py -m rehearsal
+
+# Ray and what it brings live in an environment of their own. On a machine whose cores are all busy its nodes do not start.
+test-cluster: $(VENV)/.test ## collect on a Ray cluster of two nodes and kill one
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/python -m pip install -q -e '.[cli,calibrate,eval,ray]' pytest pytest-timeout hypothesis
+	.venv-cluster/bin/python -m pytest tests/cluster
 
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv

@@ -73,11 +73,9 @@ def chosen(
     variants: Variants,
     shown: Sequence[str],
 ) -> tuple[list[Question], list[str]]:
-    """`questions`, dealt out by `divide` where that is asked for, and `sifted`."""
-    found = questions(dataset, names, data=data, n=n, seed=seed)
-    if divided is not None:
-        found = divide(found, divided, seed=seed or 0)
-    return sifted(found, variants, shown)
+    """`questions`, `sifted`, and dealt out by `divide` where that is asked for."""
+    kept, notes = sifted(questions(dataset, names, data=data, n=n, seed=seed), variants, shown)
+    return kept if divided is None else divide(kept, divided, seed=seed or 0), notes
 
 
 def divide(found: Sequence[Question], written: str, *, seed: int) -> list[Question]:

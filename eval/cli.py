@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -87,6 +87,10 @@ def collect(
     variants: Annotated[
         str, typer.Option(help="drop, keep or refuse: questions that vary a question of a later split.")
     ] = "drop",
+    cluster: Annotated[
+        str | None, typer.Option(help="ray: ask on the nodes of the Ray cluster that runs here.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Per tier, on a cluster. Without it: one a node.")] = None,
     implausible: Implausible = False,
     as_json: AsJson = False,
 ) -> None:
@@ -118,7 +122,10 @@ def collect(
         )  # fmt: skip
         for note in notes:
             typer.echo(f"note: {note}", err=True)
-        path = run(settings, asked, out, plan)
+        if cluster is None:
+            path = run(lambda watch: asyncio.run(collecting.collect(settings, asked, out, plan, watch)), out)
+        else:
+            path = run(on_cluster(cluster, settings, asked, out, plan, workers), out)
         rows = collecting.summary(path)
     typer.echo(
         json.dumps({"records": str(path), "tiers": rows}, indent=2) if as_json else _report.collected(rows, path)
@@ -141,10 +148,21 @@ def plausible(sources: Sequence[Path], *, implausible: bool) -> None:
         typer.echo(f"warning: {note}", err=True)
 
 
-def run(settings: Config, asked: Sequence[Any], out: Path, plan: Any) -> Path:
+def on_cluster(
+    kind: str, settings: Config, asked: Sequence[Any], out: Path, plan: Any, workers: int | None
+) -> Callable[[Any], Path]:
+    """The same collection on a cluster. Raises ConfigError when there is none, or none of that kind."""
+    from eval import cluster as clusters
+
+    if kind != "ray":
+        raise ConfigError(f"no cluster {kind!r}; have ray")
+    clusters.connect()
+    return lambda watch: clusters.collect(settings, asked, out, plan, watch, workers=workers)
+
+
+def run(collect_all: Callable[[Any], Path], out: Path) -> Path:
     """Collect, showing how far it is; Ctrl-C says how to go on."""
     from eval._progress import Progress
-    from eval.collect import collect as collect_all
 
     shown: list[Progress] = []
 
@@ -153,7 +171,7 @@ def run(settings: Config, asked: Sequence[Any], out: Path, plan: Any) -> Path:
         return shown[0]
 
     try:
-        return asyncio.run(collect_all(settings, asked, out, plan, watch))
+        return collect_all(watch)
     except KeyboardInterrupt:
         typer.echo(f"\nstopped; {out} keeps what is done, and the same command goes on from there", err=True)
         raise typer.Exit(130) from None

@@ -106,6 +106,7 @@ async def describe(
             fingerprint=dict(await engines[entry.name].fingerprint()),
             usd_per_mtok_in=entry.prices.usd_per_mtok_in,
             usd_per_mtok_out=entry.prices.usd_per_mtok_out,
+            weights=entry.serve.model if entry.serve is not None else "",
         )
         for entry in config.tiers
     ]

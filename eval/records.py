@@ -359,12 +359,16 @@ def _sync(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """One tier of a collection. fingerprint: what its engine said of itself; prices: US dollars per million tokens."""
+    """One tier of a collection. fingerprint: what its engine said of itself; prices: US dollars per million tokens.
+
+    weights: the model that `confgate up` serves under the engine's name for it; empty where others started the server.
+    """
 
     name: str
     fingerprint: Mapping[str, str]
     usd_per_mtok_in: float = 0.0
     usd_per_mtok_out: float = 0.0
+    weights: str = ""
 
     @property
     def engine(self) -> str:

@@ -123,7 +123,7 @@ def floor(model: str, dataset: str) -> tuple[float, float] | None:
 
 def _problems(row: Mapping[str, Any], tier: Collected, dataset: str) -> Iterable[str]:
     name, n = f"{row['tier']} on {row['split']}", row["n"]
-    known = floor(str(tier.fingerprint.get("model", "")), dataset)
+    known = floor(tier.weights or str(tier.fingerprint.get("model", "")), dataset)
     if known is not None and row["high"] < known[1]:
         told = f"{row['accuracy']:.1%} right [{row['low']:.1%}, {row['high']:.1%}], n = {n:,}"
         yield f"{name}: {told}, where {known[0]:.1%} is reported and {known[1]:.1%} the least that is plausible"

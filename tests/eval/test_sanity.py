@@ -58,6 +58,11 @@ def test_the_gate_says_nothing_about_models_it_has_no_figure_for(model: str) -> 
     assert floor(model, "gsm8k") is None
 
 
+def test_the_gate_knows_a_model_by_what_is_served_under_another_name() -> None:
+    tier = Collected(name="it", fingerprint={"model": "seven"}, weights="Qwen/Qwen2.5-7B-Instruct")
+    assert findings([row(160, 200)], manifest("seven", tiers=(tier,))).problems
+
+
 def test_the_gate_is_about_gsm8k_alone() -> None:
     assert floor("Qwen/Qwen2.5-7B-Instruct", "svamp") is None
 

@@ -1,0 +1,97 @@
+"""Collecting on a Ray cluster of two nodes, one of which is killed midway. Runs where Ray is: `make test-cluster`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import collect as collecting
+from eval import records
+from eval.collect import Different, Plan
+from eval.records import Row
+from tests.eval.test_collect import facts, questions, settings
+from tests.faults.upstream import Upstream
+
+ray = pytest.importorskip("ray", reason="make test-cluster installs it")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.filterwarnings("default")]
+
+PLAN = Plan(concurrency=4, top_k=3)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A head that computes nothing, and two nodes."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+    yield cluster, workers
+    ray.shutdown()
+    cluster.shutdown()
+
+
+class Killer:
+    """Watches rows come in, and pulls the plug of a node at one of them."""
+
+    def __init__(self, at: int, kill: Any) -> None:
+        self.seen: list[tuple[str, str, str]] = []
+        self._at, self._kill = at, kill
+
+    def __call__(self, total: int, done: int) -> Any:
+        self.total = total
+        return self.note
+
+    def note(self, row: Row) -> None:
+        self.seen.append((row.split, row.question, row.tier))
+        if len(self.seen) == self._at:
+            self._kill()
+
+
+def test_no_row_is_lost_or_doubled_when_a_node_is_killed_and_the_rows_are_those_of_one_machine(
+    tmp_path: Path, nodes: Any
+) -> None:
+    from eval import cluster as clusters
+
+    cluster, workers = nodes
+    asked = questions(tmp_path, 60, seconds=0.02)
+    with Upstream() as upstream:
+        config = settings(tmp_path, upstream.url)
+        killer = Killer(20, lambda: cluster.remove_node(workers[0], allow_graceful=False))
+        path = clusters.collect(config, asked, tmp_path / "many", PLAN, killer)
+        assert len(cluster.list_all_nodes()) == 2
+        alone = asyncio.run(collecting.collect(config, asked, tmp_path / "one", PLAN))
+        there, here = list(records.read(path)), list(records.read(alone))
+        assert facts(there) == facts(here)
+        assert len(killer.seen) == len(set(killer.seen)) == killer.total == 120
+        assert {file.name for file in path.parent.iterdir()} == {"lock", "manifest.json", "records.parquet"}
+        assert records.read_manifest(path.parent / "manifest.json").tiers == records.read_manifest(
+            alone.parent / "manifest.json"
+        ).tiers  # fmt: skip
+
+        before = len(upstream.asked("small"))  # what is collected is not asked again, and one continues the other
+        clusters.collect(config, asked, tmp_path / "one", PLAN, Killer(-1, None))
+        assert len(upstream.asked("small")) == before
+        with pytest.raises(Different, match="top_k: 3 there, 5 now"):
+            clusters.collect(config, asked, tmp_path / "many", Plan(top_k=5), Killer(-1, None))
+
+
+def test_an_engine_that_is_away_is_told_as_on_one_machine(tmp_path: Path, nodes: Any) -> None:
+    from eval import cluster as clusters
+    from gateway.errors import EngineDown
+
+    with pytest.raises(EngineDown, match="nobody answers"):
+        clusters.collect(
+            settings(tmp_path, "http://127.0.0.1:1/v1"),
+            questions(tmp_path, 2),
+            tmp_path / "out",
+            PLAN,
+            Killer(-1, None),
+        )
