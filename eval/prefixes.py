@@ -43,14 +43,15 @@ class Row:
 
 
 def study(fit_on: Path, test_on: Path, lengths: Sequence[int | None]) -> list[Row]:
-    """Every tier at every length. Raises ConfigError, BadRecords, and what a fit raises."""
+    """Every tier at every length; one that cannot be fitted is told of and left out. Raises ConfigError, BadRecords."""
     found: list[Row] = []
     split = the_split(fit_on)
     for k in lengths:
         every, _ = tables.read_all([fit_on, test_on], prefix=k)
         for one in fit.fit(every, How(split=split, upstream=Upstream.OFF, family="logistic")):
             if isinstance(one, Failed):
-                raise one.error
+                typer.echo(f"note: {one.tier} left out at {k or 'whole'}: {one.error}", err=True)
+                continue
             table = every[one.tier]
             found.append(measured(table.rows(table.split != split), one.p, k))
     return found
