@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint lock sbom pocket rehearsal test-cluster clean
+.PHONY: help demo serve test lint lock sbom pocket rehearsal test-cluster bench clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -51,6 +51,9 @@ test-cluster: $(VENV)/.test ## collect on a Ray cluster of two nodes and kill on
 	.venv-cluster/bin/python -m pip install -q -e '.[cli,calibrate,eval,ray]' pytest pytest-timeout hypothesis
 	.venv-cluster/bin/python -m pytest tests/cluster
 
+bench: $(VENV)/.test .bench/.done ## what a decision costs beside other gateways (10 minutes, 1 GB; writes docs/results/bench.md)
+	$(BIN)/python -m tests.bench.bench --peers .bench --out docs/results
+
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q pyproject.toml requirements/torch.in --override requirements/without-torch.txt --all-extras \
@@ -81,5 +84,11 @@ $(VENV)/.test: pyproject.toml requirements/test.lock | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --no-deps -e .
 	@touch $@ $(VENV)/.run
 
+# The others have an environment of their own: what they bring shall never be beside what we serve with.
+.bench/.done: tests/bench/requirements.txt
+	$(PYTHON) -m venv .bench
+	.bench/bin/python -m pip install -q -r tests/bench/requirements.txt
+	@touch $@
+
 clean: ## remove the virtual environment and what tools left behind
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,254 @@
+"""`make bench`: what one decision costs, side by side with what else there is, in one run.
+
+Every server is asked in turn, round after round, so that a slow minute of the machine slows all of them; medians of the
+rounds are told with the least and the largest. All servers share one core, the upstream and the load generator another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from tests.bench import load, servers
+from tests.bench.answers import KINDS, TOKENS, body, question
+from tests.bench.servers import FEATURES, ROOT, Server
+
+SERVER_CORE, LOAD_CORE = 0, 1
+CONNECTIONS = 16
+IDLE = 10_000
+SHARE = 0.6  # of what a server can do, for latencies
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One server, asked for one kind of answer."""
+
+    server: Server
+    kind: str
+    told: bytes
+
+    @property
+    def name(self) -> str:
+        return f"{self.server.name} {self.kind}"
+
+
+def subjects(ours: Server, others: Sequence[Server], host: str = "localhost") -> list[Subject]:
+    made = [Subject(ours, kind, load.request(question("plain", f"auto:{kind}"), host)) for kind in FEATURES]
+    for server in others:
+        for kind in KINDS:
+            if server.name == "litellm" and kind == "compact":
+                continue  # it has no such thing; `plain` is what it is held against
+            made.append(Subject(server, kind, load.request(question(kind), host)))
+    return made
+
+
+async def look(subject: Subject) -> None:
+    """Raises where a server does not do what it is measured for."""
+    [connection] = await load.connect(subject.server.port, 1)
+    reply = await connection.ask(subject.told)
+    connection.close()
+    load.check(reply)
+    head, _, told = reply.partition(b"\r\n\r\n")
+    text = json.loads(told)["choices"][0]["message"]["content"]
+    assert "####" in text, reply[:500]
+    if subject.server.name == "gateway":
+        assert b"x-route-reason: confident" in head.lower(), head
+        assert b"x-route-tier: " + subject.kind.encode() in head.lower(), head
+
+
+async def costs(asked: Sequence[Subject], rounds: int, seconds: float) -> dict[str, Json]:
+    """CPU per request and requests per second at 16 connections."""
+    cpu: dict[str, list[float]] = {one.name: [] for one in asked}
+    rate: dict[str, list[float]] = {one.name: [] for one in asked}
+    count: dict[str, int] = {one.name: 0 for one in asked}
+    for turn in range(rounds):
+        for one in asked:
+            before = one.server.cpu_seconds
+            answered, took = await load.closed_loop(one.server.port, one.told, CONNECTIONS, seconds)
+            cpu[one.name].append((one.server.cpu_seconds - before) / answered * 1e3)
+            rate[one.name].append(answered / took)
+            count[one.name] += answered
+        print(f"round {turn + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
+    return {
+        name: {"n": count[name], "rounds": rounds, "cpu_ms": spread(cpu[name]), "per_second": spread(rate[name])}
+        for name in cpu
+    }
+
+
+def spread(values: Sequence[float]) -> Json:
+    return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
+
+
+async def latencies(one: Subject, upstream_port: int, per_second: float, rounds: int, seconds: float) -> Json:
+    """Through a server and straight to the upstream in turn, at the same rate; what the server adds."""
+    direct = load.request(question(one.kind), "localhost")
+    through, straight = load.Timed(), load.Timed()
+    for turn in range(rounds):
+        for port, told, timed in ((one.server.port, one.told, through), (upstream_port, direct, straight)):
+            found = await load.at_rate(port, told, per_second, seconds, seed=turn)
+            timed.seconds += found.seconds
+            timed.late += found.late
+    added = {
+        f"p{at}_ms": 1e3 * float(np.percentile(through.seconds, at) - np.percentile(straight.seconds, at))
+        for at in (50, 99)
+    }
+    return {
+        "per_second": per_second,
+        "n": len(through.seconds),
+        "sent_late": through.late / len(through.seconds),
+    } | added
+
+
+async def idle(one: Subject, per_second: float, rounds: int, seconds: float) -> Json:
+    """Latency with and without connections that say nothing, as many as the limit on descriptors allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    many = min(IDLE, hard - 500)
+    told: Json = {"connections": many, "per_second": per_second}
+    before = one.server.memory_mib()
+    alone = load.Timed()
+    crowded = load.Timed()
+    for turn in range(rounds):
+        alone.seconds += (await load.at_rate(one.server.port, one.told, per_second, seconds, seed=turn)).seconds
+        silent = await load.connect(one.server.port, many)
+        crowded.seconds += (await load.at_rate(one.server.port, one.told, per_second, seconds, seed=turn)).seconds
+        told["memory_mib"] = one.server.memory_mib() - before
+        told["still_open"] = sum(not connection._transport.is_closing() for connection in silent)
+        for connection in silent:
+            connection.close()
+        await asyncio.sleep(1.0)
+    for at in (50, 99):
+        told[f"p{at}_ms"] = {
+            "without": 1e3 * float(np.percentile(alone.seconds, at)),
+            "with": 1e3 * float(np.percentile(crowded.seconds, at)),
+        }
+    told["n"] = len(crowded.seconds)
+    return told
+
+
+@contextlib.contextmanager
+def everything(peers: Path | None, folder: Path) -> Iterator[tuple[Server, list[Server], int]]:
+    """Ours, the others, and the upstream's port."""
+    port = servers.free_port()
+    command = [sys.executable, "-m", "tests.bench.upstream", str(port)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(servers.running("upstream", command, port, LOAD_CORE, folder / "upstream.log"))
+        url = f"http://127.0.0.1:{port}/v1"
+        ours = stack.enter_context(servers.gateway(url, SERVER_CORE, folder))
+        bare = servers.uvicorn("pass-through", sys.executable, "passthrough", url, SERVER_CORE, folder)
+        others = [stack.enter_context(bare)]
+        if peers is not None:
+            python = str(peers / "bin" / "python")
+            usual = servers.uvicorn("fastapi+httpx", python, "fastapi_httpx", url, SERVER_CORE, folder)
+            others.append(stack.enter_context(usual))
+            if (peers / "bin" / "litellm").exists():
+                proxy = servers.litellm(peers / "bin" / "litellm", url, SERVER_CORE, folder)
+                others.append(stack.enter_context(proxy))
+        yield ours, others, port
+
+
+def machine(peers: Path | None) -> Json:
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    names = ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "aiohttp", "msgspec", "numpy", "pydantic")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    told: Json = {
+        "cpu": model.partition(":")[2].strip(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
+    if peers is not None:
+        script = "import importlib.metadata as m; print(*(m.version(n) for n in ('litellm', 'fastapi', 'httpx')))"
+        found = subprocess.run([str(peers / "bin" / "python"), "-c", script], capture_output=True, text=True)
+        told["peers"] = dict(zip(("litellm", "fastapi", "httpx"), found.stdout.split(), strict=False))
+    return told
+
+
+async def measure(args: argparse.Namespace, folder: Path) -> Json:
+    peers = Path(args.peers) if args.peers else None
+    with everything(peers, folder) as (ours, others, upstream):
+        asked = subjects(ours, others)
+        if args.only:
+            asked = [one for one in asked if one.name in args.only]
+        for one in asked:
+            await look(one)
+            await load.closed_loop(one.server.port, one.told, CONNECTIONS, args.seconds / 2)  # warm
+        found = await costs(asked, args.rounds, args.seconds)
+        for one in asked:
+            if one.server.name == "gateway" or one.kind == "plain":
+                rate = SHARE * found[one.name]["per_second"]["median"]
+                found[one.name]["added"] = await latencies(one, upstream, rate, args.rounds, args.seconds)
+        told = {
+            "command": "make bench",
+            "machine": machine(peers),
+            "load": {"average_before": args.load_before, "average_after": os.getloadavg()[0]},
+            "tokens": TOKENS,
+            "bytes": {kind: len(body(kind, np.random.default_rng(7))) for kind in KINDS},
+            "connections": CONNECTIONS,
+            "figures": found,
+            "servers": {
+                one.name: {"ready_seconds": one.ready_seconds, "resident_mib": one.memory_mib()}
+                for one in (ours, *others)
+            },
+        }
+        for one in asked:
+            if one.name == "gateway compact":
+                rate = SHARE / 2 * found[one.name]["per_second"]["median"]
+                told["idle"] = await idle(one, rate, args.rounds, args.seconds)
+        return told
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__)
+    cli.add_argument("--peers", help="a virtual environment with LiteLLM's proxy, FastAPI and httpx in it")
+    cli.add_argument("--rounds", type=int, default=5)
+    cli.add_argument("--seconds", type=float, default=2.0, help="of each turn")
+    cli.add_argument("--only", nargs="+", help="names of subjects, as `gateway compact`")
+    cli.add_argument("--out", type=Path, help="folder for bench.json and bench.md")
+    args = cli.parse_args()
+    args.load_before = os.getloadavg()[0]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # inherited by the gateway, for idle connections
+    os.sched_setaffinity(0, {LOAD_CORE})
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        found = uvloop.run(measure(args, Path(folder)))
+    found["seconds"] = round(time.monotonic() - began)
+    from tests.bench.table import markdown
+
+    print(markdown(found))
+    if args.out:
+        (args.out / "bench.json").write_text(json.dumps(rounded(found), indent=1) + "\n")
+        (args.out / "bench.md").write_text(markdown(found))
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

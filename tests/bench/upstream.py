@@ -1,0 +1,54 @@
+"""An upstream that costs nothing to speak of: replies written beforehand, sent as soon as a request is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import numpy as np
+import uvloop
+
+from tests.bench.answers import KINDS, MODEL, body, kind_of
+
+
+def reply(payload: bytes) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(payload)}\r\n\r\n"
+    return head.encode() + payload
+
+
+ANSWERS = {kind: reply(body(kind, np.random.default_rng(7))) for kind in KINDS}
+MODELS = reply(json.dumps({"object": "list", "data": [{"id": MODEL, "owned_by": "vllm"}]}).encode())
+VERSION = reply(b'{"version":"0.33.0"}')
+
+
+class Connection(asyncio.Protocol):
+    """Requests one after the other; none is pipelined by those who ask here."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport, self._waiting = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        self._waiting += data
+        head, found, rest = self._waiting.partition(b"\r\n\r\n")
+        if not found:
+            return
+        lower = head.lower()
+        at = lower.find(b"content-length:")
+        length = int(lower[at + 15 :].partition(b"\r\n")[0]) if at >= 0 else 0
+        if len(rest) < length:
+            return
+        self._waiting = b""
+        if head.startswith(b"GET"):
+            self._transport.write(VERSION if b"/version" in head[:30] else MODELS)
+        else:
+            self._transport.write(ANSWERS[kind_of(rest)])
+
+
+async def serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(int(sys.argv[1])))
