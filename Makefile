@@ -56,7 +56,7 @@ bench: $(VENV)/.test .bench/.done ## what a decision costs beside other gateways
 
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile -q pyproject.toml requirements/torch.in --override requirements/without-torch.txt --all-extras \
+	$(BIN)/uv pip compile -q pyproject.toml requirements/torch.in --override requirements/without-torch.txt --all-extras --no-extra ray \
 	  --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --output-file requirements/test.lock
 	$(BIN)/uv pip compile -q pyproject.toml requirements/serve.in --constraint requirements/test.lock --no-annotate \
 	  --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --output-file requirements/serve.lock

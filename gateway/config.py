@@ -29,6 +29,7 @@ from gateway.ids import Seal
 from gateway.resilience.breaker import Rules
 from gateway.resilience.guard import Limits
 from gateway.resilience.ledger import Windows
+from gateway.store.settings import Exploration, StoreEntry
 from gateway.written import SecretReference, Written, read_secret, resolve, unknown, wrong
 
 Location = tuple[str | int, ...]
@@ -94,6 +95,7 @@ class Allowance(Written):
     requests_per_minute: int | None = Field(default=None, ge=1, description="and as many at once")
     tokens_per_minute: int | None = Field(default=None, ge=1, description="of all tiers that were asked, prompts too")
     in_flight: int | None = Field(default=None, ge=1, description="requests at once")
+    labels_per_minute: int | None = Field(default=None, ge=1, description="and as many at once; else the store's")
     tokens_per_day: int | None = Field(default=None, ge=1, description="calendar days and months are UTC's")
     tokens_per_month: int | None = Field(default=None, ge=1)
     usd_per_day: float | None = Field(default=None, ge=0)
@@ -412,6 +414,12 @@ class Config(Written):
     ids: Ids = Ids()
     overrides: Overrides = Overrides()
     admin: Admin | None = Field(default=None, description="without it, /metrics is on the public listener")
+    store: StoreEntry | None = Field(
+        default=None, description="where decisions and labels are kept. Nothing: nowhere, and labels are refused"
+    )
+    exploration: Exploration | None = Field(
+        default=None, description="ask all tiers in shadow for some decisions, to learn what was not served"
+    )
     on_bad_artifact: Literal["escalate", "refuse"] = Field(
         default="refuse",
         description="a calibrator that is missing, broken or not this server's: escalate runs the tier without a "
@@ -438,6 +446,12 @@ class Config(Written):
         if self.admin is not None and not self.admin.allow_anonymous and not self.keys.admins:
             told = "nobody may administer: list keys.admins, or set admin.allow_anonymous: true to let everybody in"
             raise wrong(told, at=("admin",))
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_learnt_is_kept(self) -> Self:
+        if self.exploration is not None and self.store is None:
+            raise wrong("what is explored must be kept somewhere: say where under store", at=("exploration",))
         return self
 
     @model_validator(mode="after")

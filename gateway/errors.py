@@ -70,6 +70,22 @@ class OverBudget(GatewayError):
         self.budget, self.retry_after_seconds = budget, retry_after_seconds
 
 
+class StoreDown(GatewayError):
+    """Decisions and labels cannot be kept, or read, right now. why: for operators, never for clients."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the store cannot be used: {why}")
+        self.why = why
+
+
+class LabelConflict(GatewayError):
+    """A label says the contrary of what is known about the same decision. number: of the decision."""
+
+    def __init__(self, number: str) -> None:
+        super().__init__(f"decision {number} has the contrary label already; say revise to replace it")
+        self.number = number
+
+
 class ClientGone(GatewayError):
     """The client hung up; nobody is left to answer."""
 

@@ -25,9 +25,12 @@ from gateway.errors import ConfigError
 from gateway.http import protocol
 from gateway.http.admin import create_admin
 from gateway.http.app import create_app
+from gateway.http.journal import Journal
 from gateway.http.live import Lasting, Live, open_generation
 from gateway.resilience.ledger import Ledger
 from gateway.snapshot import Snapshot
+from gateway.store.desk import DAY_SECONDS, Desk
+from gateway.store.story import Keep
 from gateway.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -110,13 +113,18 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
     def watch(now: Snapshot) -> None:
         telemetry.start(now.tiers, now.withheld, {name: one.holds for name, one in now.certificates.items()})
 
+    desk = open_desk(config, telemetry)
     live = Live(await open_generation(config, lasting.spare), read, lasting, watch)
     try:
         await consult(live.snapshot)
         async with asyncio.TaskGroup() as group:
-            app = create_app(live, telemetry)
+            texts = config.store.texts if config.store is not None else None
+            keep = None if texts is None else Keep(texts.function(), texts.max_kib * 1024)
+            app = create_app(live, telemetry, Journal(desk, keep))
             public = Process(settings(app, config.server), live, berth.ready)
             jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
+            if desk is not None:
+                jobs.append(group.create_task(desk.run()))
             beside = None
             if berth.lifeline is not None:
                 stop = partial(public.handle_exit, signal.SIGTERM, None)
@@ -134,7 +142,24 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
             if berth.lifeline is not None:
                 asyncio.get_running_loop().remove_reader(berth.lifeline)
     finally:
+        if desk is not None:
+            await desk.close(FAREWELL_SECONDS / 2)  # the other half was for clients
         await live.close()
+
+
+def open_desk(config: Config, telemetry: Telemetry) -> Desk | None:
+    """The store, where there is to be one. Raises ConfigError when it cannot be ours."""
+    wanted = config.store
+    if wanted is None:
+        log.warning("decisions and labels are not kept; say where under store")
+        return None
+    return Desk(
+        wanted.open(telemetry.store_moved_aside),
+        telemetry,
+        seconds=wanted.seconds,
+        queue=wanted.queue,
+        keep_seconds=(wanted.retention_days * DAY_SECONDS, wanted.labelled_retention_days * DAY_SECONDS),
+    )
 
 
 async def consult(snapshot: Snapshot) -> None:

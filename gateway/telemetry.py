@@ -66,6 +66,19 @@ class Telemetry:
         self._withheld = Gauge(
             f"{PREFIX}_calibrator_withheld", "1 where a tier runs without its calibrator", ["tier"], registry=registry
         )
+        self._dropped = counter("dropped_decisions", "decisions that were never written to the store")
+        self._labels = counter(
+            "labels", "labels acknowledged, by who says so and what became of them", "source", "outcome"
+        )
+        self._store_up = Gauge(
+            f"{PREFIX}_store_up", "1 while decisions can be written, where there is a store", registry=registry
+        )
+        self._store_broken = counter("store_broken", "times the store's file was found broken and moved aside")
+        self._shadows = counter("shadow_hops", "turns of tiers asked in shadow by how they ended", "tier", "reason")
+        self._shadow_usd = counter("shadow_cost_usd", "money for tiers asked in shadow, in no other figure", "tier")
+        self._unexplored = counter(
+            "unexplored_decisions", "decisions drawn to be explored that were not, by why", "why"
+        )
         self._certificate_holds = Gauge(
             f"{PREFIX}_certificate_holds",
             "1 where a policy's certificate holds, 0 where it was withdrawn; no series without one",
@@ -120,6 +133,31 @@ class Telemetry:
         """One request, answered, refused or abandoned (499). reason: why the answer was served, "" for an error."""
         self._requests.labels(str(status), reason).inc()
         self._seconds.observe(seconds)
+
+    def dropped(self, rows: int) -> None:
+        """Decisions that no store will ever know."""
+        self._dropped.inc(rows)
+
+    def store_up(self, up: bool) -> None:
+        """Whether the last write went well."""
+        self._store_up.set(up)
+
+    def store_moved_aside(self, _: object = None) -> None:
+        """The store's file was broken."""
+        self._store_broken.inc()
+
+    def labelled(self, source: str, outcome: str) -> None:
+        """One label, acknowledged."""
+        self._labels.labels(source, outcome).inc()
+
+    def shadowed(self, hop: Hop) -> None:
+        """One tier's turn in shadow."""
+        self._shadows.labels(hop.tier, hop.reason).inc()
+        self._shadow_usd.labels(hop.tier).inc(hop.cost.usd)
+
+    def unexplored(self, why: str) -> None:
+        """A decision that was drawn, and not explored."""
+        self._unexplored.labels(why).inc()
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

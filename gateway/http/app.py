@@ -8,23 +8,28 @@ from fastapi import Depends, FastAPI, Header, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gateway.http import health, hosts, models, openapi
+from gateway.http import feedback, health, hosts, models, openapi
 from gateway.http.chat import Chat
 from gateway.http.doors import Stamp, excuse_all
+from gateway.http.journal import Journal
 from gateway.http.live import Live
 from gateway.telemetry import MEDIA_TYPE, Telemetry
 
 
-def create_app(live: Live, telemetry: Telemetry) -> ASGIApp:
+def create_app(live: Live, telemetry: Telemetry, journal: Journal) -> ASGIApp:
     """Everything a client can reach. Without a listener for admins, the metrics too."""
 
     async def known(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
         live.keyring.who(authorization)
 
     app = FastAPI(title="confidence-gateway", docs_url=None, redoc_url=None, openapi_url=None)
-    app.router.routes.append(Route("/v1/chat/completions", Chat(live, telemetry), methods=["POST"], name="chat"))
+    app.router.routes.append(
+        Route("/v1/chat/completions", Chat(live, telemetry, journal), methods=["POST"], name="chat")
+    )
     app.include_router(health.router(live))
     app.include_router(models.router(live), dependencies=[Depends(known)])
+
+    app.include_router(feedback.router(live, journal))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(known)])
     async def described() -> dict[str, Any]:

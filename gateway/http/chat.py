@@ -18,12 +18,14 @@ from gateway.errors import ClientGone
 from gateway.http import limits, overrides, reply, sse, wire
 from gateway.http.errors import Draining, Problem, RequestError, problem
 from gateway.http.hangup import beside, or_hangup
+from gateway.http.journal import Journal
 from gateway.http.live import Generation, Live
 from gateway.http.quota import Estimate, Visit
 from gateway.http.reply import Call
 from gateway.nouns import Answer, Ask, Hop, Mix, Mode, Opening, Policy
 from gateway.policy import drawn
 from gateway.snapshot import Snapshot
+from gateway.store.story import Story
 from gateway.telemetry import Telemetry
 from gateway.written import unknown
 
@@ -33,19 +35,21 @@ log = logging.getLogger(__name__)
 class Chat:
     """The endpoint over what is live."""
 
-    def __init__(self, live: Live, telemetry: Telemetry) -> None:
-        self._live, self._telemetry = live, telemetry
+    def __init__(self, live: Live, telemetry: Telemetry, journal: Journal) -> None:
+        self._live, self._telemetry, self._journal = live, telemetry, journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, whatever becomes of it: an answer, an error, or nobody left to tell."""
         now = asyncio.get_running_loop().time
-        began, route_id = now(), ids.number(time.time())
+        began, arrived = now(), time.time()
+        route_id = ids.number(arrived)
+        story = Story(route_id, arrived)
         status, reason = 499, ""
         counted = self._telemetry.in_flight.track_inprogress()
         with counted, self._live.held() as held, self._visit(held) as visit:
             out = Out(send)
             try:
-                status, reason = await self._serve(held, visit, scope, receive, out, route_id, began)
+                status, reason = await self._serve(held, visit, scope, receive, out, story, began)
             except asyncio.CancelledError:
                 if not self._live.draining:
                     raise
@@ -55,18 +59,20 @@ class Chat:
                 status = 499
             finally:
                 self._telemetry.ended(status, reason, now() - began)
+                self._journal.end(story, status, now() - began)
 
     def _visit(self, held: Generation) -> Visit:
         return Visit(self._live.lasting.ledger, held.dearest, time.time)
 
     async def _serve(
-        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, out: Out, route_id: str, began: float
+        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, out: Out, story: Story, began: float
     ) -> tuple[int, str]:
         """Answer, and say with what status and why. Raises what ends a request without an answer."""
         sending: Coroutine[Any, Any, None]
+        route_id = story.number
         try:
-            asked = await self._read(held, visit, scope, receive, route_id, began)
-            note = self._noting(visit, route_id)
+            asked = await self._read(held, visit, scope, receive, story, began)
+            note = self._noting(visit, story)
             if asked.call.mode is Mode.BUFFER:
                 answer = await or_hangup(decided(asked, note), receive)
                 headers, pieces = written(answer, asked.named(answer.opening))
@@ -83,6 +89,7 @@ class Chat:
                     headers, pieces = written(answer, asked.named(answer.opening))
                     sending = respond(200, headers | visit.headers(), pieces, out)
             self._telemetry.served(answer)
+            story.answer = answer
             status, reason = 200, str(answer.reason)
         except ClientGone:
             visit.abandon()
@@ -101,12 +108,12 @@ class Chat:
         return status, reason
 
     async def _read(
-        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, route_id: str, began: float
+        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, story: Story, began: float
     ) -> Asked:
         """Everything before the first tier, by one snapshot whatever is reloaded meanwhile."""
         if self._live.draining:
             raise Draining
-        snapshot, headers = held.snapshot, Headers(scope=scope)
+        snapshot, headers, route_id = held.snapshot, Headers(scope=scope), story.number
         config, server = snapshot.config, snapshot.config.server
         client = held.keyring.who(headers.get("authorization"))
         visit.enter(client)
@@ -122,12 +129,14 @@ class Chat:
         route = visit.reserve(overrides.apply(route, request, config, estimate), estimate)
         mode = overrides.mode(route, request, config)
         call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode)
+        story.asked(client.name, ask, route, mode)
         return Asked(call, replace(ask, decision=route_id), route, partial(seal, held, route_id, client.name))
 
-    def _noting(self, visit: Visit, route_id: str) -> cascade.Observer:
+    def _noting(self, visit: Visit, story: Story) -> cascade.Observer:
         def note(hop: Hop) -> None:
             visit.note(hop)
-            self._telemetry.note(hop, route_id)
+            story.hops.append(hop)
+            self._telemetry.note(hop, story.number)
 
         return note
 

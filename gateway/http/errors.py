@@ -27,9 +27,11 @@ from gateway.errors import (
     EngineTooSmall,
     ForeignId,
     GatewayError,
+    LabelConflict,
     NoTierLeft,
     OverBudget,
     RateLimited,
+    StoreDown,
 )
 from gateway.nouns import Reason
 
@@ -131,6 +133,10 @@ TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
     DeadlinePassed: lambda _: Problem(504, "The request's time was up before any model had answered."),
     NoTierLeft: no_tier_left,
     Draining: lambda _: Problem(503, "The gateway is shutting down.", retry_after_seconds=RETRY_SECONDS, close=True),
+    StoreDown: lambda _: Problem(503, "Labels cannot be kept right now.", retry_after_seconds=RETRY_SECONDS),
+    LabelConflict: lambda _: Problem(
+        409, "This decision has the contrary label already; send revise: true to replace it.", "id", "conflicting_label"
+    ),
     BadId: lambda _: Problem(404, "There is no such decision."),
     RateLimited: lambda error: Problem(
         429, f"Rate limit reached: {error.limit}.", None, "rate_limit_exceeded", error.retry_after_seconds, close=True

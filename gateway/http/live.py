@@ -156,6 +156,8 @@ def check_listeners(now: Config, then: Config) -> None:
     changed = [f"server.{name}" for name in fixed if getattr(now.server, name) != getattr(then.server, name)]
     if (now.admin and now.admin.address) != (then.admin and then.admin.address):
         changed.append("admin")
+    if now.store != then.store:
+        changed.append("store")
     if now.keys.ledger != then.keys.ledger:
         changed.append("keys.ledger")
     if changed:

@@ -17,6 +17,7 @@ STATUSES = {
     "401": "no key, or a wrong one",
     "403": "the key is not for this model",
     "404": "no such model",
+    "409": "the contrary label is there already",
     "408": "the request took too long to arrive",
     "413": "the request is too large",
     "415": "the request is not JSON",

@@ -34,6 +34,7 @@ Numbers = MutableSequence[float]  # one client's slot
 REQUESTS, TOKENS = 2, 4  # each: owed, and at what time
 DAYS, MONTHS = 6, 14  # each: two windows of WINDOW numbers
 WINDOW = 4  # its number, tokens, usd, usd of the dearest tier
+LABELS = 22  # owed, and at what time
 IN_FLIGHT = 24  # one per worker
 
 

@@ -17,6 +17,7 @@ from gateway.errors import ConfigError, EngineError, GatewayError
 from gateway.http.app import create_app
 from gateway.http.auth import Keyring
 from gateway.http.errors import TABLE, problem
+from gateway.http.journal import Journal
 from gateway.http.live import Generation, Lasting, Live
 from gateway.ids import Seal
 from gateway.resilience.ledger import Ledger
@@ -195,7 +196,7 @@ def test_a_mistake_of_ours_is_a_500_that_tells_nothing(upstream: Upstream, tmp_p
         async with open_cascade(config) as snapshot, AsyncExitStack() as stack:
             broken = {name: replace(tier, engine=None) for name, tier in snapshot.tiers.items()}
             first = Generation(replace(snapshot, tiers=broken, policies={}), Keyring((), True), Seal(b"s"), stack)
-            app = create_app(Live(first, lambda: config, Lasting(b"s", Ledger())), Telemetry())
+            app = create_app(Live(first, lambda: config, Lasting(b"s", Ledger())), Telemetry(), Journal())
             transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
             async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as inside:
                 told = await inside.post("/v1/chat/completions", json=ask() | {"model": "cheap"})

@@ -1,0 +1,242 @@
+"""Rows, and what any store can do with them. SQLite and PostgreSQL keep the same rows under the same statements.
+
+A store is synchronous and may block; `desk.py` stands between it and the event loop. Text in rows may hold anything,
+NUL and lone surrogates too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from gateway.errors import LabelConflict
+
+
+class Role(StrEnum):
+    """What a tier was asked for: on the way to the answer, for a further choice, or after it, to learn from."""
+
+    HOP, SIBLING, SHADOW = "hop", "sibling", "shadow"
+
+
+class Source(StrEnum):
+    """Who says that an answer was right. A larger model's opinion is a proxy, never the truth."""
+
+    USER, VERIFIER, OPERATOR, PROXY = "user", "verifier", "operator", "proxy"
+
+    @property
+    def channel(self) -> Channel:
+        by = {Source.OPERATOR: Channel.OPERATOR, Source.PROXY: Channel.PROXY}
+        return by.get(self, Channel.CLIENT)
+
+
+class Channel(StrEnum):
+    """Each decision has at most one label in each: what clients send can neither touch nor contradict an operator's."""
+
+    CLIENT, OPERATOR, PROXY = "client", "operator", "proxy"
+
+
+class Outcome(StrEnum):
+    """What became of a label."""
+
+    CREATED, UNCHANGED, REVISED = "created", "unchanged", "revised"
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRow:
+    """One request. number: of its id.  at: when it came, seconds since 1970.  status: HTTP's; 499 when the client left.
+
+    reason, tier, p_correct, threshold, calibrator (id@12 hex digits): of the hop that was served, "" or None without.
+    usd and tokens: of all hops and siblings, not of shadows.  prompt_sha256: hex, over roles and contents.
+    prompt, answer: None unless the configuration wants texts kept, and then redacted.
+    inclusion: the probability with which this decision was to be explored, when exploring was on for it.
+    explored: it was drawn: all tiers are asked in shadow, and a label is wanted.
+    """
+
+    number: str
+    at: float
+    client: str
+    policy: str
+    mode: str
+    status: int
+    reason: str
+    tier: str
+    p_correct: float | None
+    threshold: float | None
+    calibrator: str
+    seconds: float
+    usd: float
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_sha256: str
+    prompt: str | None = None
+    answer: str | None = None
+    inclusion: float | None = None
+    explored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HopRow:
+    """One tier's turn in a decision. position: from 0, shadows after the others.
+
+    calibrator: id@12 hex digits, or none.  model: id@revision of what answered, "" when nothing did.
+    features: by name, None for a value that is not finite; empty without evidence.  null_reason, note: why p is None.
+    """
+
+    number: str
+    position: int
+    role: Role
+    tier: str
+    reason: str
+    null_reason: str
+    note: str
+    p_correct: float | None
+    threshold: float | None
+    calibrator: str
+    model: str
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    usd: float
+    retries: int
+    error: str
+    features: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """What somebody says about a decision. revision: from 0; the highest of a decision's channel counts, once.
+
+    author: the key's name.  at: when it came.  decided_at, tier, calibrator (12 hex digits), p_correct: from the id, so
+    they are of the calibrator that decided, however late the label comes and whether or not the decision's row exists.
+    """
+
+    number: str
+    channel: Channel
+    revision: int
+    label: bool
+    source: Source
+    author: str
+    comment: str | None
+    at: float
+    decided_at: float
+    tier: str
+    calibrator: str
+    p_correct: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is written in one go: a decision with its hops, or hops that come after."""
+
+    decision: DecisionRow | None
+    hops: tuple[HopRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Everything known about one decision. decision: None when its row was lost, dropped or is too old.
+
+    labels: all revisions, oldest first.
+    """
+
+    decision: DecisionRow | None
+    hops: tuple[HopRow, ...]
+    labels: tuple[LabelRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A label to be stored. revise: it may replace a contradicting one."""
+
+    label: LabelRow
+    revise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A label that counts, with its decision and the hop that was served, where these are still there."""
+
+    label: LabelRow
+    decision: DecisionRow | None
+    served: HopRow | None
+
+
+Cursor = tuple[float, str, str]  # (at, number, channel or "") of the last row seen
+START: Cursor = (0.0, "", "")
+
+
+class Store(Protocol):
+    """Decisions and labels. Everything raises StoreDown when it cannot be done now, and then nothing was done.
+
+    threads: how many may be in here at once.
+    """
+
+    threads: int
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """All of it, durably; what is there already stays as it is."""
+
+    def put(self, wishes: Sequence[Wish]) -> list[tuple[Outcome, LabelRow]]:
+        """All labels or none, durably when this returns; with each, the row that counts now.
+
+        Raises LabelConflict for the first that contradicts what is there.
+        """
+
+    def whole(self, number: str) -> Whole:
+        """Everything about one decision; empty when nothing is known."""
+
+    def labels(self, number: str) -> tuple[LabelRow, ...]:
+        """All of one decision, all revisions, oldest first."""
+
+    def recent(self, limit: int, *, wanting: bool = False, before: float | None = None) -> list[DecisionRow]:
+        """The latest decisions, newest first. wanting: only those explored that have no label but a proxy's."""
+
+    def decisions(self, after: Cursor = START, limit: int = 1000) -> list[tuple[DecisionRow, tuple[HopRow, ...]]]:
+        """A page of the log in order of (at, number), behind a cursor."""
+
+    def labelled(self, after: Cursor = START, limit: int = 1000) -> list[Labelled]:
+        """A page of labels that count, proxies too, in order of (at, number, channel) of the label, behind a cursor."""
+
+    def purge(self, before: float, labelled_before: float) -> int:
+        """Forget decisions that came before a time, and those with a label before another; how many. Labels stay."""
+
+    def close(self) -> None: ...
+
+
+def settle(wish: Wish, known: LabelRow | None) -> tuple[Outcome, int]:
+    """What becomes of a label next to the one that counts so far, and its revision. Raises LabelConflict."""
+    if known is None:
+        return Outcome.CREATED, 0
+    if known.label == wish.label.label:
+        return Outcome.UNCHANGED, known.revision
+    if not wish.revise:
+        raise LabelConflict(wish.label.number)
+    return Outcome.REVISED, known.revision + 1
+
+
+def counting(labels: Sequence[LabelRow]) -> dict[Channel, LabelRow]:
+    """The label that counts in each channel. labels: of one decision, oldest first."""
+    return {row.channel: row for row in labels}
+
+
+def pages(store: Store, limit: int = 1000) -> Iterator[tuple[DecisionRow, tuple[HopRow, ...]]]:
+    """The whole log, oldest first, read page by page so that a writer is never kept waiting for long."""
+    after = START
+    while page := store.decisions(after, limit):
+        yield from page
+        after = (page[-1][0].at, page[-1][0].number, "")
+
+
+def cursor(label: LabelRow) -> Cursor:
+    """Behind this label."""
+    return label.at, label.number, label.channel
+
+
+def label_pages(store: Store, after: Cursor = START, limit: int = 1000) -> Iterator[Labelled]:
+    """All labels that count behind a cursor, page by page."""
+    while page := store.labelled(after, limit):
+        yield from page
+        after = cursor(page[-1].label)

@@ -1,0 +1,258 @@
+"""The statements, the same for SQLite and PostgreSQL, and the store made of them.
+
+Text that may hold anything is kept as ASCII JSON: PostgreSQL's text takes no NUL, UTF-8 no lone surrogate.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar
+
+from gateway.store.base import (
+    START,
+    Channel,
+    Cursor,
+    DecisionRow,
+    Entry,
+    HopRow,
+    Labelled,
+    LabelRow,
+    Outcome,
+    Role,
+    Source,
+    Whole,
+    Wish,
+    settle,
+)
+
+# Statements that bring an empty store to version 1, those that bring version 1 to 2, and so on. Never edit what was
+# released; append. The types mean the same in both dialects.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE decisions (
+            number TEXT PRIMARY KEY, at DOUBLE PRECISION NOT NULL, client TEXT NOT NULL, policy TEXT NOT NULL,
+            mode TEXT NOT NULL, status BIGINT NOT NULL, reason TEXT NOT NULL, tier TEXT NOT NULL,
+            p_correct DOUBLE PRECISION, threshold DOUBLE PRECISION, calibrator TEXT NOT NULL,
+            seconds DOUBLE PRECISION NOT NULL, usd DOUBLE PRECISION NOT NULL, prompt_tokens BIGINT NOT NULL,
+            completion_tokens BIGINT NOT NULL, prompt_sha256 TEXT NOT NULL, prompt TEXT, answer TEXT,
+            inclusion DOUBLE PRECISION, explored SMALLINT NOT NULL)""",
+        "CREATE INDEX decisions_at ON decisions (at, number)",
+        """CREATE TABLE hops (
+            number TEXT NOT NULL, position BIGINT NOT NULL, role TEXT NOT NULL, tier TEXT NOT NULL,
+            reason TEXT NOT NULL, null_reason TEXT NOT NULL, note TEXT NOT NULL, p_correct DOUBLE PRECISION,
+            threshold DOUBLE PRECISION, calibrator TEXT NOT NULL, model TEXT NOT NULL, finish TEXT NOT NULL,
+            prompt_tokens BIGINT NOT NULL, completion_tokens BIGINT NOT NULL, seconds DOUBLE PRECISION NOT NULL,
+            usd DOUBLE PRECISION NOT NULL, retries BIGINT NOT NULL, error TEXT NOT NULL, features TEXT NOT NULL,
+            PRIMARY KEY (number, position))""",
+        """CREATE TABLE labels (
+            number TEXT NOT NULL, channel TEXT NOT NULL, revision BIGINT NOT NULL, label SMALLINT NOT NULL,
+            source TEXT NOT NULL, author TEXT NOT NULL, comment TEXT, at DOUBLE PRECISION NOT NULL,
+            decided_at DOUBLE PRECISION NOT NULL, tier TEXT NOT NULL, calibrator TEXT NOT NULL,
+            p_correct DOUBLE PRECISION, PRIMARY KEY (number, channel, revision))""",
+        "CREATE INDEX labels_at ON labels (at, number, channel)",
+    ),
+)
+
+FREE_TEXT = frozenset({"note", "model", "error", "comment", "prompt", "answer", "features"})
+FLAGS = frozenset({"explored", "label"})
+WORDS: dict[str, Callable[[Any], Any]] = {"role": Role, "channel": Channel, "source": Source}
+
+Row = TypeVar("Row", DecisionRow, HopRow, LabelRow)
+Values = tuple[Any, ...]
+
+# A parameter is written %s; none of these statements holds any other percent sign.
+COUNTS = "NOT EXISTS (SELECT 1 FROM labels newer WHERE newer.number = l.number AND newer.channel = l.channel AND " \
+         "newer.revision > l.revision)"  # fmt: skip
+
+
+def columns(of: type[Row], table: str = "") -> str:
+    """The columns of a row in the order of its fields."""
+    dot = f"{table}." if table else ""
+    return ", ".join(f"{dot}{field.name}" for field in fields(of))
+
+
+def insert(into: str, of: type[Row]) -> str:
+    return f"INSERT INTO {into} ({columns(of)}) VALUES ({', '.join(['%s'] * len(fields(of)))})"  # noqa: S608
+
+
+INSERT_DECISION = insert("decisions", DecisionRow) + " ON CONFLICT (number) DO NOTHING"
+INSERT_HOP = insert("hops", HopRow) + " ON CONFLICT (number, position) DO NOTHING"
+INSERT_LABEL = insert("labels", LabelRow)
+
+
+def packed(row: DecisionRow | HopRow | LabelRow) -> Values:
+    """A row as columns."""
+    return tuple(pack(field.name, getattr(row, field.name)) for field in fields(row))
+
+
+def pack(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name == "features":
+        value = {key: one if one is not None and math.isfinite(one) else None for key, one in value.items()}
+    if name in FREE_TEXT:
+        return json.dumps(value)
+    if name in FLAGS:
+        return int(value)
+    return str(value) if isinstance(value, str) else value  # a word of an enumeration, plainly
+
+
+def unpacked(of: type[Row], values: Sequence[Any]) -> Row:
+    """A row from its columns."""
+    return of(*(unpack(field.name, value) for field, value in zip(fields(of), values, strict=True)))
+
+
+def unpack(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name in FREE_TEXT:
+        return json.loads(value)
+    if name in FLAGS:
+        return bool(value)
+    return WORDS[name](value) if name in WORDS else value
+
+
+class Cursorlike(Protocol):
+    """What runs statements inside a transaction."""
+
+    def rows(self, statement: str, values: Values = ()) -> list[Values]: ...
+
+    def many(self, statement: str, values: Iterable[Values]) -> None: ...
+
+
+class SqlStore:
+    """The store over whatever opens a transaction. Raises StoreDown as `Store` says."""
+
+    def reading(self) -> AbstractContextManager[Cursorlike]:
+        """A transaction that only reads."""
+        raise NotImplementedError
+
+    def writing(self) -> AbstractContextManager[Cursorlike]:
+        """A transaction that is durable when it has ended without an error, and undone otherwise."""
+        raise NotImplementedError
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        with self.writing() as at:
+            at.many(INSERT_DECISION, [packed(entry.decision) for entry in entries if entry.decision is not None])
+            at.many(INSERT_HOP, [packed(hop) for entry in entries for hop in entry.hops])
+
+    def put(self, wishes: Sequence[Wish]) -> list[tuple[Outcome, LabelRow]]:
+        """In the order given; rows are locked in another order, always the same, so that no two wait for each other."""
+        done: dict[int, tuple[Outcome, LabelRow]] = {}
+        order = sorted(range(len(wishes)), key=lambda place: (wishes[place].label.number, place))
+        with self.writing() as at:
+            for place in order:
+                done[place] = put_one(at, wishes[place])
+        return [done[place] for place in range(len(wishes))]
+
+    def whole(self, number: str) -> Whole:
+        with self.reading() as at:
+            decision = at.rows(f"SELECT {columns(DecisionRow)} FROM decisions WHERE number = %s", (number,))  # noqa: S608
+            hops = hops_of(at, [number])[number]
+            labels = labels_of(at, number)
+        return Whole(unpacked(DecisionRow, decision[0]) if decision else None, hops, labels)
+
+    def labels(self, number: str) -> tuple[LabelRow, ...]:
+        with self.reading() as at:
+            return labels_of(at, number)
+
+    def recent(self, limit: int, *, wanting: bool = False, before: float | None = None) -> list[DecisionRow]:
+        wanted = (
+            "AND explored = 1 AND status = 200 AND NOT EXISTS (SELECT 1 FROM labels WHERE "
+            "labels.number = decisions.number AND channel <> 'proxy')"
+        )
+        told = (
+            f"SELECT {columns(DecisionRow)} FROM decisions WHERE at < %s {wanted if wanting else ''} "  # noqa: S608
+            "ORDER BY at DESC, number DESC LIMIT %s"
+        )
+        with self.reading() as at:
+            return [unpacked(DecisionRow, row) for row in at.rows(told, (1e300 if before is None else before, limit))]
+
+    def decisions(self, after: Cursor = START, limit: int = 1000) -> list[tuple[DecisionRow, tuple[HopRow, ...]]]:
+        told = (
+            f"SELECT {columns(DecisionRow)} FROM decisions WHERE (at, number) > (%s, %s) "  # noqa: S608
+            "ORDER BY at, number LIMIT %s"
+        )
+        with self.reading() as at:
+            page = [unpacked(DecisionRow, row) for row in at.rows(told, (*after[:2], limit))]
+            hops = hops_of(at, [row.number for row in page])
+        return [(row, hops[row.number]) for row in page]
+
+    def labelled(self, after: Cursor = START, limit: int = 1000) -> list[Labelled]:
+        told = (
+            f"SELECT {columns(LabelRow, 'l')} FROM labels l WHERE (l.at, l.number, l.channel) > (%s, %s, %s) "  # noqa: S608
+            f"AND {COUNTS} ORDER BY l.at, l.number, l.channel LIMIT %s"
+        )
+        with self.reading() as at:
+            page = [unpacked(LabelRow, row) for row in at.rows(told, (*after, limit))]
+            numbers = list(dict.fromkeys(row.number for row in page))
+            found = {row.number: row for row in select(at, DecisionRow, "decisions", numbers)}
+            hops = hops_of(at, numbers)
+        return [Labelled(row, found.get(row.number), served(row, hops[row.number])) for row in page]
+
+    def purge(self, before: float, labelled_before: float) -> int:
+        """Some at a time, so that labels need not wait for long; call it until it returns 0."""
+        told = (
+            "SELECT number FROM decisions WHERE at < %s OR (at < %s AND NOT EXISTS "
+            "(SELECT 1 FROM labels WHERE labels.number = decisions.number)) LIMIT %s"
+        )
+        with self.writing() as at:
+            numbers = [row[0] for row in at.rows(told, (min(before, labelled_before), before, PURGE_ROWS))]
+            at.many("DELETE FROM hops WHERE number = %s", [(number,) for number in numbers])
+            at.many("DELETE FROM decisions WHERE number = %s", [(number,) for number in numbers])
+        return len(numbers)
+
+
+PURGE_ROWS = 500
+IN_ROWS = 500  # values in one IN list; SQLite's own limit was 999 for long
+
+
+def put_one(at: Cursorlike, wish: Wish) -> tuple[Outcome, LabelRow]:
+    label = wish.label
+    told = (
+        f"SELECT {columns(LabelRow)} FROM labels WHERE number = %s AND channel = %s "  # noqa: S608
+        "ORDER BY revision DESC LIMIT 1"
+    )
+    rows = at.rows(told, (label.number, str(label.channel)))
+    known = unpacked(LabelRow, rows[0]) if rows else None
+    outcome, revision = settle(wish, known)
+    if outcome is Outcome.UNCHANGED and known is not None:
+        return outcome, known
+    values = packed(label)
+    place = [field.name for field in fields(LabelRow)].index("revision")
+    values = (*values[:place], revision, *values[place + 1 :])
+    at.rows(INSERT_LABEL, values)
+    return outcome, unpacked(LabelRow, values)
+
+
+def labels_of(at: Cursorlike, number: str) -> tuple[LabelRow, ...]:
+    told = f"SELECT {columns(LabelRow)} FROM labels WHERE number = %s ORDER BY at, channel, revision"  # noqa: S608
+    return tuple(unpacked(LabelRow, row) for row in at.rows(told, (number,)))
+
+
+def hops_of(at: Cursorlike, numbers: Sequence[str]) -> dict[str, tuple[HopRow, ...]]:
+    """In order, by decision; empty where there are none."""
+    found: defaultdict[str, list[HopRow]] = defaultdict(list)
+    for row in select(at, HopRow, "hops", numbers):
+        found[row.number].append(row)
+    return {number: tuple(sorted(found[number], key=lambda hop: hop.position)) for number in numbers}
+
+
+def select(at: Cursorlike, of: type[Row], table: str, numbers: Sequence[str]) -> list[Row]:
+    """The rows of these decisions."""
+    rows: list[Row] = []
+    for start in range(0, len(numbers), IN_ROWS):
+        some = tuple(numbers[start : start + IN_ROWS])
+        told = f"SELECT {columns(of)} FROM {table} WHERE number IN ({', '.join(['%s'] * len(some))})"  # noqa: S608
+        rows += [unpacked(of, row) for row in at.rows(told, some)]
+    return rows
+
+
+def served(label: LabelRow, hops: Sequence[HopRow]) -> HopRow | None:
+    """The hop that the label is about: the last of its tier on the way to the answer."""
+    return next((hop for hop in reversed(hops) if hop.role is Role.HOP and hop.tier == label.tier), None)

@@ -1,0 +1,125 @@
+"""One request on its way to being a row: what is known of it when it ends, however it ends.
+
+Everything here is called on the event loop, so nothing is slow: the only thing that grows with a prompt is its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from gateway.nouns import Answer, Ask, Cost, Hop, Mode, Policy
+from gateway.store.base import DecisionRow, Entry, HopRow, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How texts are kept. redact: what each goes through.  most: characters."""
+
+    redact: Callable[[str], str]
+    most: int
+
+    def kept(self, text: str) -> str:
+        """A text as it may be kept; one that the function cannot take is not."""
+        try:
+            return str(self.redact(text[: self.most]))
+        except Exception as error:
+            return f"[not kept: the redacting function raised {type(error).__name__}]"
+
+
+@dataclass(slots=True)
+class Story:
+    """What is known so far. number: of the decision.  at: when it came, seconds since 1970."""
+
+    number: str
+    at: float
+    client: str = ""
+    ask: Ask | None = None
+    route: Policy | None = None
+    mode: Mode = Mode.BUFFER
+    answer: Answer | None = None
+    hops: list[Hop] = field(default_factory=list)
+
+    def asked(self, client: str, ask: Ask, route: Policy, mode: Mode) -> None:
+        """It has been read, and is about to be put to the tiers."""
+        self.client, self.ask, self.route, self.mode = client, ask, route, mode
+
+    def entry(
+        self, status: int, seconds: float, *, inclusion: float | None, explored: bool, keep: Keep | None
+    ) -> Entry:
+        """The rows of a request that has ended. Of one that no tier was asked for there is a decision all the same."""
+        answer, ask = self.answer, self.ask
+        cost = sum((hop.cost for hop in self.hops), Cost())
+        served = None if answer is None else answer.served
+        decision = DecisionRow(
+            number=self.number,
+            at=self.at,
+            client=self.client,
+            policy="" if self.route is None else self.route.name,
+            mode=str(self.mode),
+            status=status,
+            reason="" if answer is None else str(answer.reason),
+            tier="" if served is None else served.tier,
+            p_correct=None if served is None else served.p_correct,
+            threshold=None if served is None else served.threshold,
+            calibrator="" if served is None else served.calibrator_id,
+            seconds=seconds,
+            usd=cost.usd,
+            prompt_tokens=cost.prompt_tokens,
+            completion_tokens=cost.completion_tokens,
+            prompt_sha256="" if ask is None else fingerprint(ask),
+            prompt=None if keep is None or ask is None else keep.kept(shown(ask)),
+            answer=None if keep is None or answer is None else keep.kept(answer.completion.text),
+            inclusion=inclusion,
+            explored=explored,
+        )
+        siblings = () if answer is None else answer.siblings
+        roles = [Role.SIBLING if any(hop is one for one in siblings) else Role.HOP for hop in self.hops]
+        return Entry(decision, hop_rows(self.number, self.hops, roles))
+
+
+def fingerprint(ask: Ask) -> str:
+    """SHA-256 of what was said by whom; the same for the same conversation, whatever else was asked for."""
+    digest = hashlib.sha256()
+    for message in ask.messages:
+        for text in (message.role, message.content):
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()
+
+
+def shown(ask: Ask) -> str:
+    return "\n\n".join(f"{message.role}: {message.content}" for message in ask.messages)
+
+
+def hop_rows(number: str, hops: Sequence[Hop], roles: Sequence[Role], first: int = 0) -> tuple[HopRow, ...]:
+    """Hops as rows. first: the first one's position."""
+    return tuple(
+        hop_row(number, first + place, role, hop) for place, (hop, role) in enumerate(zip(hops, roles, strict=True))
+    )
+
+
+def hop_row(number: str, position: int, role: Role, hop: Hop) -> HopRow:
+    features = {} if hop.features is None else dict(zip(hop.features.names, hop.features.values.tolist(), strict=True))
+    return HopRow(
+        number=number,
+        position=position,
+        role=role,
+        tier=hop.tier,
+        reason=str(hop.reason),
+        null_reason="" if hop.null_reason is None else str(hop.null_reason),
+        note=hop.note,
+        p_correct=hop.p_correct,
+        threshold=hop.threshold,
+        calibrator=hop.calibrator_id,
+        model="" if hop.completion is None else hop.completion.model,
+        finish="" if hop.completion is None else str(hop.completion.finish),
+        prompt_tokens=hop.cost.prompt_tokens,
+        completion_tokens=hop.cost.completion_tokens,
+        seconds=hop.seconds,
+        usd=hop.cost.usd,
+        retries=len(hop.retried),
+        error="" if hop.error is None else str(hop.error),
+        features=features,
+    )
