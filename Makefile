@@ -7,6 +7,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 POCKET := deploy/pocket/cascade.yaml
 SHIFTS := more_steps,larger_numbers,new_names,reworded,extra_clause
+# Every extra but ray, which has an environment of its own, and vllm's.
+LOCKED := $(foreach extra,cli calibrate eval report local demo sign postgres dev,--extra $(extra))
 # README, "Other platforms", says what to put here on a machine that is not Linux with Python 3.11.
 TORCH  ?= torch==2.13.0
 
@@ -56,7 +58,7 @@ bench: $(VENV)/.test .bench/.done ## what a decision costs beside other gateways
 
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile -q pyproject.toml requirements/torch.in --override requirements/without-torch.txt --all-extras --no-extra ray \
+	$(BIN)/uv pip compile -q pyproject.toml requirements/torch.in --override requirements/without-torch.txt $(LOCKED) \
 	  --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --output-file requirements/test.lock
 	$(BIN)/uv pip compile -q pyproject.toml requirements/serve.in --constraint requirements/test.lock --no-annotate \
 	  --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --output-file requirements/serve.lock
