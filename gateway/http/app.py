@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from gateway.http import feedback, health, hosts, models, openapi
 from gateway.http.chat import Chat
+from gateway.http.completions import TEXT, CompletionRequest
 from gateway.http.doors import Stamp, excuse_all
 from gateway.http.journal import Journal
 from gateway.http.live import Live
@@ -23,9 +24,11 @@ def create_app(live: Live, telemetry: Telemetry, journal: Journal) -> ASGIApp:
         live.keyring.who(authorization)
 
     app = FastAPI(title="confidence-gateway", docs_url=None, redoc_url=None, openapi_url=None)
-    app.router.routes.append(
-        Route("/v1/chat/completions", Chat(live, telemetry, journal), methods=["POST"], name="chat")
-    )
+    for path, endpoint in (
+        ("/v1/chat/completions", Chat(live, telemetry, journal)),
+        ("/v1/completions", Chat(live, telemetry, journal, CompletionRequest, TEXT)),
+    ):
+        app.router.routes.append(Route(path, endpoint, methods=["POST"]))
     app.include_router(health.router(live))
     app.include_router(models.router(live), dependencies=[Depends(known)])
 
