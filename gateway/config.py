@@ -76,10 +76,6 @@ class Server(Written):
         default=(),
         description="Host names to answer to, '*' for any. Nothing: on the loopback its own names, elsewhere any",
     )
-    cors_origins: tuple[str, ...] = Field(
-        default=(),
-        description="web pages that may ask from a browser, as https://host:port, '*' for any; without them none may",
-    )
     keep_alive_seconds: float = Field(
         default=10, gt=0, description="a stream that has begun and is silent for so long gets a comment line"
     )
@@ -327,9 +323,6 @@ class TierEntry(Written):
     prices: PriceList = PriceList()
     patience_seconds: float = Field(default=60, gt=0, description="how long this tier's turn may take, retry included")
     limits: LimitsEntry = LimitsEntry()
-    allows: tuple[
-        Literal["tools", "response_format", "reasoning_effort", "structured_outputs", "chat_template_kwargs"], ...
-    ] = Field(default=(), description="request fields that this tier's server takes; requests with others are refused")
     serve: Serve | None = Field(
         default=None, description="how `confgate up` serves the model; no other command reads it"
     )
@@ -340,14 +333,6 @@ class TierEntry(Written):
         if name == "auto":
             raise wrong("'auto' is the name of the whole cascade; call the tier otherwise")
         return name
-
-    @field_validator("allows")
-    @classmethod
-    def _somebody_takes_them(cls, allows: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        engine = info.data.get("engine")
-        if allows and engine is not None and not engine.forwards:
-            raise wrong(f"an engine of the kind {engine.kind} takes none of these")
-        return allows
 
     @field_validator("calibrator", "prefix_calibrator")
     @classmethod

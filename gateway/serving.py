@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from gateway import doctor
 from gateway.config import Config, Ids, Server
 from gateway.errors import ConfigError
+from gateway.exploration import Explorer
 from gateway.http import protocol
 from gateway.http.admin import create_admin
 from gateway.http.app import create_app
@@ -120,11 +121,14 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
         async with asyncio.TaskGroup() as group:
             texts = config.store.texts if config.store is not None else None
             keep = None if texts is None else Keep(texts.function(), texts.max_kib * 1024)
-            app = create_app(live, telemetry, Journal(desk, keep))
+            explorer = None if desk is None else Explorer(desk, telemetry)
+            app = create_app(live, telemetry, Journal(desk, explorer, keep))
             public = Process(settings(app, config.server), live, berth.ready)
             jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
             if desk is not None:
                 jobs.append(group.create_task(desk.run()))
+            if explorer is not None:
+                jobs.append(group.create_task(explorer.run()))
             beside = None
             if berth.lifeline is not None:
                 stop = partial(public.handle_exit, signal.SIGTERM, None)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Response
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gateway.http import docs, feedback, health, hosts, models, openapi, reply
+from gateway.http import feedback, health, hosts, models, openapi
 from gateway.http.chat import Chat
-from gateway.http.completions import TEXT, CompletionRequest
 from gateway.http.doors import Stamp, excuse_all
 from gateway.http.journal import Journal
 from gateway.http.live import Live
@@ -20,46 +18,29 @@ from gateway.telemetry import MEDIA_TYPE, Telemetry
 
 def create_app(live: Live, telemetry: Telemetry, journal: Journal) -> ASGIApp:
     """Everything a client can reach. Without a listener for admins, the metrics too."""
-    config = live.snapshot.config
-    app: ASGIApp = public(live, telemetry, journal, metrics=config.admin is None)
-    if config.server.cors_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=config.server.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("*",),
-            expose_headers=reply.EXPOSED,
-        )
-    return Stamp(hosts.Hosts(app, lambda: live.hosts))
-
-
-def public(live: Live, telemetry: Telemetry, journal: Journal, *, metrics: bool) -> FastAPI:
-    """The routes. None of them looks at what is live before it is asked."""
 
     async def known(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
         live.keyring.who(authorization)
 
     app = FastAPI(title="confidence-gateway", docs_url=None, redoc_url=None, openapi_url=None)
-    for path, endpoint in (
-        ("/v1/chat/completions", Chat(live, telemetry, journal)),
-        ("/v1/completions", Chat(live, telemetry, journal, CompletionRequest, TEXT)),
-    ):
-        app.router.routes.append(Route(path, endpoint, methods=["POST"]))
+    app.router.routes.append(
+        Route("/v1/chat/completions", Chat(live, telemetry, journal), methods=["POST"], name="chat")
+    )
     app.include_router(health.router(live))
     app.include_router(models.router(live), dependencies=[Depends(known)])
-    app.include_router(docs.router(live, lambda: openapi.describe(app)))
+
     app.include_router(feedback.router(live, journal))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(known)])
     async def described() -> dict[str, Any]:
         return openapi.describe(app)
 
-    if metrics:
+    if live.snapshot.config.admin is None:
 
         @app.get("/metrics", tags=["operation"], dependencies=[Depends(known)], response_class=Response)
-        async def numbers() -> Response:
+        async def metrics() -> Response:
             """Prometheus' text format."""
             return Response(telemetry.text(), media_type=MEDIA_TYPE)
 
     excuse_all(app)
-    return app
+    return Stamp(hosts.Hosts(app, lambda: live.hosts))

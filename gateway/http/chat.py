@@ -1,5 +1,4 @@
-"""POST /v1/chat/completions and /v1/completions. A plain ASGI endpoint: a framework's handler costs more than all the
-rest of it."""
+"""POST /v1/chat/completions. A plain ASGI endpoint: a framework's handler costs more than all the rest of it."""
 
 from __future__ import annotations
 
@@ -34,17 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class Chat:
-    """The endpoint over what is live. kind: of its requests.  form: how its answers are written."""
+    """The endpoint over what is live."""
 
-    def __init__(
-        self,
-        live: Live,
-        telemetry: Telemetry,
-        journal: Journal,
-        kind: type[wire.Request] = wire.ChatRequest,
-        form: reply.Form = reply.CHAT,
-    ) -> None:
-        self._live, self._telemetry, self._journal, self._kind, self._form = live, telemetry, journal, kind, form
+    def __init__(self, live: Live, telemetry: Telemetry, journal: Journal) -> None:
+        self._live, self._telemetry, self._journal = live, telemetry, journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, whatever becomes of it: an answer, an error, or nobody left to tell."""
@@ -67,7 +59,7 @@ class Chat:
                 status = 499
             finally:
                 self._telemetry.ended(status, reason, now() - began)
-                self._journal.end(story, status, now() - began)
+                self._journal.end(held, story, status, now() - began)
 
     def _visit(self, held: Generation) -> Visit:
         return Visit(self._live.lasting.ledger, held.dearest, time.time)
@@ -126,19 +118,17 @@ class Chat:
         client = held.keyring.who(headers.get("authorization"))
         visit.enter(client)
         body = await limits.read_json(scope, receive, max_bytes=int(server.max_body_mib * 2**20))
-        request = wire.read(body, server, self._kind)
+        request = wire.read(body, server)
         model = overrides.policy_asked(request)
         route = drawn(choose(model, snapshot), route_id)
         client.check(model)
         debug = overrides.debug(request, headers.get("x-route-debug", ""), config)
         deadline = began + overrides.seconds(request, config)
-        pin = server.sampler == "pin"
-        ask, ignored = wire.to_ask(request, deadline, pin=pin)
-        estimate = Estimate.of(ask.characters, ask.max_tokens, request.choices)
-        wanted = overrides.apply(route, request, config, estimate, wire.needs(request, pin=pin))
-        route = visit.reserve(wanted, estimate)
+        ask, ignored = wire.to_ask(request, deadline, pin=server.sampler == "pin")
+        estimate = Estimate.of(sum(len(one.content) for one in ask.messages), ask.max_tokens, request.choices)
+        route = visit.reserve(overrides.apply(route, request, config, estimate), estimate)
         mode = overrides.mode(route, request, config)
-        call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode, self._form)
+        call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode)
         story.asked(client.name, ask, route, mode)
         return Asked(call, replace(ask, decision=route_id), route, partial(seal, held, route_id, client.name))
 
