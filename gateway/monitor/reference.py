@@ -1,0 +1,165 @@
+"""What traffic looked like when the calibrators were trusted: one NumPy file beside the cascade's, never a pickle.
+
+An artefact tells the mean of its features and no more, over all answers of its split; a later tier sees only what
+earlier ones were unsure of. So the reference is of a policy: rows that each tier would be asked, by replay of records
+that fitted nothing (`confgate monitors --write`), or rows of the decision log of a time that is known to be good.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.errors import ConfigError
+from gateway.nouns import Floats, Hop
+
+ROWS = 5_000  # more do not make KS distances of .1 surer, and every look sorts them
+QUANTILE = 0.99
+AGAIN = "write it again with `confgate monitors --write`"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TierReference:
+    """One tier of one policy. calibrator: the label of the artefact whose p stands in the rows.
+
+    names: of F features.  rows: (n, F + 1), p_correct last.  mean: (F,).  precision: (F, F), inverse of the shrunken
+    covariance (Ledoit and Wolf 2004).  limit: 99th percentile of the reference's own squared distances.
+    """
+
+    calibrator: str
+    names: tuple[str, ...]
+    rows: Floats
+    mean: Floats
+    precision: Floats
+    limit: float
+
+    def distances(self, X: Floats) -> Floats:
+        """Squared Mahalanobis distances, (n,); missing values count as the mean. X: (n, F)."""
+        away = np.where(np.isfinite(X), X - self.mean, 0.0)
+        squared: Floats = np.einsum("nf,fg,ng->n", away, self.precision, away)
+        return squared
+
+    def distance(self, x: Floats) -> float:
+        """Of one row, (F,): the score of how far out one request is. Larger = farther; compare with `limit`."""
+        away = x - self.mean
+        away[~np.isfinite(away)] = 0.0
+        return float(away @ self.precision @ away)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """By (policy, tier)."""
+
+    tiers: Mapping[tuple[str, str], TierReference]
+
+
+def tier_reference(calibrator: str, names: Sequence[str], rows: Floats) -> TierReference:
+    """Fit one. rows: (n, F + 1), p_correct last; those beyond ROWS are left out evenly. Needs scikit-learn.
+
+    Raises ConfigError for fewer rows than a look compares.
+    """
+    from sklearn.covariance import ledoit_wolf  # a serving gateway has no scikit-learn
+
+    if rows.ndim != 2 or rows.shape[1] != len(names) + 1 or len(rows) < 10 * (len(names) + 1):
+        raise ConfigError(
+            f"a reference of {calibrator} needs at least {10 * (len(names) + 1)} rows of {len(names)} features and p, "
+            f"got {rows.shape}; take more records"
+        )
+    rows = rows[:: -(-len(rows) // ROWS)]
+    X = rows[:, :-1]
+    mean = np.array([column[np.isfinite(column)].mean() if np.isfinite(column).any() else 0.0 for column in X.T])
+    away = np.where(np.isfinite(X), X - mean, 0.0)
+    scale = np.where(away.std(axis=0) > 0, away.std(axis=0), 1.0)
+    covariance, _ = ledoit_wolf(away / scale, assume_centered=True)  # scaled: shrinking mixes units otherwise
+    precision = np.linalg.pinv(covariance) / np.outer(scale, scale)
+    known = TierReference(calibrator, tuple(names), rows, mean, precision, np.inf)
+    limit = float(np.quantile(known.distances(X), QUANTILE))
+    return TierReference(calibrator, tuple(names), rows, mean, precision, limit)
+
+
+def telling(hops: Sequence[Hop]) -> list[Hop]:
+    """The hops of one request that may be compared: with evidence, and asked for no other cause than low confidence.
+
+    Behind a hop that failed or gave no evidence, a tier is asked what it otherwise never sees; a fault of a server must
+    not look like drift, so such hops stay out as well.
+    """
+    found = []
+    for hop in hops:
+        if hop.error is not None or hop.p_correct is None or hop.features is None:
+            break
+        found.append(hop)
+    return found
+
+
+def row(hop: Hop) -> Floats:
+    """(F + 1,), p_correct last. Only of hops with evidence."""
+    assert hop.features is not None
+    assert hop.p_correct is not None
+    return np.append(hop.features.values, hop.p_correct)
+
+
+def dump(reference: Reference, path: Path) -> None:
+    """Write atomically."""
+    head = [
+        {"policy": policy, "tier": tier, "calibrator": known.calibrator, "names": known.names, "limit": known.limit}
+        for (policy, tier), known in reference.tiers.items()
+    ]
+    arrays: dict[str, npt.NDArray[Any]] = {"head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)}
+    for number, known in enumerate(reference.tiers.values()):
+        arrays |= {f"rows{number}": known.rows, f"mean{number}": known.mean, f"precision{number}": known.precision}
+    packed = io.BytesIO()
+    np.savez_compressed(packed, allow_pickle=False, **arrays)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".draft")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(packed.getvalue())
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> Reference:
+    """Raises ConfigError for anything that is not a whole reference; never runs anything from the file."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            head = json.loads(arrays["head"].tobytes())
+            return Reference(
+                {
+                    (told["policy"], told["tier"]): _checked(
+                        TierReference(
+                            told["calibrator"],
+                            tuple(told["names"]),
+                            arrays[f"rows{number}"],
+                            arrays[f"mean{number}"],
+                            arrays[f"precision{number}"],
+                            float(told["limit"]),
+                        )
+                    )
+                    for number, told in enumerate(head)
+                }
+            )
+    except (OSError, KeyError, TypeError, ValueError, BadZipFile, EOFError) as error:
+        raise ConfigError(f"{path} holds no reference for drift ({error}); {AGAIN}") from None
+
+
+def _checked(known: TierReference) -> TierReference:
+    wide = len(known.names)
+    if known.rows.ndim != 2 or known.rows.shape[1] != wide + 1 or not len(known.rows):
+        raise ValueError(f"rows of {known.calibrator} are {known.rows.shape}")
+    if known.mean.shape != (wide,) or known.precision.shape != (wide, wide):
+        raise ValueError(f"moments of {known.calibrator} do not fit its {wide} features")
+    return known
