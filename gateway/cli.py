@@ -16,6 +16,7 @@ from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
     from gateway.config import Config
+    from gateway.store.base import Store
 
 
 class Elsewhere(NamedTuple):
@@ -259,6 +260,40 @@ def route(
         return
     typer.echo(table(told["hops"]))
     typer.echo(f"\n{told['text']}\n\nserved by {told['tier']}: {told['reason']}")
+
+
+@app.command("route-log")
+def route_log(
+    id_: Annotated[
+        str, typer.Argument(metavar="ID", help="x-route-id, the completion's id, or the number in a log line.")
+    ],
+    config: ConfigFile = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Show everything that is known of one decision: its hops with their features, its labels, what it cost.
+
+    Exits with 1 when nothing is known.  Example:  confgate route-log chatcmpl-AQGX... -c cascade.yaml
+    """
+    from gateway import ids
+    from gateway.store import telling
+
+    number = ids.number_of(id_)
+    store = kept(config)
+    try:
+        whole = store.whole(number)
+    finally:
+        store.close()
+    if not whole.known:
+        raise GatewayError(f"nothing is known of decision {number}: it was never asked here, dropped, or is too old")
+    typer.echo(json.dumps(telling.as_json(whole), indent=2) if as_json else telling.as_text(whole))
+
+
+def kept(path: Path) -> Store:
+    """The store that a configuration names, to look into. Raises ConfigError."""
+    entry = read(path).store
+    if entry is None:
+        raise GatewayError(f"{path} says nothing about a store, so nothing is kept")
+    return entry.look()
 
 
 def read(path: Path) -> Config:

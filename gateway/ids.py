@@ -53,6 +53,19 @@ def number(unix_seconds: float, chance: Callable[[int], bytes] = os.urandom) -> 
     return encoded(bytes([VERSION]) + milliseconds.to_bytes(6, "big") + chance(8))
 
 
+def number_of(given: str) -> str:
+    """The decision's number in an id, with or without `chatcmpl-`, or by itself; whether it is genuine, only a Seal can
+    tell. Raises BadId for what is neither."""
+    number = given.removeprefix(PREFIX)[:NUMBER]
+    try:
+        raw = urlsafe_b64decode(number)
+    except (binascii.Error, ValueError):
+        raise BadId from None
+    if len(number) != NUMBER or encoded(raw) != number or raw[0] != VERSION:
+        raise BadId
+    return number
+
+
 class Seal:
     """Makes and reads ids under a secret. previous: secrets of before, whose ids are still taken."""
 

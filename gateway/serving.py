@@ -122,7 +122,8 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
             texts = config.store.texts if config.store is not None else None
             keep = None if texts is None else Keep(texts.function(), texts.max_kib * 1024)
             explorer = None if desk is None else Explorer(desk, telemetry)
-            app = create_app(live, telemetry, Journal(desk, explorer, keep))
+            journal = Journal(desk, explorer, keep)
+            app = create_app(live, telemetry, journal)
             public = Process(settings(app, config.server), live, berth.ready)
             jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
             if desk is not None:
@@ -134,7 +135,9 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
                 stop = partial(public.handle_exit, signal.SIGTERM, None)
                 asyncio.get_running_loop().add_reader(berth.lifeline, stop)
             if berth.admin is not None:
-                private = create_admin(live, telemetry, group, partial(public.handle_exit, signal.SIGTERM, None))
+                private = create_admin(
+                    live, telemetry, journal, group, partial(public.handle_exit, signal.SIGTERM, None)
+                )
                 beside = Beside(settings(private, config.server))
                 jobs.append(group.create_task(beside.serve([berth.admin])))
             await public.serve([berth.listener])

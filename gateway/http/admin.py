@@ -6,23 +6,28 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Response
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from gateway import ids
 from gateway.engines._replicas import Replicas
 from gateway.errors import ConfigError
 from gateway.http import hosts
 from gateway.http.doors import Stamp, excuse_all
 from gateway.http.errors import RequestError
+from gateway.http.journal import Journal
 from gateway.http.live import Live
 from gateway.nouns import Tier
+from gateway.store import telling
 from gateway.telemetry import MEDIA_TYPE, Telemetry
 
 Json = dict[str, Any]
 
 
-def create_admin(live: Live, telemetry: Telemetry, group: asyncio.TaskGroup, drain: Callable[[], object]) -> ASGIApp:
+def create_admin(
+    live: Live, telemetry: Telemetry, journal: Journal, group: asyncio.TaskGroup, drain: Callable[[], object]
+) -> ASGIApp:
     """Everything an operator can reach. group: for what a reload leaves to be done.  drain: begins the end."""
 
     async def admin(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
@@ -47,6 +52,23 @@ def create_admin(live: Live, telemetry: Telemetry, group: asyncio.TaskGroup, dra
         snapshot = live.snapshot
         now = asyncio.get_running_loop().time()
         return [state(tier, now) | {"withheld": snapshot.withheld.get(name)} for name, tier in snapshot.tiers.items()]
+
+    @routes.get("/admin/decisions")
+    async def decisions(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50, before: float | None = None, wanting: bool = False
+    ) -> Json:
+        """The latest, newest first. before: seconds since 1970.  wanting: those explored that still want a label."""
+        rows = await journal.desk.ask(lambda store: store.recent(limit, wanting=wanting, before=before))
+        return {"object": "list", "data": [telling.decision_json(row) for row in rows]}
+
+    @routes.get("/admin/decisions/{id}")
+    async def decision(id: str) -> Json:  # noqa: A002  the path's own word
+        """One decision with its hops and labels, by its id or its number."""
+        number = ids.number_of(id)
+        whole = await journal.desk.ask(lambda store: store.whole(number))
+        if not whole.known:
+            raise RequestError(404, "Nothing is known of this decision.", param="id", code="no_such_decision")
+        return telling.as_json(whole)
 
     @routes.post("/admin/reload")
     async def reload() -> JSONResponse:

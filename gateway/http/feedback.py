@@ -22,6 +22,7 @@ from gateway.http.journal import Journal
 from gateway.http.live import Generation, Live
 from gateway.ids import Decision
 from gateway.resilience.ledger import LABELS, Bucket
+from gateway.store import telling
 from gateway.store.base import Channel, LabelRow, Outcome, Source, Wish
 
 Json = dict[str, Any]
@@ -193,7 +194,7 @@ def told_of(given: str, row: LabelRow) -> Json:
         "id": given,
         "label": row.label,
         "source": str(row.source),
-        "comment": row.comment,
+        "comment": telling.printable(row.comment),
         "revision": row.revision,
         "created": int(row.at),
         "decided": int(row.decided_at),

@@ -146,6 +146,10 @@ class Whole:
     hops: tuple[HopRow, ...]
     labels: tuple[LabelRow, ...]
 
+    @property
+    def known(self) -> bool:
+        return self.decision is not None or bool(self.hops or self.labels)
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:

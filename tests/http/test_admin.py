@@ -70,6 +70,8 @@ ROUTES = [
     ("GET", "/metrics"),
     ("GET", "/admin/config"),
     ("GET", "/admin/tiers"),
+    ("GET", "/admin/decisions"),
+    ("GET", "/admin/decisions/AQGX"),
     ("POST", "/admin/reload"),
     ("POST", "/admin/drain"),
 ]
