@@ -37,6 +37,7 @@ SIZES = struct.Struct(">II")  # bytes of the header, bytes of the records
 LARGEST = 64 * 2**20
 ID = re.compile(r"^([0-9a-f]{16})-[0-9a-f]{1,16}$")
 SEND_SECONDS = 5.0
+NOTHING = np.zeros((0, COLUMNS), dtype=np.float32)
 
 
 def folder() -> Path:
@@ -197,7 +198,7 @@ class Outbox:
         if leaving.filled is not None:
             leaving.filled.synchronize()
         pages = [page.numpy() for page in leaving.pages]
-        records = np.concatenate(pages)[: seat.written] if pages else np.zeros((0, COLUMNS), dtype=np.float32)
+        records = (pages[0] if len(pages) == 1 else np.concatenate([NOTHING, *pages]))[: seat.written]
         told = {"choice": seat.choice, "start": seat.start, "greedy": seat.greedy, "lost": seat.lost}
         head, body = json.dumps({"id": seat.wanted.id} | told).encode(), records.tobytes()
         try:

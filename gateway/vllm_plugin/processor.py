@@ -108,7 +108,7 @@ class ConfidenceProcessor(LogitsProcessor):
             return TorchMeter(pool)
         from gateway.vllm_plugin.kernels import TritonMeter
 
-        meter = TritonMeter(pool, max_rows=self._batch, vocabulary=self._vocabulary)
+        meter = TritonMeter(pool, max_rows=self._batch)
         meter.warm_up(self._vocabulary)
         return meter  # type: ignore[return-value]  # the same call
 

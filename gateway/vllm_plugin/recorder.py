@@ -21,8 +21,11 @@ from gateway.vllm_plugin.signals import COLUMNS, Step
 
 log = logging.getLogger(__name__)
 
-BLOCK = 128  # tokens
+BLOCK = 1024  # tokens; a power of two
+SHIFT, WITHIN = BLOCK.bit_length() - 1, BLOCK - 1
 STEPS_AHEAD = 4  # buffers for what a step sends to the device; vLLM prepares at most two steps ahead
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class Seat:
 class Leaving:
     """A request that left the batch, finished or preempted, with what was recorded while it sat there.
 
-    pages: host tensors (BLOCK, COLUMNS) that are being filled; valid once `filled` says so.
+    pages: host tensors (up to BLOCK, COLUMNS) that are being filled; valid once `filled` says so.
     """
 
     seat: Seat
@@ -53,7 +56,13 @@ class Leaving:
 
 
 class Recorder:
-    """One per worker. meter(logits, step, may_abort=...) measures and stores; deliver takes requests that leave."""
+    """One per worker. meter(logits, step, may_abort=...) measures and stores; deliver takes requests that leave.
+
+    What a step needs of each row stands in arrays by row number: a step is a dozen operations on them, whatever the
+    number of requests, and vLLM's moves are copies of columns.
+    """
+
+    START, WINDOW, K, END, ABORT_BELOW, WRITTEN = range(6)  # rows of `_facts`; the limit as the bits of a float64
 
     def __init__(
         self,
@@ -68,12 +77,15 @@ class Recorder:
         self._pool, self._meter, self._deliver = pool, meter, deliver
         self._on_gpu = pool.device.type == "cuda"
         self._free = list(range(pool.shape[0] // BLOCK - 1, -1, -1))
-        self._rows: dict[int, Seat] = {}
-        self._table = np.zeros((max_rows, math.ceil(max_tokens / BLOCK) + 1), dtype=np.int64)
+        self._seats: dict[int, Seat] = {}
+        self._facts = np.zeros((6, max_rows), dtype=np.int64)
+        self._table = np.zeros((max_rows, (max_tokens >> SHIFT) + 2), dtype=np.int64)
+        self._held = np.zeros(max_rows, dtype=np.int64)  # blocks
         self._buffers = [torch.empty(Step.FIELDS * max_rows, dtype=torch.int64, pin_memory=self._on_gpu)
                          for _ in range(STEPS_AHEAD)]  # fmt: skip
         self._sent: list[torch.cuda.Event | None] = [None] * STEPS_AHEAD
         self._turn = 0
+        self._full = False
         self.arrange()
 
     @property
@@ -83,60 +95,100 @@ class Recorder:
     def add(self, row: int, seat: Seat | None) -> None:
         """A request takes a row, None when it wants no confidence. Whoever still sat there has left."""
         self.remove(row)
-        if seat is not None:
-            self._rows[row] = seat
+        if seat is None:
+            return
+        self._seats[row] = seat
+        limit = np.float64(seat.wanted.abort_below * seat.wanted.window)
+        wanted = seat.wanted
+        self._facts[:, row] = (seat.start, wanted.window, wanted.k, seat.end_token, limit.view(np.int64), 0)
+        self._held[row] = 0
 
     def remove(self, row: int) -> None:
         """The row's request has finished or was preempted; what it recorded goes on its way to the host."""
-        seat = self._rows.pop(row, None)
+        seat = self._seats.pop(row, None)
         if seat is None:
             return
         # a row whose prompt was still being read recorded a token that was never emitted
-        seat.written = min(seat.written, len(seat.output) - seat.start)
-        pages = tuple(self._fetch(block) for block in seat.blocks[: math.ceil(seat.written / BLOCK)])
+        seat.written = min(int(self._facts[self.WRITTEN, row]), len(seat.output) - seat.start)
+        pages = tuple(
+            self._fetch(block, min(BLOCK, seat.written - nth * BLOCK))
+            for nth, block in enumerate(seat.blocks)
+            if nth * BLOCK < seat.written
+        )
         self._free.extend(reversed(seat.blocks))  # in the stream's order whatever is written there comes later
-        self._deliver(Leaving(seat, pages, _mark() if self._on_gpu else None))
+        self._deliver(Leaving(seat, pages, _mark() if self._on_gpu and pages else None))
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
         """vLLM moved a request to another row, or swapped two."""
-        coming, going = self._rows.pop(source, None), self._rows.get(target)
-        if swap:
-            self._rows.pop(target, None)
-            if going is not None:
-                self._rows[source] = going
-        else:
+        if not swap:
             self.remove(target)
+        coming, going = self._seats.pop(source, None), self._seats.pop(target, None)
+        for by_row in (self._facts.T, self._table, self._held):
+            by_row[[source, target]] = by_row[[target, source]]
         if coming is not None:
-            self._rows[target] = coming
+            self._seats[target] = coming
+        if going is not None:
+            self._seats[source] = going
+
+    def arrange(self) -> None:
+        """Lines the seats up for the device. To be called once after a batch has changed, before the next `step`."""
+        rows = [row for row in sorted(self._seats) if not self._seats[row].lost]
+        self._outputs = [self._seats[row].output for row in rows]
+        self._rows = np.array(rows, dtype=np.int64)
+        self._may_abort = any(self._seats[row].wanted.abort_below > -math.inf for row in rows)
 
     def step(self, logits: torch.Tensor) -> None:
         """Measures this step's tokens. logits: (batch, V) float32 on the pool's device; changed where one gives up."""
-        if not self._seats:
+        if not self._outputs:
             return
-        at = np.fromiter(map(len, self._outputs), dtype=np.int64, count=len(self._seats)) - self._starts
-        page = at // BLOCK
-        if bool((page >= self._held).any()):
-            kept = self._grow(page)
-            if not self._seats:
+        at = self._emitted()
+        if bool(((at >> SHIFT) >= self._held[self._rows]).any()):
+            self._grow(at)
+            if not self._outputs:
                 return
-            at, page = at[kept], page[kept]
-        n = len(self._seats)
-        which = np.arange(n)
+            at = self._emitted()
+        rows, facts = self._rows, self._facts[:, self._rows]
+        n = len(rows)
         packed = self._buffer()[: Step.FIELDS * n].view(Step.FIELDS, n)
         fields = packed.numpy()
-        fields[0] = self._row_numbers
-        fields[1] = self._table[which, page] * BLOCK + at % BLOCK
-        fields[2] = self._slot_or_none(which, at - 1)
-        fields[3] = self._slot_or_none(which, at - self._windows)
-        fields[4] = self._ks
-        fields[5] = self._end_tokens
-        fields[6] = np.where(at + 1 >= self._windows, self._abort_below, -np.inf).view(np.int64)
+        fields[Step.ROW] = rows
+        fields[Step.SLOT] = (self._table[rows, at >> SHIFT] << SHIFT) | (at & WITHIN)
+        fields[Step.PREVIOUS] = self._slots(rows, at - 1)
+        fields[Step.LEAVING] = self._slots(rows, at - facts[self.WINDOW])
+        fields[Step.K] = facts[self.K]
+        fields[Step.END] = facts[self.END]
+        fields[Step.ABORT_BELOW] = np.where(at + 1 >= facts[self.WINDOW], facts[self.ABORT_BELOW], NEVER)
         sent = packed.to(self._pool.device, non_blocking=True)
         if self._on_gpu:
             self._sent[self._turn] = _mark()
         self._meter(logits, Step(sent), may_abort=self._may_abort)
-        for seat, position in zip(self._seats, at.tolist(), strict=True):
-            seat.written = position + 1
+        self._facts[self.WRITTEN, rows] = at + 1
+
+    def _emitted(self) -> Ints:
+        """How many tokens each request has emitted since it took its seat: where this step's record goes."""
+        lengths = np.fromiter(map(len, self._outputs), dtype=np.int64, count=len(self._outputs))
+        return np.asarray(lengths - self._facts[self.START, self._rows])
+
+    def _slots(self, rows: Ints, at: Ints) -> Ints:
+        """Where the records of the tokens `at` stand in the pool, -1 where there is no such token."""
+        inside = np.maximum(at, 0)
+        return np.where(at >= 0, (self._table[rows, inside >> SHIFT] << SHIFT) | (inside & WITHIN), -1)
+
+    def _grow(self, at: Ints) -> None:
+        """A block more for those that need one. Who gets none is recorded no further."""
+        for row, needed in zip(self._rows.tolist(), (at >> SHIFT).tolist(), strict=True):
+            seat = self._seats[row]
+            while len(seat.blocks) <= needed and not seat.lost:
+                if not self._free:
+                    seat.lost = "the pool of records was full"
+                    if not self._full:
+                        log.warning("confidence: %s; CONFGATE_VLLM_POOL_TOKENS makes it larger", seat.lost)
+                    self._full = True
+                else:
+                    self._table[row, len(seat.blocks)] = self._free[-1]
+                    seat.blocks.append(self._free.pop())
+            self._held[row] = len(seat.blocks)
+        self.arrange()
 
     def _buffer(self) -> torch.Tensor:
         """The next buffer, once the device has read what it held."""
@@ -145,43 +197,12 @@ class Recorder:
             read.synchronize()  # done long ago
         return self._buffers[self._turn]
 
-    def _slot_or_none(self, which: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        inside = np.maximum(at, 0)
-        return np.where(at >= 0, self._table[which, inside // BLOCK] * BLOCK + inside % BLOCK, -1)
+    def _fetch(self, block: int, tokens: int) -> torch.Tensor:
+        page = torch.empty((BLOCK, COLUMNS), pin_memory=self._on_gpu)[:tokens]
+        return page.copy_(self._pool[block * BLOCK : block * BLOCK + tokens], non_blocking=True)
 
-    def _grow(self, page: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """A block more for those that need one. Who gets none is recorded no further; returns who is left."""
-        for seat, needed in zip(self._seats, page.tolist(), strict=True):
-            while len(seat.blocks) <= needed and not seat.lost:
-                if self._free:
-                    seat.blocks.append(self._free.pop())
-                else:
-                    seat.lost = "the pool of records was full"
-                    log.warning("confidence: %s; CONFGATE_VLLM_POOL_TOKENS makes it larger", seat.lost)
-        kept = np.array([not seat.lost for seat in self._seats])
-        self.arrange()
-        return kept
 
-    def arrange(self) -> None:
-        """Lines the seats up for the device. To be called once after a batch has changed, before the next `step`."""
-        lined = [(row, self._rows[row]) for row in sorted(self._rows) if not self._rows[row].lost]
-        self._seats = [seat for _, seat in lined]
-        self._outputs = [seat.output for seat in self._seats]
-        self._row_numbers = np.array([row for row, _ in lined], dtype=np.int64)
-        self._starts = np.array([seat.start for seat in self._seats], dtype=np.int64)
-        self._held = np.array([len(seat.blocks) for seat in self._seats], dtype=np.int64)
-        self._windows = np.array([seat.wanted.window for seat in self._seats], dtype=np.int64)
-        self._ks = np.array([seat.wanted.k for seat in self._seats], dtype=np.int64)
-        self._end_tokens = np.array([seat.end_token for seat in self._seats], dtype=np.int64)
-        means = np.array([seat.wanted.abort_below for seat in self._seats], dtype=np.float64)
-        self._abort_below = means * self._windows
-        self._may_abort = bool(np.isfinite(means).any())
-        for nth, seat in enumerate(self._seats):
-            self._table[nth, : len(seat.blocks)] = seat.blocks
-
-    def _fetch(self, block: int) -> torch.Tensor:
-        page = torch.empty((BLOCK, COLUMNS), pin_memory=self._on_gpu)
-        return page.copy_(self._pool[block * BLOCK : (block + 1) * BLOCK], non_blocking=True)
+NEVER = np.float64(-np.inf).view(np.int64)
 
 
 def _mark() -> torch.cuda.Event:

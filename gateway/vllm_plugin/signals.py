@@ -47,9 +47,10 @@ def records(now: torch.Tensor, pool: torch.Tensor, step: Step) -> torch.Tensor:
     now: (R, 5) from `measure`.  pool: (N, COLUMNS), what was stored before.  Returns (R, COLUMNS).
     """
     nothing = torch.zeros((), device=now.device)
-    before = torch.where(step.previous >= 0, pool[step.previous.clamp_min(0), WINDOW_SUM], nothing)
-    leaving = torch.where(step.leaving >= 0, pool[step.leaving.clamp_min(0), CONFIDENCE], nothing)
-    total = before + now[:, CONFIDENCE] - leaving
+    previous, leaving = step.packed[Step.PREVIOUS], step.packed[Step.LEAVING]
+    before = torch.where(previous >= 0, pool[previous.clamp_min(0), WINDOW_SUM], nothing)
+    less = torch.where(leaving >= 0, pool[leaving.clamp_min(0), CONFIDENCE], nothing)
+    total = before + now[:, CONFIDENCE] - less
     record = torch.zeros((now.shape[0], COLUMNS), device=now.device)
     record[:, : len(SIGNALS)] = now
     record[:, WINDOW_SUM] = total
@@ -65,12 +66,19 @@ class Step:
     confidence summed over a full window under which the answer is given up; -inf for never, and for a window not full.
     """
 
+    ROW, SLOT, PREVIOUS, LEAVING, K, END, ABORT_BELOW = range(7)
     FIELDS = 7
 
     def __init__(self, packed: torch.Tensor) -> None:
-        """packed: (FIELDS, R) int64, the last row holding the bits of float64 numbers."""
-        self.row, self.slot, self.previous, self.leaving, self.k, self.end = packed[:6].unbind()
-        self.abort_below = packed[6].view(torch.float64)
+        """packed: (FIELDS, R) int64, contiguous, the last row holding the bits of float64 numbers."""
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return int(self.packed.shape[1])
+
+    @property
+    def abort_below(self) -> torch.Tensor:
+        return self.packed[self.ABORT_BELOW].view(torch.float64)
 
 
 class TorchMeter:
@@ -81,10 +89,10 @@ class TorchMeter:
 
     def __call__(self, logits: torch.Tensor, step: Step, *, may_abort: bool) -> None:
         """Stores a record per token of the step; forces the end token of those that fell too low."""
-        record = records(measure(logits[step.row], step.k), self._pool, step)
-        self._pool[step.slot] = record
+        row = step.packed[Step.ROW]
+        record = records(measure(logits[row], step.packed[Step.K]), self._pool, step)
+        self._pool[step.packed[Step.SLOT]] = record
         if may_abort:
             low = record[:, ABORTED] > 0
-            rows = step.row[low]
-            logits[rows] = float("-inf")
-            logits[rows, step.end[low]] = 0.0
+            logits[row[low]] = float("-inf")
+            logits[row[low], step.packed[Step.END][low]] = 0.0

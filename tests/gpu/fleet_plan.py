@@ -55,6 +55,8 @@ def cascade(sizes: list[str], args: argparse.Namespace) -> dict[str, Any]:
     for n, size in enumerate(sizes):
         serve: dict[str, Any] = {"model": str(MODELS / f"Qwen2.5-{size}-Instruct"), "context": 4096}
         serve |= {"tokens_per_request": 1024, "enforce_eager": args.enforce_eager, "flags": flags} | TIERS[size]
+        if args.unquantized:
+            serve.pop("quantization", None)
         engine = {"kind": "openai_http", "url": f"http://127.0.0.1:{args.port + 1 + n}/v1", "model": f"qwen2.5-{size}"}
         engine |= {"connect_seconds": 5}
         tiers.append({"name": f"qwen2.5-{size}", "engine": engine, "serve": serve})
@@ -139,6 +141,7 @@ def main() -> None:
     cli.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs: starts in a third of the time")
     cli.add_argument("--command", default=f"{sys.executable} -m vllm.entrypoints.openai.api_server")
     cli.add_argument("--no-gateway", action="store_true", help="ask the servers themselves")
+    cli.add_argument("--unquantized", action="store_true", help="bfloat16 for all: for a vLLM without its fp8 kernels")
     cli.add_argument("--gpus", help='JSON for fleet.gpus, e.g. [{"index": 0, "memory_gib": 139.8}]')
     cli.add_argument("--flag", action="append", default=[], help="one more word for each server, --flag=--no-x")
     args = cli.parse_args()

@@ -3,8 +3,8 @@
     python tests/gpu/plugin_speed.py --out docs/results/vllm_speed.json       # needs CUDA, vLLM and this distribution
 
 Random weights of Qwen2.5's shapes, 128 requests in flight, 200 tokens each. Every kind of request runs against the same
-server, in turn and repeatedly, so that a slow moment of the machine hits all alike. Two more servers of the small shape
-say what it costs to have the plugin loaded and not to use it, and to name it on the command line.
+server, in turn and repeatedly, so that a slow moment of the machine hits all alike. With --more, two more servers of
+the small shape say what it costs to have the plugin loaded and not to use it, and to name it on the command line.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def measure(server: servers.Server, kind: str, n: int) -> load.Load:
 
 def compare(server: servers.Server, kinds: list[str], rounds: int) -> dict[str, Any]:
     """Tokens a second of every kind; of repeated ones the median, the range, and the paired ratio to no log-probs."""
-    measure(server, kinds[0], IN_FLIGHT)  # warm
+    for kind in REPEATED:
+        measure(server, kind, IN_FLIGHT)  # warm
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind in kinds:
@@ -64,7 +65,7 @@ def compare(server: servers.Server, kinds: list[str], rounds: int) -> dict[str, 
                 runs[kind].append(measure(server, kind, 4 * IN_FLIGHT).as_json())
     for kind in kinds:
         if kind not in REPEATED:
-            runs[kind].append(measure(server, kind, 2 * IN_FLIGHT).as_json())
+            runs[kind].append(measure(server, kind, IN_FLIGHT).as_json())
     plain = np.array([run["tokens_per_second"] for run in runs["no log-probs"]])
     table = {}
     for kind, seen in runs.items():
@@ -96,6 +97,7 @@ def main() -> None:
     cli.add_argument("--out", type=Path, required=True)
     cli.add_argument("--scratch", type=Path, default=Path("/tmp/shapes"))
     cli.add_argument("--rounds", type=int, default=5)
+    cli.add_argument("--more", action="store_true")
     args = cli.parse_args()
     if not entry_points(group="vllm.logits_processors", name="confidence"):
         raise SystemExit("install this distribution beside vLLM first: pip install --no-deps .")
@@ -106,9 +108,13 @@ def main() -> None:
     started = {
         servers.Server("0.5B", small, 8201, (*few, *servers.MIDDLEWARE)): list(KINDS),
         servers.Server("7B", large, 8202, (*many, *servers.MIDDLEWARE)): list(KINDS),
+    }
+    more = {
         servers.Server("0.5B-named", small, 8203, (*few, *servers.MIDDLEWARE, *servers.PROCESSOR)): list(REPEATED),
         servers.Server("0.5B-without", small, 8204, few, path=without_plugin()): ["no log-probs"],
     }
+    if args.more:
+        started |= more
     result = servers.machine() | {"in_flight": IN_FLIGHT, "tokens_each": TOKENS, "servers": {}, "table": {}}
     with servers.serving(list(started), args.out.parent) as seconds:
         for server, kinds in started.items():

@@ -36,7 +36,7 @@ PRICES = (0.110, 0.173, 0.321, 1.527)  # as in deploy/pocket/cascade.yaml
 MODELS = Path("deploy/pocket/models")
 FIRST_PORT, GATEWAY_PORT = 8401, 8480
 CLIENTS = 128
-ABORT_AT = (0.001, 0.003, 0.01, 0.03, 0.1)  # share of right answers that may be given up, per tier, on calibration
+ABORT_AT = (0.003, 0.01, 0.03, 0.1)  # share of right answers that may be given up, per tier, on calibration
 
 
 def cascade(folder: Path, confidence: str, calibrators: str | None) -> Path:
@@ -52,7 +52,7 @@ def cascade(folder: Path, confidence: str, calibrators: str | None) -> Path:
         "server": {"host": "127.0.0.1", "port": GATEWAY_PORT},
         "keys": {"allow_anonymous": True},
         "tiers": tiers,
-        "policies": {"default": {"steps": [*accept, {"tier": TIERS[-1]}]}},
+        "policies": {name: {"steps": [*accept, {"tier": TIERS[-1]}]} for name in ("default", "parity")},
     }
     path = folder / f"cascade-{confidence}{'-fitted' if calibrators else ''}.yaml"
     path.write_text(yaml.safe_dump(written, sort_keys=False))
@@ -242,8 +242,8 @@ def main() -> None:
         }
         result["early_abort"] = {
             "window": 16,
-            "learned_on": 1000,
-            "rows": aborts(list(pocket.problems("calibration", 1000)), test),
+            "learned_on": 800,
+            "rows": aborts(list(pocket.problems("calibration", 800)), test),
         }
         servers.save(args.out, result)
     gaps = [abs(v["vllm"] - v["in_process"]) / 1000 for v in result["accuracy_against_in_process"].values()]

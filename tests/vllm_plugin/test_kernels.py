@@ -37,7 +37,7 @@ def test_the_kernels_store_what_pytorch_stores(vocabulary: int, kind: str) -> No
         logits[:, ::3] = float("-inf")
     seen = torch.rand((2 * rows, COLUMNS), device="cuda")
     got, want = seen.clone(), seen.clone()
-    TritonMeter(got, max_rows=64, vocabulary=vocabulary)(logits, step(rows, "cuda", float("-inf")), may_abort=False)
+    TritonMeter(got, max_rows=64)(logits, step(rows, "cuda", float("-inf")), may_abort=False)
     TorchMeter(want)(logits, step(rows, "cuda", float("-inf")), may_abort=False)
     columns = len(SIGNALS) + 1
     torch.testing.assert_close(got[rows:, :columns], want[rows:, :columns], rtol=2e-5, atol=2e-5)
@@ -54,8 +54,8 @@ def test_rows_that_give_up_are_left_their_end_token_and_the_others_their_bytes()
     pool = torch.zeros((2 * rows, COLUMNS), device="cuda")
     here = step(rows, "cuda", float("-inf"))
     here.abort_below[3] = 1e9
-    TritonMeter(pool, max_rows=rows, vocabulary=vocabulary)(logits, here, may_abort=True)
-    row = int(here.row[3])
+    TritonMeter(pool, max_rows=rows)(logits, here, may_abort=True)
+    row = int(here.packed[Step.ROW][3])
     assert int(logits[row].argmax()) == 7
     assert int(torch.isfinite(logits[row]).sum()) == 1
     others = [r for r in range(rows) if r != row]
