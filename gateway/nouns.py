@@ -6,8 +6,9 @@ starts with `p_` is a calibrated probability, and only such a number ever meets 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -92,8 +93,9 @@ class Sampling:
         change it."""
         return self._drawing() == other._drawing()
 
-    def _drawing(self) -> Sampling:
-        return replace(self, seed=None, stop=(), top_p=self.top_p if self.temperature > 0 else 1.0)
+    def _drawing(self) -> tuple[object, ...]:
+        top_p = self.top_p if self.temperature > 0 else 1.0
+        return self.temperature, top_p, self.presence_penalty, self.frequency_penalty, self.logit_bias
 
 
 GREEDY = Sampling()
@@ -160,7 +162,7 @@ class TokenTrace:
             if self.top is None or len(self.candidates) != self.chosen.size or widths != {self.top.shape[1]}:
                 raise BadTrace("candidate texts must match the top log-probs one to one")
         for name, signal in self.signals.items():
-            if signal.shape != self.chosen.shape or not bool(np.isfinite(signal).all()):
+            if signal.shape != self.chosen.shape or not finite(signal):
                 raise BadTrace(f"signal {name!r} must be finite and of shape {self.chosen.shape}, got {signal.shape}")
             signal.setflags(write=False)
 
@@ -181,12 +183,18 @@ class TokenTrace:
         )
 
 
+def finite(values: Floats) -> bool:
+    """Whether all are. A sum tells it at once, but for one that overflows."""
+    return math.isfinite(np.add.reduce(values, axis=None)) or bool(np.isfinite(values).all())
+
+
 def _check_nats(name: str, nats: Floats) -> None:
     """Engines compute in 32 or 16 bits, so a certain token may come as +1e-7; more than that is no log-prob."""
-    if not bool(np.isfinite(nats).all()):
+    lowest, highest = np.minimum.reduce(nats, axis=None), np.maximum.reduce(nats, axis=None)  # both NaN where one is
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise BadTrace(f"{name} log-probs hold NaN or infinity; is the server in a raw log-prob mode?")
-    if bool((nats > 1e-4).any()):
-        raise BadTrace(f"{name} log-probs must be <= 0, got {nats.max():.4g}")
+    if highest > 1e-4:
+        raise BadTrace(f"{name} log-probs must be <= 0, got {highest:.4g}")
     nats.setflags(write=False)
 
 

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from typing import TypeVar
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gateway.errors import EngineFull, EngineRefused
@@ -27,6 +29,8 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # What every log record carries anyway, uvicorn's in colour too; the rest of its fields are ours.
 USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
 
+Family = TypeVar("Family", Counter, Histogram)
+
 
 class Telemetry:
     """Counters of one process, in a registry of their own."""
@@ -40,6 +44,7 @@ class Telemetry:
         def histogram(name: str, told: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"{PREFIX}_{name}", told, labels, registry=registry, buckets=buckets)
 
+        self._known: dict[tuple[object, ...], Counter | Histogram] = {}
         self._requests = counter(
             "requests", "requests by HTTP status and why the answer was served", "status", "reason"
         )
@@ -106,23 +111,34 @@ class Telemetry:
     def _watch(self, gauge: str, tier: str, look: Callable[[], float]) -> None:
         self._guards[gauge].labels(tier).set_function(look)
 
+    def _series(self, family: Family, *labels: str) -> Family:
+        """One series of a family, remembered: looking it up there costs more than to count."""
+        key = (family, *labels)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = family.labels(*labels)
+        return known  # type: ignore[return-value]
+
     def note(self, hop: Hop, route_id: str) -> None:
         """One tier's turn."""
-        self._hops.labels(hop.tier, hop.reason).inc()
-        self._hop_seconds.labels(hop.tier).observe(hop.seconds)
-        self._tokens.labels(hop.tier, "prompt").inc(hop.cost.prompt_tokens)
-        self._tokens.labels(hop.tier, "completion").inc(hop.cost.completion_tokens)
-        self._usd.labels(hop.tier).inc(hop.cost.usd)
-        self._retries.labels(hop.tier).inc(len(hop.retried))
+        of = self._series
+        of(self._hops, hop.tier, hop.reason).inc()
+        of(self._hop_seconds, hop.tier).observe(hop.seconds)
+        of(self._tokens, hop.tier, "prompt").inc(hop.cost.prompt_tokens)
+        of(self._tokens, hop.tier, "completion").inc(hop.cost.completion_tokens)
+        of(self._usd, hop.tier).inc(hop.cost.usd)
+        of(self._retries, hop.tier).inc(len(hop.retried))
         if isinstance(hop.error, EngineFull):
             self._shed.labels(hop.tier).inc()
         if hop.p_correct is not None:
-            self._confidence.labels(hop.tier).observe(hop.p_correct)
+            of(self._confidence, hop.tier).observe(hop.p_correct)
         if hop.null_reason is not None:
             self._nulls.labels(hop.tier, hop.null_reason).inc()
         if hop.completion is not None and hop.completion.clamped_tokens:
             self._clamped.labels(hop.tier).inc(hop.completion.clamped_tokens)
-        log.log(urgency(hop), "hop", extra=fields(hop, route_id))
+        level = urgency(hop)
+        if log.isEnabledFor(level):
+            log.log(level, "hop", extra=fields(hop, route_id))
 
     def served(self, answer: Answer) -> None:
         """How a request that got an answer went."""
@@ -131,7 +147,7 @@ class Telemetry:
 
     def ended(self, status: int, reason: str, seconds: float) -> None:
         """One request, answered, refused or abandoned (499). reason: why the answer was served, "" for an error."""
-        self._requests.labels(str(status), reason).inc()
+        self._series(self._requests, str(status), reason).inc()
         self._seconds.observe(seconds)
 
     def dropped(self, rows: int) -> None:
@@ -206,7 +222,10 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in USUAL}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        try:
+            return msgspec.json.encode(line, enc_hook=str).decode()
+        except (UnicodeEncodeError, TypeError, ValueError, OverflowError):  # half a character, a key that is no word
+            return json.dumps(line, default=str, skipkeys=True)
 
 
 def log_to_stderr(level: str) -> None:

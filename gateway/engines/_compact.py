@@ -63,18 +63,17 @@ def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | N
         raise BadTrace(f"the engine's confidence is of {told.tokens} tokens, the answer has {tokens}")
     if told.arrays.dtype != "float16":
         raise BadTrace(f"confidence arrays of {told.arrays.dtype[:20]!r}, this gateway reads float16")
-    signals = {
-        f"confidence_k{k}": numbers("confidence", told.arrays.confidence, tokens),
-        "margin": numbers("margin", told.arrays.margin, tokens),
-        "entropy": numbers("entropy", told.arrays.entropy, tokens),
-        "self_certainty": numbers("self_certainty", told.arrays.self_certainty, tokens),
-    }
-    chosen = numbers("top1", told.arrays.top1, tokens)
+    chosen, group, margin, entropy, certainty = numbers(told.arrays, tokens)
     length = tokens - 1 if told.ended else tokens
     if length == 0:
         raise BadTrace("the answer has no tokens")
     end_nats = float(chosen[-1]) if told.ended else None
-    signals = {name: signal[:length] for name, signal in signals.items()}
+    signals = {
+        f"confidence_k{k}": group[:length],
+        "margin": margin[:length],
+        "entropy": entropy[:length],
+        "self_certainty": certainty[:length],
+    }
     if over_http is None:
         return TokenTrace(Source.PLUGIN, chosen[:length], signals=signals, end_nats=end_nats)
     return TokenTrace(
@@ -88,15 +87,24 @@ def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | N
     )
 
 
-def numbers(name: str, packed: str, tokens: int) -> Floats:
-    """(tokens,) float64."""
+NAMES = ("top1", "confidence", "margin", "entropy", "self_certainty")
+
+
+def numbers(arrays: Arrays, tokens: int) -> Floats:
+    """(5, tokens) float64, in the order of NAMES."""
+    packed = [unpacked(name, getattr(arrays, name), tokens) for name in NAMES]
+    return np.frombuffer(b"".join(packed), dtype="<f2").astype(np.float64).reshape(len(NAMES), tokens)
+
+
+def unpacked(name: str, packed: str, tokens: int) -> bytes:
+    """One array's bytes, two for each token."""
     try:
-        values = np.frombuffer(binascii.a2b_base64(packed, strict_mode=True), dtype="<f2")
+        raw = binascii.a2b_base64(packed, strict_mode=True)
     except ValueError as error:
         raise BadTrace(f"the confidence array {name!r} is no base64 of float16 ({error})") from None
-    if values.size != tokens:
-        raise BadTrace(f"the confidence array {name!r} holds {values.size} numbers for {tokens} tokens")
-    return values.astype(np.float64)
+    if len(raw) != 2 * tokens:
+        raise BadTrace(f"the confidence array {name!r} holds {len(raw) / 2:g} numbers for {tokens} tokens")
+    return raw
 
 
 def wanted(ask: Ask) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -40,7 +42,7 @@ class Candidate(msgspec.Struct):
 class NamedCandidate(msgspec.Struct):
     logprob: float
     token: str
-    bytes: list[int] | None = None
+    bytes: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class Entry(msgspec.Struct):
@@ -102,6 +104,8 @@ class NamedReply(BareReply):
 
 READ_LEAN = msgspec.json.Decoder(Reply)
 READ_NAMED = msgspec.json.Decoder(NamedReply)
+READ_BYTES = msgspec.json.Decoder(list[int])
+LOGPROB = attrgetter("logprob")
 READ_BARE = msgspec.json.Decoder(BareReply)
 
 
@@ -276,10 +280,16 @@ def spell_bytes(
 
 def token_bytes(entry: Entry | NamedCandidate) -> bytes:
     """A token's bytes, or its text's where the server gives none."""
-    given = msgspec.json.decode(entry.bytes) if isinstance(entry, Entry) else entry.bytes
+    given = unspelled(bytes(entry.bytes))
+    return entry.token.encode("utf-8", "replace") if given is None else given
+
+
+@lru_cache(maxsize=2**14)  # few of a model's tokens make up most of what it considers
+def unspelled(raw: bytes) -> bytes | None:
+    """What a list of numbers in JSON spells, None for null."""
     try:
-        return bytes(given) if given is not None else entry.token.encode("utf-8", "replace")
-    except (TypeError, ValueError):
+        return None if raw == b"null" else bytes(READ_BYTES.decode(raw))
+    except (msgspec.DecodeError, ValueError):
         raise BadTrace("a token's bytes are no bytes") from None
 
 
@@ -291,18 +301,15 @@ def read_top(body: Sequence[Entry], ask: Ask) -> tuple[Floats | None, tuple[tupl
     k = ask.top_k
     if k == 0:
         return None, ()
-    rows = [sorted(entry.top_logprobs, key=by_logprob)[:k] for entry in body]
-    fewest = min(len(row) for row in rows)
+    rows = [sorted(map(LOGPROB, entry.top_logprobs), reverse=True)[:k] for entry in body]
+    fewest = min(map(len, rows))
     if fewest < k:
         raise BadTrace(f"asked for {k} candidates a token, got {fewest}")
-    top = np.array([[candidate.logprob for candidate in row] for row in rows], dtype=np.float64)
+    top = np.array(rows, dtype=np.float64)
     if not ask.texts:
         return top, ()
-    return top, tuple(tuple(token_bytes(candidate) for candidate in row) for row in rows)  # type: ignore[arg-type]
-
-
-def by_logprob(candidate: Candidate) -> float:
-    return -candidate.logprob
+    falling = [sorted(entry.top_logprobs, key=LOGPROB, reverse=True)[:k] for entry in body]
+    return top, tuple(tuple(token_bytes(candidate) for candidate in row) for row in falling)  # type: ignore[arg-type]
 
 
 def clamped_tokens(trace: TokenTrace | None) -> int:

@@ -200,7 +200,7 @@ class OpenAIHttp:
         """The body of a 200, whatever is wrong translated into our errors."""
         async with self._asked(session, method, url, body) as response:
             await self._check(response, "application/json")
-            return b"".join([piece async for piece in self._pieces(response)])
+            return await self._whole(response)
 
     @asynccontextmanager
     async def _asked(
@@ -229,10 +229,15 @@ class OpenAIHttp:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise EngineGarbled(self.name, "a compressed reply, though plain was asked for")
         if response.status != 200:
-            raw = b"".join([piece async for piece in self._pieces(response)])
+            raw = await self._whole(response)
             raise _refusals.refusal(self.name, response.status, response.headers, raw)
         if response.content_type != kind:
             raise EngineGarbled(self.name, f"a reply that is no {kind}")
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
+        """A body, once all of it is there."""
+        pieces = [piece async for piece in self._pieces(response)]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """A body as it comes in, up to the cap."""

@@ -31,6 +31,8 @@ from gateway.written import unknown
 
 log = logging.getLogger(__name__)
 
+SMALL_BYTES = 2**14  # a body that the connection's buffer takes in any case: what is sent need not be waited for
+
 
 class Chat:
     """The endpoint over what is live."""
@@ -226,6 +228,10 @@ class Out:
         """Waits for the client to take it, when too much waits for him already."""
         await self._send({"type": "http.response.body", "body": told, "more_body": True})
 
+    async def last(self, told: bytes) -> None:
+        """All that there is, at once. Waits for nobody to take it."""
+        await self._send({"type": "http.response.body", "body": told})
+
     async def finish(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
 
@@ -252,6 +258,9 @@ async def respond(status: int, headers: Mapping[str, str], pieces: Iterable[byte
     """Send all of it. Waits for the client to take it."""
     length = {"content-length": str(sum(map(len, pieces)))} if isinstance(pieces, list) else {}
     await out.start(status, {**headers, **length})
+    if isinstance(pieces, list) and len(pieces) == 1 and len(pieces[0]) <= SMALL_BYTES:
+        await out.last(pieces[0])
+        return
     for piece in pieces:
         await out.body(piece)
     await out.finish()

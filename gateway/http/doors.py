@@ -7,7 +7,6 @@ import uuid
 
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.errors import GatewayError
 from gateway.http.errors import Problem, problem
 
-REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}\Z")
 
 
 def excuse_all(app: FastAPI) -> None:
@@ -50,12 +49,12 @@ class Stamp:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.match(given) else uuid.uuid4().hex
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = given if REQUEST_ID.match(given) else uuid.uuid4().hex.encode()
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
             await send(message)
 
         await self._app(scope, receive, stamped)

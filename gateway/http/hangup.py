@@ -19,17 +19,28 @@ async def or_hangup(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     The request's body must have been received. A TaskGroup would wrap the work's error, and the status table would not
     know it.
     """
-    job = asyncio.ensure_future(work)
+    here = asyncio.current_task()
+    assert here is not None, "a coroutine runs in a task"
+    working, left = True, False
+
+    def stop(_: object) -> None:
+        nonlocal left
+        if working and not gone.cancelled():
+            left = True
+            here.cancel()
+
     gone = asyncio.ensure_future(hung_up(receive))
+    gone.add_done_callback(stop)
     try:
-        await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not job.done():
-            raise ClientGone
-        return job.result()
+        return await work  # in this very task: a second one would cost as much as all of the HTTP
+    except asyncio.CancelledError:
+        if left and here.uncancel() == 0:  # else somebody wants the whole task to end, client or no client
+            raise ClientGone from None
+        raise
     finally:
-        job.cancel()
+        working = False
         gone.cancel()
-        await asyncio.gather(job, gone, return_exceptions=True)
+        await asyncio.wait({gone})
 
 
 async def hung_up(receive: Receive) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.errors import Problem
@@ -32,11 +31,12 @@ class Hosts:
 
 def called(scope: Scope) -> str | None:
     """What the client calls us, without the port; None when it does not say, or says two things."""
-    given = Headers(scope=scope).getlist("host")
+    given: list[bytes] = [value for name, value in scope["headers"] if name == b"host"]
     if len(given) != 1:
         return None
-    name, colon, port = given[0].lower().rpartition(":")
-    return name if colon and (port.isdigit() or not port) else given[0].lower()
+    told = given[0].decode("latin-1").lower()
+    name, colon, port = told.rpartition(":")
+    return name if colon and (port.isdigit() or not port) else told
 
 
 def allowed(host: str, hosts: tuple[str, ...]) -> frozenset[str] | None:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -63,26 +64,45 @@ def asked(request: ChatRequest) -> bool:
     return bool(request.logprobs)
 
 
-def entries(trace: TokenTrace | None, request: ChatRequest, span: slice = slice(None)) -> list[Json] | None:
+class Spoken(msgspec.Struct):
+    """One token as clients read it. token, bytes: JSON already."""
+
+    token: msgspec.Raw
+    logprob: float
+    bytes: msgspec.Raw
+
+
+class Entry(Spoken):
+    top_logprobs: list[Spoken]
+
+
+def entries(trace: TokenTrace | None, request: ChatRequest, span: slice = slice(None)) -> list[Entry] | None:
     """Log-probs of a run of tokens; None where the engine did not tell them together with the tokens' texts."""
     if trace is None or not trace.tokens:
         return None
-    wanted = request.top_logprobs or 0
-    places = range(*span.indices(trace.chosen.size))
-    return [entry(trace, place, wanted) for place in places]
+    tokens, chosen, wanted = trace.tokens[span], trace.chosen[span].tolist(), request.top_logprobs or 0
+    if not (wanted and trace.candidates and trace.top is not None):
+        return [entry(text, nats, []) for text, nats in zip(tokens, chosen, strict=True)]
+    top = trace.top[span, :wanted].tolist()
+    rows = [[spoken(*one) for one in zip(*row, strict=False)] for row in zip(trace.candidates[span], top, strict=True)]
+    return [entry(text, nats, row) for text, nats, row in zip(tokens, chosen, rows, strict=True)]
 
 
-def entry(trace: TokenTrace, place: int, wanted: int) -> Json:
-    told = spoken(trace.tokens[place], trace.chosen[place])
-    told["top_logprobs"] = []
-    if wanted and trace.candidates and trace.top is not None:
-        pairs = zip(trace.candidates[place][:wanted], trace.top[place, :wanted], strict=True)
-        told["top_logprobs"] = [spoken(text, nats) for text, nats in pairs]
-    return told
+def entry(text: bytes, nats: float, row: list[Spoken]) -> Entry:
+    token, spelled = written(text)
+    return Entry(token, nats, spelled, row)
 
 
-def spoken(text: bytes, nats: float) -> Json:
-    return {"token": text.decode("utf-8", "replace"), "logprob": float(nats), "bytes": list(text)}
+def spoken(text: bytes, nats: float) -> Spoken:
+    token, spelled = written(text)
+    return Spoken(token, nats, spelled)
+
+
+@lru_cache(maxsize=2**14)  # few of a model's tokens make up most of what it says
+def written(text: bytes) -> tuple[msgspec.Raw, msgspec.Raw]:
+    """A token's text and its bytes as JSON: with 20 candidates a token, most of what a reply would cost to write."""
+    token, spelled = msgspec.json.encode(text.decode("utf-8", "replace")), msgspec.json.encode(list(text))
+    return msgspec.Raw(token), msgspec.Raw(spelled)
 
 
 def usage(answer: Answer) -> Json:
