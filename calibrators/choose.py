@@ -17,6 +17,7 @@ from calibrators.base import (
     MIN_RARE,
     BadFeatures,
     BadObjective,
+    Bools,
     FitData,
     Fitted,
     Floats,
@@ -35,6 +36,7 @@ from calibrators.tempered import Tempered
 PER_PARAMETER = 20  # answers of the rarer class that pay for one free parameter (science 2.2: 10 to 20)
 ETAS = {"tilt": (0.0, 0.1, 0.25, 0.5, 1.0), "group_tilt": (0.0, 1.0, 3.0, 10.0)}  # science 3.5
 ESS_MIN = 0.2
+POOLED = "pooled logistic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,13 @@ class Choice:
 
 
 def auto(
-    data: FitData, *, objective: Objective | None = None, prior: bool = False, direction: int = 1, seed: int = 0
+    data: FitData,
+    *,
+    objective: Objective | None = None,
+    prior: bool = False,
+    direction: int = 1,
+    others: Sequence[FitData] = (),
+    seed: int = 0,
 ) -> Choice:
     """Choose a family by sample size, then by log-loss on five folds of questions, and fit it.
 
@@ -71,6 +79,7 @@ def auto(
     prior: the one column is the logit of an earlier calibrator; then intercept and temperature are candidates, and
     the intercept alone is fitted when there are fewer than 30 of the rarer class.
     direction: of a single feature, -1 when lower is surer (as an entropy is); Platt and isotonic keep to it.
+    others: other models' answers, whose slopes may be shared when this model has few answers; see `logistic.fit`.
     Raises OneClass, TooFewRare and what the fits raise.
     """
     if prior and data.X.shape[1] != 1:
@@ -80,23 +89,25 @@ def auto(
         fitted = find("intercept").fit(data, objective=objective)
         why = f"only {data.n_rare} answers of the rarer class: the earlier calibrator's intercept is shifted, no more"
         return Choice("intercept", why, fitted)
-    open_to, closed = _candidates(data, objective, prior, direction)
+    open_to, closed = _candidates(data, objective, prior, direction, others)
     fold = folds(data, 5, seed)
     margins = {
-        name: held_out_margins(data, fold, name, objective=objective, **options) for name, options in open_to.items()
+        name: held_out_margins(data, fold, family, objective=objective, **options)
+        for name, (family, options) in open_to.items()
     }
     losses = {name: log_losses(z, data.y) for name, z in margins.items()}
     best = min(losses, key=lambda name: float(data.base @ losses[name]))
     tried = tuple(_compare(name, losses[name], losses[best], data) for name in losses)
     chosen = next(t for t in tried if t.worse is not None and t.se is not None and t.worse <= t.se)
-    calibrator = find(chosen.family).fit(data, objective=objective, **open_to[chosen.family])
-    return Choice(chosen.family, _reason(chosen, best, data), calibrator, (*tried, *closed), open_to[chosen.family])
+    family, options = open_to[chosen.family]
+    calibrator = find(family).fit(data, objective=objective, **options)
+    return Choice(family, _reason(chosen, best, data), calibrator, (*tried, *closed), options)
 
 
 def _candidates(
-    data: FitData, objective: Objective | None, prior: bool, direction: int
-) -> tuple[dict[str, dict[str, Any]], list[Tried]]:
-    """(families to try with their options, simplest first; the others with why not)."""
+    data: FitData, objective: Objective | None, prior: bool, direction: int, others: Sequence[FitData]
+) -> tuple[dict[str, tuple[str, dict[str, Any]]], list[Tried]]:
+    """(what to try, simplest first, as family and options; the others with why not)."""
     many, mean = data.X.shape[1] > 1, objective is None or isinstance(objective, Erm)
     slopes = data.X.shape[1] + 1
     learn = {} if prior or many else {"learn_score": True}  # a raw signal is no logit: beta needs one
@@ -107,12 +118,15 @@ def _candidates(
         ("platt", {"direction": direction}, "more than one feature: logistic weighs them" if many else ""),
         # more slopes than the rare class pays for: the ridge takes back what is too many
         ("logistic", {"ridge": 10.0 if thin else 1.0}, "" if many else "one feature: Platt is the same"),
+        (POOLED, {"others": others}, _nothing_to_share(data, others)),
         ("beta", learn, _needs(data, rare=3 * PER_PARAMETER)),
         ("quadratic", {}, _needs(data, rare=3 * PER_PARAMETER)),
         ("isotonic", {"direction": direction}, _needs(data, rows=1000, rare=10 * PER_PARAMETER) or _only_mean(mean)),
         ("gbdt", {}, _needs(data, rows=2000, rare=300)),
     ]
-    open_to = {name: options for name, options, why_not in families if not why_not}
+    open_to = {
+        name: ("logistic" if name == POOLED else name, options) for name, options, why_not in families if not why_not
+    }
     return open_to, [Tried(name, why_not=why_not) for name, _, why_not in families if why_not]
 
 
@@ -120,6 +134,13 @@ def _needs(data: FitData, *, rare: int, rows: int = 0) -> str:
     if data.n < rows:
         return f"{data.n} answers, needs {rows}"
     return f"{data.n_rare} of the rarer class, needs {rare}" if data.n_rare < rare else ""
+
+
+def _nothing_to_share(data: FitData, others: Sequence[FitData]) -> str:
+    if not others or data.X.shape[1] == 1:
+        return "no slopes that another model could share"
+    needed = PER_PARAMETER * (data.X.shape[1] + 1)
+    return "" if data.n_rare < needed else f"{data.n_rare} of the rarer class pay for slopes of its own"
 
 
 def _only_mean(mean: bool) -> str:
@@ -133,7 +154,8 @@ def held_out_margins(
 
     Size limits do not apply to the folds: they were checked on all the data, of which a fold's fit has four fifths.
     A column that varies in the held-out fold alone, as a flag that is set in a few answers may, is left out of that
-    fold's fit, which has nothing to learn about it. Raises what the fits raise.
+    fold's fit, which has nothing to learn about it. Other models' answers to the questions of that fold (option
+    `others`) are left out too. Raises what the fits raise.
     """
     limits = {"min_rare", "min_rows"} & inspect.signature(find(family).fit).parameters.keys()
     margins = np.empty(data.n)
@@ -145,9 +167,18 @@ def held_out_margins(
             inside = data.columns(told)
             if given.get("signs") is not None:
                 given["signs"] = [given["signs"][j] for j in told]
+        if given.get("others"):
+            given["others"] = [_without(other, data, out) for other in given["others"]]
         fitted = find(family).fit(inside.rows(~out), objective=objective, **given, **dict.fromkeys(limits, 1))
         margins[out] = fitted.margin(inside.X[out])
     return margins
+
+
+def _without(other: FitData, data: FitData, out: Bools) -> FitData:
+    """Another model's answers, less those to the questions of the rows that are `out`."""
+    if other.groups is None or data.groups is None:
+        return other
+    return other.rows(~np.isin(other.groups, data.groups[out]))
 
 
 def _compare(name: str, losses: Floats, best: Floats, data: FitData) -> Tried:

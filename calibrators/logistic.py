@@ -21,11 +21,13 @@ from calibrators.base import (
     Preprocess,
     log_losses,
     sigmoid,
+    varying,
 )
 from calibrators.minimise import newton
 from calibrators.objectives import Objective
 
 SCALE_RIDGE = 1.0  # one pseudo-answer that says "this model's slopes are as steep as the others'"
+PULL = 10.0  # pseudo-answers that say "this model's slopes are its share of the pooled ones"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,19 +43,29 @@ def fit(
     objective: Objective | None = None,
     ridge: float = 1.0,
     signs: Sequence[int] | None = None,
-    toward: Floats | None = None,
+    others: Sequence[FitData] = (),
     min_rare: int = MIN_RARE,
 ) -> Logistic:
     """Fit by Newton to convergence.
 
     ridge: >= 0, in pseudo-answers (scikit-learn's C is 1/ridge); it pulls slopes, never the intercept.
     signs: one of +1, 0, -1 per feature: the slope may not go below 0, is free, may not go above 0.
-    toward: (P,) slopes the ridge pulls to, 0 when not given; see `fit_pooled`.
-    Raises OneClass, TooFewRare, ConstantFeature, NotConverged (as for separable data with ridge = 0).
+    others: other models' answers, to share strength with (science 2.2). First one slope vector for all, times a scale
+    per model, plus an intercept per model, on all answers together and by ERM; then this model alone, the ridge pulling
+    by PULL toward its share of those slopes instead of toward 0. A feature that one of them lacks is not shared.
+    Raises OneClass, TooFewRare, ConstantFeature, NotConverged (as for separable data with ridge = 0), and BadFeatures
+    when there is nothing to share.
     """
     data.check_rare(min_rare, Logistic.kind)
     pre = Preprocess.fit(data)
-    theta = solve(data, pre.apply(data.X), objective=objective, ridge=ridge, signs=signs, toward=toward)
+    columns = pre.apply(data.X)
+    if not others:
+        theta = solve(data, columns, objective=objective, ridge=ridge, signs=signs)
+    else:
+        toward = np.zeros(columns.shape[1])
+        shared, slopes = _shared_slopes([data, *others], ridge)
+        toward[shared] = slopes
+        theta = solve(data, columns, objective=objective, ridge=PULL, signs=signs, toward=toward)
     return Logistic(Linear(pre, theta[:-1], float(theta[-1])))
 
 
@@ -82,35 +94,20 @@ def solve(
     ).solve(objective)
 
 
-def fit_pooled(
-    models: Sequence[FitData],
-    *,
-    objective: Objective | None = None,
-    ridge: float = 1.0,
-    pull: float = 10.0,
-    min_rare: int = MIN_RARE,
-) -> list[Logistic]:
-    """One calibrator per model, sharing strength: all models' features must have the same names (science 2.2).
-
-    First one slope vector for all, times a scale per model, plus an intercept per model, on all answers together.
-    Then each model alone, its ridge pulling toward its scaled share of the pooled slopes instead of toward 0.
-    pull: that ridge, in pseudo-answers.  objective: of the second step; the first is ERM over all answers.
-    """
-    if not models or any(m.names != models[0].names or m.missing != models[0].missing for m in models):
-        raise BadFeatures("pooling needs at least one model, all with the same features and missing-value policies")
-    for model in models:
-        model.check_rare(min_rare, "pooled logistic")
-    columns = [Preprocess.fit(model).apply(model.X) for model in models]
-    pooled = _pooled_slopes(models, columns, ridge)
-    return [
-        fit(model, objective=objective, ridge=pull, toward=slopes, min_rare=min_rare)
-        for model, slopes in zip(models, pooled, strict=True)
-    ]
-
-
 def from_params(params: Mapping[str, Any]) -> Logistic:
     """Raises BadParams."""
     return Logistic.from_params(params)
+
+
+def _shared_slopes(models: Sequence[FitData], ridge: float) -> tuple[list[int], Floats]:
+    """(numbers of the first model's features that all have and that vary in all, its share of the pooled slopes)."""
+    told = [{model.names[j]: model.missing[j] for j in varying(model.X)} for model in models]
+    names = [name for name, policy in told[0].items() if all(one.get(name) is policy for one in told)]
+    if not names:
+        raise BadFeatures("pooling needs a feature that all models have, with the same policy for missing values")
+    few = [model.columns([model.names.index(name) for name in names]) for model in models]
+    columns = [Preprocess.fit(model).apply(model.X)[:, : len(names)] for model in few]  # without indicators
+    return [models[0].names.index(name) for name in names], _pooled_slopes(few, columns, ridge)[0]
 
 
 def _pooled_slopes(models: Sequence[FitData], columns: Sequence[Floats], ridge: float) -> list[Floats]:

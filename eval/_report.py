@@ -62,6 +62,7 @@ def row(one: Fitting | Failed) -> Row:
         "reason": one.reason,
         "objective": one.objective,
         "eta": one.eta,
+        "pooled_with": list(one.pooled),
         "features": list(one.data.names),
         "upstream": one.gain and str(one.gain),
         "tried": [asdict(tried) for tried in one.tried],
@@ -115,10 +116,10 @@ def reasons(row: Row) -> list[str]:
     routed = row["temperature"] and (
         f"temperature {row['temperature']:.3f} fitted on the {row['routed_n']:,} answers that reach it"
     )
+    pooled = row["pooled_with"] and f"slopes shared with {', '.join(row['pooled_with'])}"
     left = ", ".join(f"{n} {why}" for why, n in row["left_out"].items() if n)
-    return [row["reason"], *([row["upstream"]] if row["upstream"] else []), *([routed] if routed else []),
-            *row["notes"],
-            *([f"left out of the fit: {left}"] if left else [])]  # fmt: skip
+    told = [row["reason"], pooled, row["upstream"], routed, *row["notes"], left and f"left out of the fit: {left}"]
+    return [one for one in told if one]
 
 
 def metric(told: Mapping[str, Any]) -> str:

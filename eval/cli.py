@@ -218,6 +218,9 @@ def fit(
     slices: Annotated[str | None, typer.Option(help="Columns that a group objective groups by.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to fit on, when the records hold several.")] = None,
     upstream: Annotated[str, typer.Option(help="auto, on or off: do later tiers see earlier confidences?")] = "auto",
+    pool: Annotated[
+        str, typer.Option(help="auto, on or off: do tiers share slopes? auto: where few answers gain by it.")
+    ] = "auto",
     tiers: Annotated[str | None, typer.Option(help="Tiers to fit, in the cascade's order. Without it: all.")] = None,
     missing: Annotated[str | None, typer.Option(help="refuse, impute or indicate: an undefined feature.")] = None,
     days: Annotated[int, typer.Option("--expires-days", min=1, help="How long the artefacts are good.")] = 90,
@@ -246,7 +249,7 @@ def fit(
             upstream = alone(upstream, cut=cut)
         how = choices(
             family=family, objective=objective, eta=eta, tune=listed(tune), slices=listed(slices), split=split,
-            upstream=upstream, missing=missing, chosen=bool(features), seed=seed,
+            upstream=upstream, pool=pool, missing=missing, chosen=bool(features), seed=seed,
         )  # fmt: skip
         specs = tables.windowed(listed(features) or tables.FEATURES, window) if features or window else None
         every, manifest = tables.read_all(records, specs, how.slices, cut=cut, prefix=prefix)
@@ -281,20 +284,32 @@ def alone(upstream: str, *, cut: bool) -> str:
 
 
 def choices(
-    *, objective: str, eta: float | None, tune: tuple[str, ...], upstream: str, missing: str | None, **rest: Any
+    *,
+    family: str,
+    objective: str,
+    eta: float | None,
+    tune: tuple[str, ...],
+    upstream: str,
+    pool: str,
+    missing: str | None,
+    **rest: Any,
 ) -> How:
     """The fit's choices from the words on the command line. Raises ConfigError for words that do not go together."""
     from calibrators.base import Missing
-    from eval.fit import How, Upstream
+    from eval.fit import How, Pool, Upstream
 
+    if pool == Pool.ON and (tune or family not in ("auto", "logistic")):
+        raise ConfigError("--pool on is a logistic fit of one strength: leave out --tune and other families")
     if tune and (eta is not None or "(" in objective or objective == "erm"):
         raise ConfigError("--tune chooses eta itself: give it --objective tilt or group_tilt, and no --eta")
     if eta is not None:
         objective = f"{objective}(eta={eta!r})"
     return How(
+        family=family,
         objective=objective,
         tune=tune,
         upstream=one_of(Upstream, upstream, "--upstream"),
+        pool=one_of(Pool, pool, "--pool"),
         missing=None if missing is None else one_of(Missing, missing, "--missing"),
         **rest,
     )

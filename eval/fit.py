@@ -7,9 +7,10 @@ that gains out of fold. An earlier tier's confidence enters a fit out of fold on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, cast
 
@@ -58,6 +59,14 @@ class Upstream(StrEnum):
     OFF = "off"
 
 
+class Pool(StrEnum):
+    """Whether tiers share slopes. AUTO: where a tier has few answers and it does better by that out of fold."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
     """What people may choose.
@@ -75,6 +84,7 @@ class How:
     tune: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
     upstream: Upstream = Upstream.AUTO
+    pool: Pool = Pool.AUTO
     chosen: bool = False
     missing: Missing | None = None
     seed: int = 0
@@ -107,6 +117,7 @@ class Fitting:
     p: by (split, question), what later tiers may know: out of fold for fitted rows, predicted for all others.
     tried: every strength of the objective that was weighed, ERM first.  temperature: the last step of a later tier,
     fitted on the routed_n answers that reach it.
+    pooled: the other tiers' answers, by tier, that its slopes are shared with.
     metrics: by name, as artefacts carry them.  notes: what was passed over, in words.
     """
 
@@ -125,6 +136,7 @@ class Fitting:
     tried: tuple[choose.EtaRow, ...] = ()
     temperature: float | None = None
     routed_n: int = 0
+    pooled: Mapping[str, FitData] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -137,7 +149,8 @@ class Fitting:
         digest = hashlib.sha256("\n".join([self.tier, *self.data.names]).encode())
         for question in self.table.places:
             digest.update("\0".join(question).encode() + b"\n")
-        for part in (self.data.X, self.data.y, self.data.slices):
+        others = [part for other in self.pooled.values() for part in (other.X, other.y)]
+        for part in (self.data.X, self.data.y, self.data.slices, *others):
             digest.update(b"" if part is None else np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
 
@@ -165,9 +178,11 @@ def fit(every: Mapping[str, Table], how: How) -> list[Fitting | Failed]:
     """
     split = the_split(every, how)
     fittings: list[Fitting | Failed] = []
+    shared = sharing(every.values(), split, how)
     for table in every.values():
         try:
-            fittings.append(fit_tier(table, fittings, split, how))
+            others = {tier: data for tier, data in shared.items() if tier != table.tier}
+            fittings.append(fit_tier(table, fittings, split, how, others))
         except CalibrationError as error:
             fittings.append(Failed(table, error))
     return fittings
@@ -199,8 +214,22 @@ def _check_disjoint(table: Table) -> None:
         raise DuplicateQuestion(shared[0], len(shared))
 
 
-def fit_tier(table: Table, before: Sequence[Fitting | Failed], split: str, how: How) -> Fitting:
-    """One tier. Raises CalibrationError."""
+def sharing(every: Iterable[Table], split: str, how: How) -> dict[str, FitData]:
+    """By tier, the answers whose slopes others may share: of every tier that has enough to be fitted itself."""
+    found: dict[str, FitData] = {}
+    for table in () if how.pool is Pool.OFF else every:
+        with contextlib.suppress(CalibrationError):  # told where that tier is fitted
+            own, _ = usable(table, split, how)
+            data = fit_data(own.rows(own.split == split), how)
+            data.check_rare(MIN_RARE, choose.POOLED)
+            found[table.tier] = data
+    return found
+
+
+def fit_tier(
+    table: Table, before: Sequence[Fitting | Failed], split: str, how: How, others: Mapping[str, FitData] | None = None
+) -> Fitting:
+    """One tier. others: answers of the others, by tier, to share slopes with.  Raises CalibrationError."""
     own, notes = usable(table, split, how)
     whole, gain = own, None
     if before and how.upstream is not Upstream.OFF:
@@ -212,7 +241,7 @@ def fit_tier(table: Table, before: Sequence[Fitting | Failed], split: str, how: 
             whole = looked if gain.used else own
     here = whole.rows(whole.split == split)
     data = fit_data(here, how)
-    made = make(whole, data, how)
+    made = make(whole, data, how, others or {})
     if before:
         made = tempered(made, data, reached(here, before))
     held_out = sigmoid(made.margins)
@@ -228,6 +257,7 @@ def fit_tier(table: Table, before: Sequence[Fitting | Failed], split: str, how: 
         tried=made.tried,
         temperature=made.temperature,
         routed_n=made.routed_n,
+        pooled=made.pooled,
         held_out=held_out,
         metrics=measured(held_out, data, how.seed),
         p=outside | dict(zip(here.places, held_out.tolist(), strict=True)),
@@ -366,17 +396,26 @@ class _Made:
     tried: tuple[choose.EtaRow, ...] = ()
     temperature: float | None = None
     routed_n: int = 0
+    pooled: Mapping[str, FitData] = field(default_factory=dict)
 
 
-def make(table: Table, data: FitData, how: How) -> _Made:
+def make(table: Table, data: FitData, how: How, others: Mapping[str, FitData]) -> _Made:
     """Fit as asked: the family that does best, the one that is named, or the eta that the tuning splits call for."""
     if how.tune:
         return _tuned(table, data, how)
     objective = find_objective(how.objective)
     eta = float(getattr(objective, "eta", 0.0))
     options: Mapping[str, Any]
-    if how.family == "auto":
-        choice = choose.auto(data, objective=objective, direction=direction(data), seed=how.seed)
+    if how.pool is Pool.ON:
+        if not others:
+            raise BadFeatures("pooling needs another tier that can be fitted too; fit with --pool auto or off")
+        family, options = "logistic", {"others": tuple(others.values())}
+        calibrator = find(family).fit(data, objective=objective, **options)
+        reason = f"{choose.POOLED}: asked for"
+    elif how.family == "auto":
+        choice = choose.auto(
+            data, objective=objective, direction=direction(data), others=tuple(others.values()), seed=how.seed
+        )
         calibrator, family, reason, options = choice.calibrator, choice.family, choice.reason, choice.options
     else:
         options = _options(how.family, data)
@@ -386,7 +425,8 @@ def make(table: Table, data: FitData, how: How) -> _Made:
     if full is not data:
         calibrator = find(family).fit(full, objective=objective, **options)
     margins = choose.held_out_margins(full, folds(full, FOLDS, how.seed), family, objective=objective, **options)
-    return _Made(calibrator, margins[: data.n], family, how.objective, eta, reason)
+    pooled = others if "others" in options else {}
+    return _Made(calibrator, margins[: data.n], family, how.objective, eta, reason, pooled=pooled)
 
 
 def _tuned(table: Table, data: FitData, how: How) -> _Made:

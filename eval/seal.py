@@ -111,6 +111,7 @@ def fit_facts(fitting: Fitting, terms: Terms) -> dict[str, Any]:
         "family": fitting.family,
         "reason": fitting.reason,
         "after": list(fitting.after),
+        "pooled_with": list(fitting.pooled),
         "temperature": fitting.temperature,
         "routed_n": fitting.routed_n,
         "tune": sorted({split for row in fitting.tried for split in row.shifted}),

@@ -49,6 +49,41 @@ def test_a_bent_truth_with_many_answers_gets_a_family_that_can_bend():
     assert row.worse > row.se
 
 
+def models(n, slopes, count=4, seed=0):
+    """Models that share a truth up to its scale, asked the same questions; each answers with features of its own."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        X = rng.normal(size=(n, len(slopes)))
+        found.append(FitData(X, rng.random(n) < sigmoid(X @ slopes), groups=np.arange(n)))
+    return found
+
+
+def test_a_model_with_few_answers_shares_its_slopes_where_that_is_better_on_held_out_folds():
+    few, *others = models(150, np.linspace(-1.2, 1.2, 16), count=7)
+    choice = choose.auto(few, others=others)
+    assert choice.family == choice.calibrator.kind == "logistic"
+    assert choice.reason.startswith("pooled logistic: lowest held-out log-loss")
+    assert choice.options["others"] == others
+    unlike = [FitData(-other.X, other.y, groups=other.groups) for other in others]
+    assert not choose.auto(few, others=unlike).reason.startswith("pooled")
+    many, *others = models(3000, np.ones(3))
+    told = next(one for one in choose.auto(many, others=others).tried if one.family == "pooled logistic")
+    assert "pay for slopes of its own" in told.why_not
+
+
+def test_other_models_answers_to_held_out_questions_are_held_out_too():
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(150, 40)), (rng.random(150) < 0.5).astype(float)
+    data, strangers = FitData(X, y, groups=np.arange(150)), FitData(X, y, groups=np.arange(150) + 1000)
+    gaps = []
+    for other in (strangers, data):
+        margins = choose.held_out_margins(data, folds(data), "logistic", others=[other] * 3)
+        gaps.append(margins[y == 1].mean() - margins[y == 0].mean())
+    assert gaps[0] > 1
+    assert gaps[1] < gaps[0] - 0.5
+
+
 def test_several_features_get_logistic_and_a_thin_rare_class_a_stronger_ridge():
     assert choose.auto(sample(900, 3)).family == "logistic"
     rng = np.random.default_rng(0)

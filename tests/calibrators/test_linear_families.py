@@ -143,7 +143,8 @@ def test_pooled_slopes_beat_separate_ones_when_answers_are_few():
         fresh = [
             sample(4000, s * truth, b, seed=500 + k) for k, (s, b) in enumerate(zip(scales, intercepts, strict=True))
         ]
-        pooled, alone = logistic.fit_pooled(small), [logistic.fit(m) for m in small]
+        alone = [logistic.fit(m) for m in small]
+        pooled = [logistic.fit(m, others=[*small[:k], *small[k + 1 :]]) for k, m in enumerate(small)]
 
         def nll(fits, fresh=fresh):
             return np.mean(
@@ -158,11 +159,19 @@ def test_pooled_slopes_beat_separate_ones_when_answers_are_few():
     assert sum(g > 0 for g in gains) >= 4
 
 
-def test_pooling_different_features_or_too_few_answers_is_refused():
-    with pytest.raises(BadFeatures, match="same features"):
-        logistic.fit_pooled([DATA, FitData(DATA.X[:, :2], DATA.y)])
+def test_only_features_that_all_models_have_are_shared():
+    fewer = FitData(DATA.X[:, :2], DATA.y, DATA.names[:2])
+    steep = FitData(np.hstack([DATA.X[:, :2], 9 * DATA.X[:, 2:]]), DATA.y, (*DATA.names[:2], "else"))
+    once, other = (logistic.fit(DATA, others=[one]).linear.slopes for one in (fewer, steep))
+    assert once == pytest.approx(other, abs=1e-9)
+    assert once != pytest.approx(logistic.fit(DATA).linear.slopes, abs=1e-9)
+
+
+def test_pooling_without_a_common_feature_or_with_too_few_answers_is_refused():
+    with pytest.raises(BadFeatures, match="a feature that all models have"):
+        logistic.fit(DATA, others=[FitData(DATA.X, DATA.y, ("a", "b", "c"))])
     with pytest.raises(TooFewRare):
-        logistic.fit_pooled([DATA, DATA.rows(np.arange(40))])
+        logistic.fit(DATA.rows(np.arange(40)), others=[DATA])
 
 
 def test_rows_that_all_lack_a_covered_feature_are_still_predicted() -> None:

@@ -36,7 +36,7 @@ from eval import collect as collecting
 from eval import fit, held_out, prompts, records, seal, tables
 from eval.cli import app
 from eval.datasets import Question
-from eval.fit import Failed, Fitting, How, Upstream
+from eval.fit import Failed, Fitting, How, Pool, Upstream
 from eval.grade import Grade
 from eval.records import BadRecords, Record
 from eval.tables import Table
@@ -189,6 +189,47 @@ def test_a_later_tier_is_tempered_on_the_answers_that_reach_it() -> None:
     again = best_temperature(logit(flat), second.data.rows(reached))
     assert again == pytest.approx(1.0, abs=1e-3)  # nothing is left to temper there
     assert second.calibrator.kind == "tempered"
+
+
+def alike(n: int, seed: int = 3) -> list[Table]:
+    """Three tiers whose confidence means the same, up to how steep it is."""
+    rng = np.random.default_rng(seed)
+    slopes = np.linspace(-1.2, 1.2, 16)
+    tiers = []
+    for tier, scale in (("small", 0.8), ("medium", 1.0), ("large", 1.2)):
+        X = rng.normal(size=(n, 16))
+        tiers.append(table(X, (rng.random(n) < sigmoid(scale * X @ slopes)).astype(np.float64), tier=tier))
+    return tiers
+
+
+def test_tiers_with_few_answers_share_slopes_and_the_artefact_says_with_whom() -> None:
+    tiers = alike(150)
+    shared = fit.sharing(tiers[1:], "cal", How())
+    apart, auto = (fit.fit_tier(tiers[0], (), "cal", How(), others) for others in ({}, shared))
+    assert (tuple(apart.pooled), tuple(auto.pooled)) == ((), ("medium", "large"))
+    assert auto.metrics["nll"]["value"] < apart.metrics["nll"]["value"]
+    sealed = seal.seal(auto, seal.Terms(manifest=None, split="cal", seed=0, created=MADE, days=None))
+    assert (sealed.kind, sealed.fit["pooled_with"]) == ("logistic", ["medium", "large"])
+    X, y, groups = auto.data.X, auto.data.y, auto.data.groups
+    changed = replace(auto, pooled={"medium": fit.FitData(X, 1 - y, auto.data.names, groups=groups)})
+    assert changed.data_sha256 != auto.data_sha256 != replace(auto, pooled={}).data_sha256
+
+
+def test_a_later_tier_shares_what_is_its_own_and_keeps_what_it_sees_of_earlier_ones() -> None:
+    first, second = one(hard_and_easy(), How(pool=Pool.ON, upstream=Upstream.ON))
+    assert (first.family, tuple(first.pooled), tuple(second.pooled)) == ("logistic", ("second",), ("first",))
+    assert second.after == ("first",)
+    assert second.metrics["auroc"]["value"] > first.metrics["auroc"]["value"]
+
+
+def test_a_tier_that_cannot_be_fitted_is_shared_with_nobody() -> None:
+    tiers = alike(150)
+    tiers[1] = replace(tiers[1], y=np.ones(150))
+    done = fit.fit({one.tier: one for one in tiers}, How(pool=Pool.ON, upstream=Upstream.OFF))
+    assert isinstance(done[0], Fitting)
+    assert isinstance(done[1], Failed)
+    assert tuple(done[0].pooled) == ("large",)
+    assert "another tier" in str(failed(tiers[0], How(pool=Pool.ON)))
 
 
 def test_looking_back_is_left_where_it_gains_nothing() -> None:
