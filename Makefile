@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint lock sbom pocket rehearsal test-cluster bench clean
+.PHONY: help demo serve test lint lock sbom pocket rehearsal test-cluster bench soak clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -55,6 +55,10 @@ test-cluster: $(VENV)/.test ## collect on a Ray cluster of two nodes and kill on
 
 bench: $(VENV)/.test .bench/.done ## what a decision costs beside other gateways (10 minutes, 1 GB; writes docs/results/bench.md)
 	$(BIN)/python -m tests.bench.bench --peers .bench --out docs/results
+
+SOAK_SECONDS ?= 600
+soak: $(VENV)/.test ## ten minutes of flapping upstreams and clients who leave (SOAK_SECONDS=... for another time)
+	$(BIN)/python -m tests.soak.soak --seconds $(SOAK_SECONDS)
 
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv
