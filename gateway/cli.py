@@ -36,6 +36,8 @@ ELSEWHERE = {
     "import": Elsewhere("eval.data_cli", "eval", "Make records of a batch's replies."),
     "export": Elsewhere("eval.data_cli", "eval,calibrate", "Write records for lm-evaluation-harness and inspect."),
     "report": Elsewhere("eval.report_cli", "eval,calibrate,report", "Write down what a sweep finds, with pictures."),
+    "labels": Elsewhere("eval.labels_cli", "eval", "Labels of decisions: import, export, those wanted."),
+    "log": Elsewhere("eval.labels_cli", "eval", "Write the decision log as Parquet."),
     "verify": Elsewhere("eval.verify_cli", "eval,calibrate", "Compare what the gateway serves with what was scored."),
     "card": Elsewhere("eval.reports_cli", "eval,calibrate", "Write the cascade's calibration card from its records."),
     "objectives": Elsewhere("eval.reports_cli", "eval,calibrate", "Compare robust objectives on unseen shifts."),
