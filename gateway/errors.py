@@ -86,6 +86,18 @@ class LabelConflict(GatewayError):
         self.number = number
 
 
+class AuditBroken(GatewayError):
+    """The audit log is not what was written. line: from 0."""
+
+    def __init__(self, path: str, line: int, why: str) -> None:
+        super().__init__(f"{path}: line {line + 1}: {why}; keep the file, find out who changed it, restore a copy")
+        self.path, self.line = path, line
+
+
+class RolloutRefused(GatewayError):
+    """A step of a calibrator's rollout that cannot be taken now. The message says why and what can be."""
+
+
 class ClientGone(GatewayError):
     """The client hung up; nobody is left to answer."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import (
+    AuditBroken,
     BadId,
     BadTrace,
     ClientGone,
@@ -31,6 +32,7 @@ from gateway.errors import (
     NoTierLeft,
     OverBudget,
     RateLimited,
+    RolloutRefused,
     StoreDown,
 )
 from gateway.nouns import Reason
@@ -144,6 +146,8 @@ TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
     OverBudget: lambda error: Problem(
         429, f"The budget of {error.budget} is used up.", None, "insufficient_quota", error.retry_after_seconds
     ),
+    RolloutRefused: lambda error: Problem(409, f"{error}."),  # met behind the admin key only
+    AuditBroken: lambda _: Problem(503, "The audit log is not what was written; no step is taken until it is."),
     ForeignId: lambda _: Problem(403, "This decision was not made for this key."),
     ClientGone: lambda _: Problem(499, "The client left."),
     ConfigError: lambda _: Problem(500, "The gateway is configured wrongly."),
