@@ -109,7 +109,7 @@ class Sqlite(SqlStore):
         except sqlite3.Error as error:
             raise self._failed(error) from error
         finally:
-            if connection.in_transaction:
+            if self._connection is connection and connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
 
