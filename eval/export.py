@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -141,7 +141,7 @@ def export(
 
     def sample(record: Record, told: Json) -> Sample:
         number, question = known[record.split, record.question]
-        messages = tuple(asdict(message) for message in prompt.messages(question))
+        messages = tuple({"role": turn.role, "content": turn.content} for turn in prompt.messages(question))
         return Sample(number, question, record, messages, told)
 
     def run_of(model: str, about: Mapping[str, str], **told: Any) -> Run:

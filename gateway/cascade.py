@@ -22,6 +22,7 @@ from gateway.errors import (
     NoTierLeft,
 )
 from gateway.nouns import (
+    HARMLESS,
     Answer,
     Ask,
     Completion,
@@ -207,10 +208,14 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
     """From a completion to a calibrated probability, or to the named reason why there is none."""
     if completion.finish is Finish.LENGTH:
         return Verdict(null_reason=Reason.TRUNCATED, note="the answer was cut at the token limit")
-    if not completion.text.strip():
+    if not completion.text.strip() and not completion.calls:
         return Verdict(null_reason=Reason.NO_EVIDENCE, note="the answer is empty")
     if tier.calibrator is None:
         return Verdict(null_reason=Reason.UNCALIBRATED, note="the tier has no valid calibrator")
+    strange = ask.needs - HARMLESS - tier.fitted_for
+    if strange:
+        note = f"the calibrator was not fitted on requests with {', '.join(sorted(strange))}"
+        return Verdict(null_reason=Reason.UNCALIBRATED, note=note)
     if not ask.sampling.draws_like(tier.sampling):
         return Verdict(null_reason=Reason.SAMPLER_CHANGED, note="the calibrator was fitted under another sampler")
     trace = completion.trace

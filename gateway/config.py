@@ -323,6 +323,9 @@ class TierEntry(Written):
     prices: PriceList = PriceList()
     patience_seconds: float = Field(default=60, gt=0, description="how long this tier's turn may take, retry included")
     limits: LimitsEntry = LimitsEntry()
+    allows: tuple[
+        Literal["tools", "response_format", "reasoning_effort", "structured_outputs", "chat_template_kwargs"], ...
+    ] = Field(default=(), description="request fields that this tier's server takes; requests with others are refused")
     serve: Serve | None = Field(
         default=None, description="how `confgate up` serves the model; no other command reads it"
     )
@@ -333,6 +336,14 @@ class TierEntry(Written):
         if name == "auto":
             raise wrong("'auto' is the name of the whole cascade; call the tier otherwise")
         return name
+
+    @field_validator("allows")
+    @classmethod
+    def _somebody_takes_them(cls, allows: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        engine = info.data.get("engine")
+        if allows and engine is not None and not engine.forwards:
+            raise wrong(f"an engine of the kind {engine.kind} takes none of these")
+        return allows
 
     @field_validator("calibrator", "prefix_calibrator")
     @classmethod

@@ -10,7 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -68,17 +68,59 @@ class Source(StrEnum):
     CHOSEN = "chosen"  # chosen token only
 
 
+class Ability(StrEnum):
+    """What a request may need beyond plain chat. A tier has it or not; the first five only where its configuration
+    allows them."""
+
+    TOOLS = "tools"
+    RESPONSE_FORMAT = "response_format"
+    REASONING_EFFORT = "reasoning_effort"
+    STRUCTURED_OUTPUTS = "structured_outputs"
+    CHAT_TEMPLATE_KWARGS = "chat_template_kwargs"
+    RAW_PROMPT = "completions"  # a text to go on with, without a chat template around it
+    SAMPLER = "sampler"  # vLLM's samplers beside OpenAI's
+    WITH_IDS = "token_ids"  # told with the answer
+
+
+# These change nothing about what a calibrator may say; a sampler is looked at in its own right.
+HARMLESS = frozenset({Ability.SAMPLER, Ability.WITH_IDS})
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model wants called. arguments: as the model wrote them, JSON if all is well."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """What a piece of an answer adds to the call at `index`. id, name: told once, "" afterwards."""
+
+    index: int
+    arguments: str
+    id: str = ""
+    name: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. calls: what the assistant wanted called.  call_id: which call this answers."""
 
     role: str
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. The default is greedy, which is what calibrators are fitted under."""
+    """How tokens are drawn. The default is greedy, which is what calibrators are fitted under.
+
+    From top_k on, vLLM's: 0 candidates, a share of 0 and a penalty of 1 are none.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -87,15 +129,22 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
 
     def draws_like(self, other: Sampling) -> bool:
-        """Whether both draw tokens from the same distribution: seeds and stop strings, and top_p without heat, do not
-        change it."""
+        """Whether both draw tokens from the same distribution: seeds and stop strings, and without heat what only
+        narrows the choice, do not change it."""
         return self._drawing() == other._drawing()
 
     def _drawing(self) -> tuple[object, ...]:
-        top_p = self.top_p if self.temperature > 0 else 1.0
-        return self.temperature, top_p, self.presence_penalty, self.frequency_penalty, self.logit_bias
+        narrowed = (self.top_p, self.top_k, self.min_p) if self.temperature > 0 else None
+        changed = (self.presence_penalty, self.frequency_penalty, self.logit_bias, self.repetition_penalty)
+        return self.temperature, narrowed, changed, self.stop_token_ids, self.ignore_eos, self.min_tokens
 
 
 GREEDY = Sampling()
@@ -111,6 +160,8 @@ class Ask:
     evidence: whether log-probs are needed at all; a server is a third faster without.
     fresh: an engine on a network takes a new connection, because those it holds may all have died at once.
     decision: names what is being decided; a policy that is a mix draws by it, so the same decision draws alike.
+    prompt: a raw text to go on with, instead of messages.
+    needs: what a tier must be able to do.  fields: sent to it as they are, because it is.
     """
 
     messages: tuple[Message, ...]
@@ -122,6 +173,14 @@ class Ask:
     evidence: bool = True
     fresh: bool = False
     decision: str = ""
+    prompt: str | None = None
+    needs: frozenset[Ability] = frozenset()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def characters(self) -> int:
+        """Of the prompt, about: what tools are described with is not counted."""
+        return sum(len(message.content) for message in self.messages) + len(self.prompt or "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,6 +264,8 @@ class Completion:
     trace is None when the engine gave no usable evidence; `no_trace` then says why in words.
     model: id@revision of what actually answered.  seconds: from the call to the last token.
     clamped_tokens: how many tokens carry the engine's floor instead of a log-prob (vLLM sends -9999 for -infinity).
+    calls: what the model wants called; the trace is then of all that it wrote, not of the text alone.
+    prompt_token_ids, token_ids: where the Ask wanted them.
     """
 
     text: str
@@ -217,6 +278,9 @@ class Completion:
     trace: TokenTrace | None = None
     no_trace: str = ""
     clamped_tokens: int = 0
+    calls: tuple[ToolCall, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,7 +289,7 @@ class Piece:
 
     text: what it adds.  tokens: how many there are now, all pieces so far together.  model: as the engine calls it.
     trace: the evidence of tokens [start, stop) of all that there are; raises BadTrace when there is none.
-    prompt_tokens: of the question; 0 while the engine has not told.
+    prompt_tokens: of the question; 0 while the engine has not told.  calls: what it adds to tool calls.
     """
 
     text: str
@@ -233,6 +297,7 @@ class Piece:
     model: str
     trace: Callable[[int, int], TokenTrace]
     prompt_tokens: int = 0
+    calls: tuple[CallPart, ...] = ()
 
 
 Hear = Callable[[Piece], Awaitable[None]]  # may raise, to end the answer: nothing that an operating system raises
@@ -343,6 +408,7 @@ class Tier:
     after: names of the earlier tiers, in order, that the calibrator was fitted after, when it looks at what they said.
     cut: the calibrator was fitted on answers cut behind their final number, and measures no others.
     prefix: what decides on an answer's first tokens; a calibrator of whole answers never does.
+    abilities: what it can do beyond plain chat.  fitted_for: of these, what its calibrator was fitted on.
     """
 
     name: str
@@ -360,6 +426,8 @@ class Tier:
     after: tuple[str, ...] = ()
     cut: bool = False
     prefix: Prefix | None = None
+    abilities: frozenset[Ability] = frozenset()
+    fitted_for: frozenset[Ability] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

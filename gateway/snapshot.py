@@ -14,7 +14,7 @@ from gateway import confidence, engines
 from gateway.certificate import Standing, standing
 from gateway.config import Config, PolicyEntry, TierEntry
 from gateway.errors import ConfigError, EngineDown, EngineError
-from gateway.nouns import Engine, Mix, Mode, Policy, Prefix, Prices, Source, Tier
+from gateway.nouns import Ability, Engine, Mix, Mode, Policy, Prefix, Prices, Source, Tier
 from gateway.resilience.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ RETRY_SECONDS = 0.5  # between looks at a server that is still loading; vLLM tak
 # What no server can tell: the first three are compared with every answer instead, the prompt is the client's own, and
 # how much of an answer is measured is up to us.
 PREFIX = "prefix"  # the span of artefacts fitted on the first k tokens is written prefix-k
-TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template", "span"})
+TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template", "span", "fields"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +150,15 @@ def bare_tier(entry: TierEntry, engine: Engine, before: Snapshot | None = None) 
     same = known is not None and known.engine is engine and known.guard.limits == limits
     guard = known.guard if known is not None and same else Guard(limits)
     prices = Prices(entry.prices.usd_per_mtok_in, entry.prices.usd_per_mtok_out)
-    return Tier(entry.name, engine, prices=prices, patience_seconds=entry.patience_seconds, guard=guard)
+    abilities = entry.engine.abilities | {Ability(name) for name in entry.allows}
+    return Tier(
+        entry.name,
+        engine,
+        prices=prices,
+        patience_seconds=entry.patience_seconds,
+        guard=guard,
+        abilities=abilities,
+    )
 
 
 async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float) -> Tier:
@@ -201,7 +209,17 @@ def with_calibrator(tier: Tier, artifact: artifacts.Artifact, served: Mapping[st
         top_k=confidence.needs(artifact.features).top_k,
         after=after(artifact),
         cut=artifact.fingerprint.get("span") == "answer",
+        fitted_for=fitted_for(artifact),
     )
+
+
+def fitted_for(artifact: artifacts.Artifact) -> frozenset[Ability]:
+    """What beyond plain chat was in the requests that an artefact was fitted on: `fields`, with commas between."""
+    told = [name for name in artifact.fingerprint.get("fields", "").split(",") if name]
+    unknown = sorted(set(told) - set(Ability))
+    if unknown:
+        raise artifacts.ArtifactMismatch(f"{artifact.label} was fitted on requests with {', '.join(unknown)}")
+    return frozenset(map(Ability, told))
 
 
 async def identity(engine: Engine, patience_ends: float) -> Mapping[str, str]:

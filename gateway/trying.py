@@ -21,7 +21,7 @@ def try_one(config: Config, question: str, *, model: str, system: str | None, ma
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
     body = {"model": model, "messages": messages, "max_tokens": max_tokens}
-    return asyncio.run(ask(config, wire.read(json.dumps(body).encode(), config.server)))
+    return asyncio.run(ask(config, wire.read(json.dumps(body).encode(), config.server, wire.ChatRequest)))
 
 
 async def ask(config: Config, request: wire.ChatRequest) -> Json:

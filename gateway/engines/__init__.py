@@ -21,19 +21,22 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 from pydantic import BaseModel
 
 from gateway.errors import ConfigError
-from gateway.nouns import Engine
+from gateway.nouns import Ability, Engine
 from gateway.written import Written, resolve
 
 __all__ = ["EngineFile", "Options", "find", "kinds", "resolve"]
 
 
 class Options(Written):
-    """Base of every engine's options."""
+    """Base of every engine's options. abilities: of all its tiers.  forwards: fields that a tier allows are sent on."""
+
+    abilities: ClassVar[frozenset[Ability]] = frozenset()
+    forwards: ClassVar[bool] = False
 
     kind: str
 

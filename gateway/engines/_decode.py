@@ -66,6 +66,10 @@ class Decoder:
         told = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         return list(self.tokenizer(told, add_special_tokens=False)["input_ids"])
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of a text to go on with; a beginning mark where the model has one, as vLLM adds it."""
+        return list(self.tokenizer(text)["input_ids"])
+
     def token_bytes(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
         """Each token's bytes; joined they are the UTF-8 text of the whole."""
         if self.tells_tokens_apart:
@@ -223,7 +227,8 @@ def _pick(row: Row, logits: torch.Tensor) -> int:
     if sampling.logit_bias or sampling.presence_penalty or sampling.frequency_penalty:
         scores = logits.clone()
         for token, bias in sampling.logit_bias:
-            scores[token] += bias
+            if token < scores.shape[0]:  # of a token that there is not, nothing can be more likely
+                scores[token] += bias
         if row.tokens:
             used, counts = torch.tensor(row.tokens, device=logits.device).unique(return_counts=True)
             scores[used] -= sampling.presence_penalty + sampling.frequency_penalty * counts

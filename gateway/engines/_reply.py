@@ -17,7 +17,7 @@ import numpy as np
 
 from gateway.engines._compact import Confidence
 from gateway.errors import BadTrace, EngineGarbled
-from gateway.nouns import Ask, Finish, Floats, Source, TokenTrace
+from gateway.nouns import Ability, Ask, Finish, Floats, Source, TokenTrace, ToolCall
 
 FLOOR_NATS = -9999.0  # vLLM sends max(x, -9999.0), because JSON has no infinity
 
@@ -64,8 +64,19 @@ class NamedLogprobs(msgspec.Struct):
     content: list[NamedEntry] | None = None
 
 
+class FunctionCalled(msgspec.Struct):
+    name: str
+    arguments: str = ""
+
+
+class Called(msgspec.Struct):
+    function: FunctionCalled
+    id: str = ""
+
+
 class Message(msgspec.Struct):
-    content: str
+    content: str | None
+    tool_calls: list[Called] | None = None
 
 
 class Usage(msgspec.Struct):
@@ -76,6 +87,7 @@ class Usage(msgspec.Struct):
 class BareChoice(msgspec.Struct):
     message: Message
     finish_reason: str | None = None
+    token_ids: list[int] | None = None
 
 
 class Choice(BareChoice):
@@ -92,6 +104,7 @@ class BareReply(msgspec.Struct):
     choices: list[BareChoice]
     model: str
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class Reply(BareReply):
@@ -120,6 +133,9 @@ class Answered(msgspec.Struct, frozen=True):
     trace: TokenTrace | None
     no_trace: str
     confidence: Confidence | None = None
+    calls: tuple[ToolCall, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 def read(body: bytes, ask: Ask, engine: str) -> Answered:
@@ -131,8 +147,25 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
     entries = getattr(getattr(choice, "logprobs", None), "content", None) or ()
     usage = reply.usage or Usage()
     confidence = getattr(choice, "confidence", None)
-    text, reason = choice.message.content, choice.finish_reason
-    return assemble(text, entries, reason, reply.model, usage, ask, no_trace, engine, confidence)
+    text, reason, calls = choice.message.content, choice.finish_reason, calls_of(choice.message, ask)
+    if text is None and not calls:
+        raise EngineGarbled(engine, "a reply without a text")
+    answered = assemble(text or "", entries, reason, reply.model, usage, ask, no_trace, engine, confidence, calls)
+    return with_ids(answered, reply.prompt_token_ids, choice.token_ids)
+
+
+def calls_of(message: Message, ask: Ask) -> tuple[ToolCall, ...]:
+    """What the model wants called; nobody who brought no tools is told of any."""
+    if Ability.TOOLS not in ask.needs:
+        return ()
+    return tuple(ToolCall(one.id, one.function.name, one.function.arguments) for one in message.tool_calls or ())
+
+
+def with_ids(answered: Answered, prompt: list[int] | None, tokens: list[int] | None) -> Answered:
+    """The same with the token ids, where the server told them."""
+    if prompt is None and tokens is None:
+        return answered
+    return msgspec.structs.replace(answered, prompt_token_ids=tuple(prompt or ()), token_ids=tuple(tokens or ()))
 
 
 def assemble(
@@ -145,19 +178,20 @@ def assemble(
     no_trace: str,
     engine: str,
     confidence: Confidence | None = None,
+    calls: tuple[ToolCall, ...] = (),
 ) -> Answered:
     """From an answer's parts, however they came. no_trace: why its log-probs could not be read, "" when they could."""
     finish = finished(finish_reason, usage, ask, engine)
     trace = None
     if not no_trace:
         try:
-            trace = read_trace(entries, text, finish, ask)
+            trace = part_of_trace(entries, ask) if calls else read_trace(entries, text, finish, ask)
         except BadTrace as error:
             no_trace = str(error)
     if usage.prompt_tokens < 0 or usage.completion_tokens < 0:
         raise EngineGarbled(engine, "a negative number of tokens")
     tokens = usage.completion_tokens or len(entries)
-    return Answered(text, finish, model, usage.prompt_tokens, tokens, trace, no_trace, confidence)
+    return Answered(text, finish, model, usage.prompt_tokens, tokens, trace, no_trace, confidence, calls)
 
 
 def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, str]:

@@ -15,7 +15,7 @@ from gateway.engines import _refusals, _reply
 from gateway.engines._compact import Confidence
 from gateway.engines._reply import Answered, Entry, Logprobs, NamedLogprobs, Usage
 from gateway.errors import BadTrace, EngineDown, EngineError, EngineGarbled
-from gateway.nouns import Ask, Piece, TokenTrace
+from gateway.nouns import Ability, Ask, CallPart, Piece, TokenTrace, ToolCall
 
 MAX_EVENT_BYTES = 2**20  # one token with twenty candidates takes 3 KB
 DONE = b"[DONE]"
@@ -74,8 +74,20 @@ def data(block: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
+class FunctionPart(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CalledPart(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: FunctionPart = msgspec.field(default_factory=FunctionPart)
+
+
 class Delta(msgspec.Struct):
     content: str | None = None
+    tool_calls: list[CalledPart] | None = None
 
 
 class BareChoice(msgspec.Struct):
@@ -125,8 +137,9 @@ class Assembly:
         self._events = Events()
         self._texts: list[str] = []
         self._entries: list[Entry] = []
-        self._told = 0  # texts that pieces have told
-        self._ready = (0, 0)  # texts and entries before the event that ends the answer: which of that one's entries
+        self._calls: list[CallPart] = []
+        self._told = self._told_calls = 0  # texts and parts of calls that pieces have told
+        self._ready = (0, 0, 0)  # texts, entries and calls before the event that ends the answer: which of its entries
         self._model = self._no_trace = ""  # are the text's, and which the end token's, is known when all is there
         self._finish_reason: str | None = None
         self._confidence: Confidence | None = None
@@ -160,16 +173,17 @@ class Assembly:
             self._no_trace,
             self._engine,
             self._confidence,
+            joined(self._calls, self._engine),
         )
         tokens = len(self._entries) if answered.trace is None else answered.trace.chosen.size
-        return answered, self._piece(len(self._texts), tokens)
+        return answered, self._piece(len(self._texts), tokens, len(self._calls))
 
-    def _piece(self, texts: int, tokens: int) -> Piece | None:
-        text = "".join(self._texts[self._told : texts])
-        if not text:
+    def _piece(self, texts: int, tokens: int, calls: int) -> Piece | None:
+        text, parts = "".join(self._texts[self._told : texts]), tuple(self._calls[self._told_calls : calls])
+        if not text and not parts:
             return None
-        self._told = texts
-        return Piece(text, tokens, self._model, self._trace, max(0, self._usage.prompt_tokens))
+        self._told, self._told_calls = texts, calls
+        return Piece(text, tokens, self._model, self._trace, max(0, self._usage.prompt_tokens), parts)
 
     def _trace(self, start: int, stop: int) -> TokenTrace:
         if self._no_trace:
@@ -186,12 +200,14 @@ class Assembly:
                 raise EngineGarbled(self._engine, "a second choice, or more text after the answer's end")
             if choice.delta.content:
                 self._texts.append(choice.delta.content)
+            if choice.delta.tool_calls and Ability.TOOLS in self._ask.needs:
+                self._calls += map(part_of_call, choice.delta.tool_calls)
             logprobs = getattr(choice, "logprobs", None)
             if logprobs is not None and logprobs.content:
                 self._entries += logprobs.content
             self._confidence = getattr(choice, "confidence", None)  # comes with the finish_reason
             if choice.finish_reason is None:
-                self._ready = len(self._texts), len(self._entries)
+                self._ready = len(self._texts), len(self._entries), len(self._calls)
             self._finish_reason = choice.finish_reason
 
     def _decode(self, event: bytes) -> BareChunk:
@@ -211,6 +227,21 @@ class Assembly:
             return msgspec.convert({name: told[name] for name in PARTS if name in told}, BareChunk)
         except (ValueError, TypeError, RecursionError) as error:
             raise EngineGarbled(self._engine, f"no part of a chat completion ({type(error).__name__})") from None
+
+
+def part_of_call(told: CalledPart) -> CallPart:
+    return CallPart(told.index, told.function.arguments or "", told.id or "", told.function.name or "")
+
+
+def joined(parts: list[CallPart], engine: str) -> tuple[ToolCall, ...]:
+    """Whole calls. Raises EngineGarbled for one without a name."""
+    calls: dict[int, ToolCall] = {}
+    for part in parts:
+        known = calls.get(part.index, ToolCall("", "", ""))
+        calls[part.index] = ToolCall(known.id or part.id, known.name + part.name, known.arguments + part.arguments)
+    if not all(call.name for call in calls.values()):
+        raise EngineGarbled(engine, "a tool call without a name")
+    return tuple(calls[index] for index in sorted(calls))
 
 
 def complaint(engine: str, error: bytes) -> EngineError:

@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from gateway import engines
 from gateway.errors import BadTrace, ConfigError, EngineDown, EngineTooSmall
-from gateway.nouns import Ask, Completion, Finish, Hear, Piece, Source, TokenTrace
+from gateway.nouns import Ability, Ask, Completion, Finish, Hear, Piece, Source, TokenTrace
 
 if TYPE_CHECKING:
     from gateway.engines._decode import Batch, Decoder, Row
@@ -36,6 +36,8 @@ HASHED_ENDS = 2**20  # bytes hashed at each end of a weight file too large to re
 
 class Options(engines.Options):
     """A model folder (with config.json), or a name on the hub where the hub can be reached."""
+
+    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.RAW_PROMPT})
 
     kind: Literal["local"] = "local"
     model: str
@@ -152,7 +154,10 @@ class LocalEngine:
     def _prepare(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> _Job:
         from gateway.engines._decode import Row
 
-        prompt = self._decoder.encode([{"role": m.role, "content": m.content} for m in ask.messages])
+        if ask.prompt is not None:
+            prompt = self._decoder.encode_raw(ask.prompt)
+        else:
+            prompt = self._decoder.encode([{"role": m.role, "content": m.content} for m in ask.messages])
         window = self._decoder.window_tokens
         if len(prompt) >= window:
             raise EngineTooSmall(self._name, len(prompt), window)

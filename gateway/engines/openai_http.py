@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import aiohttp
 import msgspec
 from pydantic import Field, StringConstraints, model_validator
 
 from gateway import engines
-from gateway.engines import _compact, _refusals, _reply, _stream
+from gateway.engines import _compact, _refusals, _reply, _stream, _text
 from gateway.engines._replicas import Replica, Replicas
 from gateway.errors import (
     BadTrace,
@@ -24,7 +24,7 @@ from gateway.errors import (
     EngineSlow,
     EngineTooSmall,
 )
-from gateway.nouns import Ask, Completion, Hear, TokenTrace
+from gateway.nouns import GREEDY, Ability, Ask, Completion, Hear, Message, Sampling, TokenTrace
 from gateway.written import SecretReference, read_secret, wrong
 
 MIB = 2**20
@@ -37,6 +37,9 @@ Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")]
 
 class Options(engines.Options):
     """A server, and the name of one model that it serves."""
+
+    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.RAW_PROMPT, Ability.SAMPLER, Ability.WITH_IDS})
+    forwards: ClassVar[bool] = True
 
     kind: Literal["openai_http"]
     url: Url | None = Field(default=None, description="up to and including /v1", examples=["http://127.0.0.1:8001/v1"])
@@ -119,7 +122,9 @@ class OpenAIHttp:
                 raise
             ask = shorter
             raw = await self._post(ask)
-        return self._completion(_reply.read(raw, ask, self.name), ask, loop.time() - began)
+        read = _reply.read if ask.prompt is None else _text.read
+        answered = read(raw, ask, self.name)
+        return self._completion(answered, ask, loop.time() - began)
 
     async def stream(self, ask: Ask, hear: Hear) -> Completion:
         """The same piece by piece. A call that is cancelled, broken or ended by `hear` closes its connection."""
@@ -149,13 +154,16 @@ class OpenAIHttp:
             trace,
             no_trace,
             _reply.clamped_tokens(trace),
+            answered.calls,
+            answered.prompt_token_ids,
+            answered.token_ids,
         )
 
     async def _listen(self, ask: Ask, hear: Hear) -> _reply.Answered:
         """One stream to its end. Raises EngineError leaves, and what `hear` raises."""
         body = request_body(ask, self._options) | streamed(self._options)
-        url = f"{self._base}/chat/completions"
-        assembly = _stream.Assembly(ask, self.name)
+        url = self._url(ask)
+        assembly = _stream.Assembly(ask, self.name) if ask.prompt is None else _text.Assembly(ask, self.name)
         options, now = self._options, asyncio.get_running_loop().time
         limit = asyncio.timeout(options.first_byte_seconds)  # while we wait for the server, never for who hears
         begun = False
@@ -194,7 +202,10 @@ class OpenAIHttp:
         """The body of a 200. Raises EngineError leaves only."""
         body = msgspec.json.encode(request_body(ask, self._options))
         session = self._fresh if ask.fresh else self._pooled
-        return await self._call(session, "POST", f"{self._base}/chat/completions", body)
+        return await self._call(session, "POST", self._url(ask), body)
+
+    def _url(self, ask: Ask) -> str:
+        return f"{self._base}/chat/completions" if ask.prompt is None else f"{self._base}/completions"
 
     async def _call(self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None = None) -> bytes:
         """The body of a 200, whatever is wrong translated into our errors."""
@@ -320,7 +331,6 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
     sampling = ask.sampling
     body: dict[str, Any] = {
         "model": options.model,
-        "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,
@@ -328,9 +338,11 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         "n": 1,
         "stream": False,
     }
-    in_engine = options.confidence == "engine"
+    raw = ask.prompt is not None
+    body |= {"prompt": ask.prompt} if raw else {"messages": [turn(message) for message in ask.messages]}
+    in_engine = options.confidence == "engine" and not raw
     if ask.texts or (ask.evidence and not in_engine):
-        body |= {"logprobs": True, "top_logprobs": ask.top_k}
+        body |= {"logprobs": ask.top_k} if raw else {"logprobs": True, "top_logprobs": ask.top_k}
     if in_engine and _compact.wanted(ask):
         body |= _compact.wish(options.confidence_k)
     if ask.max_tokens is not None:
@@ -341,12 +353,32 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         body["stop"] = list(sampling.stop)
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
-    return body | options.extra_body
+    return body | options.extra_body | vllm_sampler(sampling) | dict(ask.fields)
+
+
+def turn(message: Message) -> dict[str, Any]:
+    """One message as it is sent."""
+    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.calls:
+        told["content"] = message.content or None
+        told["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.calls
+        ]
+    if message.call_id:
+        told["tool_call_id"] = message.call_id
+    return told
+
+
+def vllm_sampler(sampling: Sampling) -> dict[str, Any]:
+    """What other servers may not know, so it is sent only where it was asked for."""
+    names = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
+    return {name: getattr(sampling, name) for name in names if getattr(sampling, name) != getattr(GREEDY, name)}
 
 
 def evidence(answered: _reply.Answered, ask: Ask, options: Options) -> tuple[TokenTrace | None, str]:
     """The trace of an answer, or why there is none. Never one source in another's place: the calibrator is of one."""
-    if options.confidence == "logprobs" or not _compact.wanted(ask):
+    if options.confidence == "logprobs" or ask.prompt is not None or not _compact.wanted(ask):
         return answered.trace, answered.no_trace
     try:
         told = _compact.read(answered.confidence, answered.completion_tokens, options.confidence_k, answered.trace)

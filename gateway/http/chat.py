@@ -1,4 +1,5 @@
-"""POST /v1/chat/completions. A plain ASGI endpoint: a framework's handler costs more than all the rest of it."""
+"""POST /v1/chat/completions and /v1/completions. A plain ASGI endpoint: a framework's handler costs more than all the
+rest of it."""
 
 from __future__ import annotations
 
@@ -35,10 +36,17 @@ SMALL_BYTES = 2**14  # a body that the connection's buffer takes in any case: wh
 
 
 class Chat:
-    """The endpoint over what is live."""
+    """The endpoint over what is live. kind: of its requests.  form: how its answers are written."""
 
-    def __init__(self, live: Live, telemetry: Telemetry, journal: Journal) -> None:
-        self._live, self._telemetry, self._journal = live, telemetry, journal
+    def __init__(
+        self,
+        live: Live,
+        telemetry: Telemetry,
+        journal: Journal,
+        kind: type[wire.Request] = wire.ChatRequest,
+        form: reply.Form = reply.CHAT,
+    ) -> None:
+        self._live, self._telemetry, self._journal, self._kind, self._form = live, telemetry, journal, kind, form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, whatever becomes of it: an answer, an error, or nobody left to tell."""
@@ -120,17 +128,19 @@ class Chat:
         client = held.keyring.who(headers.get("authorization"))
         visit.enter(client)
         body = await limits.read_json(scope, receive, max_bytes=int(server.max_body_mib * 2**20))
-        request = wire.read(body, server)
+        request = wire.read(body, server, self._kind)
         model = overrides.policy_asked(request)
         route = drawn(choose(model, snapshot), route_id)
         client.check(model)
         debug = overrides.debug(request, headers.get("x-route-debug", ""), config)
         deadline = began + overrides.seconds(request, config)
-        ask, ignored = wire.to_ask(request, deadline, pin=server.sampler == "pin")
-        estimate = Estimate.of(sum(len(one.content) for one in ask.messages), ask.max_tokens, request.choices)
-        route = visit.reserve(overrides.apply(route, request, config, estimate), estimate)
+        pin = server.sampler == "pin"
+        ask, ignored = wire.to_ask(request, deadline, pin=pin)
+        estimate = Estimate.of(ask.characters, ask.max_tokens, request.choices)
+        wanted = overrides.apply(route, request, config, estimate, wire.needs(request, pin=pin))
+        route = visit.reserve(wanted, estimate)
         mode = overrides.mode(route, request, config)
-        call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode)
+        call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode, self._form)
         story.asked(client.name, ask, route, mode)
         return Asked(call, replace(ask, decision=route_id), route, partial(seal, held, route_id, client.name))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from gateway.config import Config
 from gateway.http.errors import RequestError
 from gateway.http.quota import Estimate
-from gateway.http.wire import ChatRequest, shown
-from gateway.nouns import Mode, Policy, Tier
+from gateway.http.wire import Request, shown
+from gateway.nouns import HARMLESS, Ability, Mode, Policy, Tier
 from gateway.written import unknown
 
 
-def policy_asked(request: ChatRequest) -> str:
+def policy_asked(request: Request) -> str:
     """The model name, with `route.policy` said the other way. Raises RequestError with 400."""
     policy = request.route.policy if request.route else None
     if policy is None:
@@ -22,7 +23,7 @@ def policy_asked(request: ChatRequest) -> str:
     return f"auto:{policy}"
 
 
-def seconds(request: ChatRequest, config: Config) -> float:
+def seconds(request: Request, config: Config) -> float:
     """How long the request may take. Raises RequestError with 400."""
     most = config.server.request_seconds
     wanted = request.route.deadline_seconds if request.route else None
@@ -33,7 +34,7 @@ def seconds(request: ChatRequest, config: Config) -> float:
     return wanted
 
 
-def debug(request: ChatRequest, header: str, config: Config) -> bool:
+def debug(request: Request, header: str, config: Config) -> bool:
     """Whether the whole route is shown. Raises RequestError with 400 when that is not allowed."""
     by_field, by_header = request.debug, header.lower() in ("true", "1")
     if (by_field or by_header) and not config.overrides.debug:
@@ -41,7 +42,7 @@ def debug(request: ChatRequest, header: str, config: Config) -> bool:
     return by_field or by_header
 
 
-def mode(route: Policy, request: ChatRequest, config: Config) -> Mode:
+def mode(route: Policy, request: Request, config: Config) -> Mode:
     """How the request's stream comes about. Raises RequestError with 400 where nothing could decide on a prefix."""
     found = request.mode(route.stream_mode)
     can = {tier.name for tier in config.tiers if tier.prefix_calibrator is not None}
@@ -51,11 +52,14 @@ def mode(route: Policy, request: ChatRequest, config: Config) -> Mode:
     return found
 
 
-def apply(route: Policy, request: ChatRequest, config: Config, estimate: Estimate) -> Policy:
-    """The route as the request wants it. Raises RequestError with 400 and the field that is out of its bounds."""
+def apply(route: Policy, request: Request, config: Config, estimate: Estimate, needs: Mapping[Ability, str]) -> Policy:
+    """The route as the request wants it. Raises RequestError with 400 and the field that is out of its bounds.
+
+    needs: what tiers must be able to do, each with the field that says so.
+    """
     asked = request.route
     if asked is None:
-        return route
+        return able(route, needs)
     allowed = config.overrides
     if route.bypass and (asked.threshold is not None or asked.max_tier is not None):
         name = "threshold" if asked.threshold is not None else "max_tier"
@@ -73,11 +77,30 @@ def apply(route: Policy, request: ChatRequest, config: Config, estimate: Estimat
             told = unknown("tier", shown(asked.max_tier), names)
             raise RequestError(400, f"route.max_tier: there is {told}.", param="route.max_tier")
         route = with_tiers(route, route.tiers[: names[asked.max_tier] + 1])
+    route = able(route, needs)
     if asked.budget_usd is not None:
         if not allowed.budget:
             raise bound("budget_usd", None)
         route = within(route, asked.budget_usd, estimate)
     return route
+
+
+def able(route: Policy, needs: Mapping[Ability, str]) -> Policy:
+    """The tiers that can do what is needed. Raises RequestError with 400 when none can.
+
+    A tier whose calibrator was not fitted for it could not be accepted, so it is not asked unless it is the last one.
+    """
+    if not needs:
+        return route
+    can = [tier for tier in route.tiers if needs.keys() <= tier.abilities]
+    if not can:
+        together = {ability for tier in route.tiers for ability in tier.abilities}
+        field = next((field for ability, field in needs.items() if ability not in together), [*needs.values()][-1])
+        told = f"{field} is not supported by {'this model' if len(route.tiers) == 1 else 'any model of this policy'}."
+        raise RequestError(400, told, param=field, code="unsupported_parameter")
+    judged = needs.keys() - HARMLESS
+    kept = [*(tier for tier in can[:-1] if judged <= tier.fitted_for), can[-1]]
+    return route if len(kept) == len(route.tiers) else with_tiers(route, kept)
 
 
 def within(route: Policy, usd: float, estimate: Estimate) -> Policy:

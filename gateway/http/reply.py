@@ -7,12 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from gateway.http.wire import ChatRequest
-from gateway.nouns import Answer, Completion, Hop, Mode, Opening, TokenTrace
+from gateway.http.wire import Request
+from gateway.nouns import Answer, CallPart, Completion, Hop, Mode, Opening, TokenTrace, ToolCall
 
 SCHEMA = "1"  # of the x-route-* headers
 PLAIN = re.compile(r"[^A-Za-z0-9._:@/ -]")
@@ -20,48 +20,129 @@ PLAIN = re.compile(r"[^A-Za-z0-9._:@/ -]")
 Json = dict[str, Any]
 
 
+class Form(Protocol):
+    """How answers are written at one endpoint. prefix: of their ids.  whole, part: what `object` says."""
+
+    @property
+    def prefix(self) -> str: ...
+
+    @property
+    def whole(self) -> str: ...
+
+    @property
+    def part(self) -> str: ...
+
+    def choice(self, number: int, completion: Completion, request: Request) -> Json:
+        """One choice of a whole answer."""
+        ...
+
+    def first(self, number: int) -> Json | None:
+        """What a choice's stream begins with."""
+        ...
+
+    def delta(self, number: int, text: str, logprobs: Any = None, calls: Sequence[CallPart] = ()) -> Json:
+        """What a piece adds to a choice."""
+        ...
+
+    def last(self, number: int, finish: Any) -> Json:
+        """What a choice's stream ends with."""
+        ...
+
+    def logprobs(self, told: list[Json] | None, offset: int = 0) -> Json:
+        """Log-probs of a run of tokens, which begins so many characters into the answer."""
+        ...
+
+
+class ChatForm:
+    """Chat completions."""
+
+    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, number: int, completion: Completion, request: Request) -> Json:
+        message: Json = {"role": "assistant", "content": completion.text, "refusal": None}
+        if completion.calls:
+            message |= {"content": completion.text or None, "tool_calls": [called(call) for call in completion.calls]}
+        return {
+            "index": number,
+            "message": message,
+            "logprobs": self.logprobs(entries(completion.trace, request)) if asked(request) else None,
+            "finish_reason": completion.finish,
+        }
+
+    def first(self, number: int) -> Json:
+        return self._delta(number, {"role": "assistant", "content": "", "refusal": None})
+
+    def delta(self, number: int, text: str, logprobs: Any = None, calls: Sequence[CallPart] = ()) -> Json:
+        told: Json = {"content": text} if text or not calls else {}
+        if calls:
+            told["tool_calls"] = [call_part(part) for part in calls]
+        return self._delta(number, told, logprobs)
+
+    def last(self, number: int, finish: Any) -> Json:
+        return self._delta(number, {}, finish=finish)
+
+    def logprobs(self, told: list[Json] | None, offset: int = 0) -> Json:  # noqa: ARG002  the older form tells it
+        return {"content": told, "refusal": None}
+
+    def _delta(self, number: int, told: Json, logprobs: Any = None, finish: Any = None) -> Json:
+        return {"index": number, "delta": told, "logprobs": logprobs, "finish_reason": finish}
+
+
+CHAT = ChatForm()
+
+
+def called(call: ToolCall) -> Json:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def call_part(part: CallPart) -> Json:
+    """Of a call: its name once, then its arguments."""
+    if not part.name:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    return {"index": part.index} | called(ToolCall(part.id, part.name, part.arguments))
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The facts of one HTTP request. route_id: names the decision.  created: Unix time, s.  ignored: field names.
-    mode: how a stream comes about."""
+    mode: how a stream comes about.  form: how the answer is written."""
 
-    request: ChatRequest
+    request: Request
     route_id: str
     created: int
     debug: bool = False
     ignored: tuple[str, ...] = ()
     mode: Mode = Mode.BUFFER
+    form: Form = CHAT
 
 
 def whole(answer: Answer, call: Call) -> bytes:
     """The body of a whole answer."""
     hops = (answer.served, *answer.siblings)
     told: Json = {
-        "id": f"chatcmpl-{call.route_id}",
-        "object": "chat.completion",
+        "id": f"{call.form.prefix}-{call.route_id}",
+        "object": call.form.whole,
         "created": call.created,
         "model": answer.completion.model,
-        "choices": [choice(number, answered(hop), call.request) for number, hop in enumerate(hops)],
+        "choices": [choice(number, answered(hop), call) for number, hop in enumerate(hops)],
         "usage": usage(answer),
         "system_fingerprint": system_fingerprint(answer.opening),
     }
+    if call.request.return_token_ids:
+        told["prompt_token_ids"] = answer.completion.prompt_token_ids
     if call.debug:
         told["route"] = route(answer, call)
     return msgspec.json.encode(told)
 
 
-def choice(number: int, completion: Completion, request: ChatRequest) -> Json:
-    return {
-        "index": number,
-        "message": {"role": "assistant", "content": completion.text, "refusal": None},
-        "logprobs": {"content": entries(completion.trace, request), "refusal": None} if asked(request) else None,
-        "finish_reason": completion.finish,
-    }
+def choice(number: int, completion: Completion, call: Call) -> Json:
+    told = call.form.choice(number, completion, call.request)
+    return told | {"token_ids": completion.token_ids} if call.request.return_token_ids else told
 
 
-def asked(request: ChatRequest) -> bool:
+def asked(request: Request) -> bool:
     """Whether the client wants log-probs. Ours are never shown to one who does not."""
-    return bool(request.logprobs)
+    return request.wants_logprobs
 
 
 class Spoken(msgspec.Struct):
@@ -76,11 +157,11 @@ class Entry(Spoken):
     top_logprobs: list[Spoken]
 
 
-def entries(trace: TokenTrace | None, request: ChatRequest, span: slice = slice(None)) -> list[Entry] | None:
+def entries(trace: TokenTrace | None, request: Request, span: slice = slice(None)) -> list[Entry] | None:
     """Log-probs of a run of tokens; None where the engine did not tell them together with the tokens' texts."""
     if trace is None or not trace.tokens:
         return None
-    tokens, chosen, wanted = trace.tokens[span], trace.chosen[span].tolist(), request.top_logprobs or 0
+    tokens, chosen, wanted = trace.tokens[span], trace.chosen[span].tolist(), request.candidates
     if not (wanted and trace.candidates and trace.top is not None):
         return [entry(text, nats, []) for text, nats in zip(tokens, chosen, strict=True)]
     top = trace.top[span, :wanted].tolist()

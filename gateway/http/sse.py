@@ -10,17 +10,15 @@ import codecs
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import msgspec
 
 from gateway.errors import BadTrace, ClientGone
 from gateway.http import reply
 from gateway.http.reply import Call, Json
-from gateway.nouns import Answer, Completion, Opening, Piece
+from gateway.nouns import Answer, CallPart, Completion, Opening, Piece
 
 HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-ROLE = {"role": "assistant", "content": "", "refusal": None}
 KEEP_ALIVE = b": keep-alive\n\n"
 TIMER_SECONDS = 0.01  # by which a loop's timer may be early: uvloop's count in milliseconds
 DONE = b"data: [DONE]\n\n"
@@ -58,8 +56,8 @@ def chunks(answer: Answer, call: Call) -> Iterator[Json]:
 def frame_of(opening: Opening, call: Call) -> Json:
     """What all chunks of a stream have in common."""
     return {
-        "id": f"chatcmpl-{call.route_id}",
-        "object": "chat.completion.chunk",
+        "id": f"{call.form.prefix}-{call.route_id}",
+        "object": call.form.part,
         "created": call.created,
         "model": opening.model,
         "system_fingerprint": reply.system_fingerprint(opening),
@@ -77,17 +75,19 @@ def tail(frame: Json, answer: Answer, call: Call) -> Iterator[Json]:
 
 def deltas(number: int, completion: Completion, call: Call) -> Iterator[Json]:
     """One choice, piece by piece."""
-    yield delta(number, ROLE)
+    form, wanted = call.form, reply.asked(call.request)
+    first, offset = form.first(number), 0
+    if first is not None:
+        yield first
     for text, span in pieces(completion):
-        logprobs = None
-        if reply.asked(call.request):
-            logprobs = {"content": reply.entries(completion.trace, call.request, span), "refusal": None}
-        yield delta(number, {"content": text}, logprobs)
-    yield delta(number, {}, finish=completion.finish)
-
-
-def delta(number: int, told: Json, logprobs: Json | str | None = None, finish: Any = None) -> Json:
-    return {"index": number, "delta": told, "logprobs": logprobs, "finish_reason": finish}
+        told = form.logprobs(reply.entries(completion.trace, call.request, span), offset) if wanted else None
+        yield form.delta(number, text, told)
+        offset += len(text)
+    for place, one in enumerate(completion.calls):
+        # no token can be placed in the text then, so all are told beside the first call
+        told = form.logprobs(reply.entries(completion.trace, call.request)) if wanted and not place else None
+        yield form.delta(number, "", told, [CallPart(place, one.arguments, one.id, one.name)])
+    yield form.last(number, completion.finish)
 
 
 def pieces(completion: Completion) -> Iterable[tuple[str, slice]]:
@@ -129,7 +129,7 @@ class Passing:
         self._silence_seconds = silence_seconds
         self._frame: Json = {}
         self._parts = (b"", b"", b"")  # of a chunk: before its text, between it and its log-probs, behind them
-        self._shown = 0  # tokens that were passed on
+        self._shown = self._characters = 0  # tokens and characters that were passed on
         self._silent_since = math.inf
         self.begun = False
 
@@ -137,19 +137,25 @@ class Passing:
         """Headers, and the role."""
         self._call = self._named(opening)
         self._frame = frame_of(opening, self._call) | {"choices": []} | self._counted
-        text, logprobs = "\0text", "\0logprobs"
-        pattern = event(self._chunk(delta(0, {"content": text}, logprobs)))
+        form, text, logprobs = self._call.form, "\0text", "\0logprobs"
+        pattern = event(self._chunk(form.delta(0, text, logprobs)))
         before, rest = pattern.split(msgspec.json.encode(text))
         between, behind = rest.split(msgspec.json.encode(logprobs))
         self._parts = before, between, behind
         self.begun = True
         await self._taken(self._start(reply.headers(opening, self._call) | HEADERS))
-        await self._out(event(self._chunk(delta(0, ROLE))))
+        first = form.first(0)
+        if first is not None:
+            await self._out(event(self._chunk(first)))
 
     async def hear(self, piece: Piece) -> None:
         """One piece as one chunk, the log-probs of its tokens with it where they were asked for."""
         before, between, behind = self._parts
         logprobs = self._logprobs(piece) if reply.asked(self._call.request) else None
+        self._characters += len(piece.text)
+        if piece.calls:
+            await self._out(event(self._chunk(self._call.form.delta(0, piece.text, logprobs, piece.calls))))
+            return
         await self._out(
             b"".join((before, msgspec.json.encode(piece.text), between, msgspec.json.encode(logprobs), behind))
         )
@@ -157,7 +163,7 @@ class Passing:
     async def end(self, answer: Answer) -> None:
         """What follows the text."""
         frame = {name: told for name, told in self._frame.items() if name not in ("choices", "usage")}
-        last = [self._chunk(delta(0, {}, finish=answer.completion.finish))]
+        last = [self._chunk(self._call.form.last(0, answer.completion.finish))]
         last += [msgspec.json.encode(chunk) for chunk in tail(frame, answer, self._call)]
         await self._out(b"".join(map(event, last)) + DONE)
 
@@ -186,7 +192,7 @@ class Passing:
             found = reply.entries(piece.trace(start, piece.tokens), self._call.request)
         except BadTrace:
             found = None
-        return {"content": found, "refusal": None}
+        return self._call.form.logprobs(found, self._characters)
 
     async def _out(self, told: bytes) -> None:
         self._silent_since = math.inf  # while the client takes it, it is he who is slow

@@ -1,36 +1,34 @@
-"""What a client may send, field by field, and the Ask it becomes. Nothing is passed on that is not listed here."""
+"""What a client may send, field by field, and the Ask it becomes. Nothing is passed on that is not listed here.
+
+The fields of chat completions are here, and those that OpenAI's older completions share with them (`Request`).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from gateway.config import Server
 from gateway.http.errors import RequestError
-from gateway.nouns import GREEDY, Ask, Message, Mode, Sampling
+from gateway.nouns import GREEDY, Ability, Ask, Message, Mode, Sampling, ToolCall
 
-SAMPLER_FIELDS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias")
+VLLM_SAMPLER = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
+SAMPLER_FIELDS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", *VLLM_SAMPLER)
 
 # Never taken: each would let a client run code, reach an address or read memory on the model server.
 REFUSED = frozenset(
     {"chat_template", "prompt_logprobs", "kv_transfer_params", "session_id", "prompt_embeds", "mm_processor_kwargs"}
 )
 
-# Taken with these harmless values only, until a tier can say that it supports more.
-UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
-    "reasoning_effort": ("none",),
-}
+# What tools were called before they were called tools; taken with these harmless values only.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {"functions": ([],), "function_call": ("none", "auto")}
 
 Text = Annotated[str, Field(max_length=16 * 2**20)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SIGNED_64 = 2**63
 
 
@@ -57,17 +55,132 @@ StopStrings = Annotated[
 ]
 
 
-class ChatMessage(BaseModel):
-    """One turn."""
+class Listed(BaseModel):
+    """An object of a request of which the listed fields are read and passed on."""
 
     model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
 
+
+class FunctionCall(Listed):
+    """arguments: as the model wrote them."""
+
+    name: FunctionName
+    arguments: Text
+
+
+class CallMade(Listed):
+    """A tool call of an earlier answer."""
+
+    id: str = Field(max_length=256)
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(Listed):
+    """One turn."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
+    content: Content | None = Field(default=None, description="null only beside tool_calls")
+    tool_calls: list[CallMade] | None = Field(default=None, max_length=128, description="of an assistant")
+    tool_call_id: str | None = Field(default=None, max_length=256, description="of a tool: the call that it answers")
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
+
+    @property
+    def turn(self) -> Message:
+        calls = [ToolCall(one.id, one.function.name, one.function.arguments) for one in self.tool_calls or ()]
+        return Message(self.role, self.text, tuple(calls), self.tool_call_id or "")
+
+
+class Function(Listed):
+    """parameters: a JSON schema."""
+
+    name: FunctionName
+    description: str | None = Field(default=None, max_length=65536)
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Listed):
+    """Something that the model may want called."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionChosen(Listed):
+    """Which one."""
+
+    name: FunctionName
+
+
+class ToolChosen(Listed):
+    """The one tool to be called."""
+
+    type: Literal["function"]
+    function: FunctionChosen
+
+
+class JsonSchema(Listed):
+    """What an answer has to look like."""
+
+    name: FunctionName
+    description: str | None = Field(default=None, max_length=65536)
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class PlainFormat(Listed):
+    """Any text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Listed):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+def format_kind(told: object) -> str:
+    """What a response format is, as sent or as read."""
+    kind = told.get("type") if isinstance(told, dict) else getattr(told, "type", None)
+    return "<schema>" if kind == "json_schema" else "<plain>"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<string>")] | Annotated[ToolChosen, Tag("<object>")],
+    Discriminator(lambda told: "<string>" if isinstance(told, str) else "<object>"),
+]
+ResponseFormat = Annotated[
+    Annotated[PlainFormat, Tag("<plain>")] | Annotated[SchemaFormat, Tag("<schema>")], Discriminator(format_kind)
+]
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's. One of these."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    json_: dict[str, Any] | None = Field(default=None, alias="json")
+    regex: str | None = Field(default=None, min_length=1, max_length=65536)
+    choice: list[Text] | None = Field(default=None, min_length=1, max_length=1024)
+    grammar: str | None = Field(default=None, min_length=1, max_length=65536)
+    json_object: Literal[True] | None = None
+
+
+class ChatTemplateKwargs(BaseModel):
+    """What may be said to a chat template: no names of templates, nothing that it could not be asked for otherwise."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
 
 
 class StreamOptions(BaseModel):
@@ -92,15 +205,13 @@ class RouteOptions(BaseModel):
     deadline_seconds: float | None = Field(default=None, gt=0)
 
 
-class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions. A field that is null counts as absent."""
+class Request(BaseModel):
+    """The fields of every request for an answer. A field that is null counts as absent."""
 
     model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
 
     model: str = Field(min_length=1, max_length=256, description="auto, auto:<policy>, or a tier's name")
-    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**20)
-    max_tokens: int | None = Field(default=None, ge=1, le=2**20, description="max_completion_tokens wins")
+    max_tokens: int | None = Field(default=None, ge=1, le=2**20)
     temperature: float | None = Field(default=None, ge=0, le=2, description="absent: greedy, unlike OpenAI")
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-SIGNED_64, lt=SIGNED_64)
@@ -109,13 +220,21 @@ class ChatRequest(BaseModel):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=1024)
     n: int | None = Field(default=None, ge=1, le=128)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=512)
     metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(default=None, max_length=16)
     route: RouteOptions | None = None
+
+    top_k: int | None = Field(default=None, ge=-1, le=2**20, description="vLLM's; -1 and 0 for all")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="vLLM's")
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2, description="vLLM's")
+    stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(
+        default=None, max_length=64, description="vLLM's"
+    )
+    ignore_eos: bool | None = Field(default=None, description="vLLM's")
+    min_tokens: int | None = Field(default=None, ge=0, le=2**20, description="vLLM's")
+    return_token_ids: bool | None = Field(default=None, description="vLLM's; whole answers only")
 
     @property
     def choices(self) -> int:
@@ -141,14 +260,132 @@ class ChatRequest(BaseModel):
         extra = self.model_extra or {}
         return sorted(name for name in extra if extra[name] is not None and name not in UNSUPPORTED)
 
+    def check(self, server: Server) -> None:
+        """Rules about more than one field. Raises RequestError."""
+        if self.stream_options is not None and not self.stream:
+            raise RequestError(400, "stream_options needs stream: true.", param="stream_options")
+        if self.choices > server.max_choices:
+            raise RequestError(400, f"n may be at most {server.max_choices} here.", param="n")
+        if self.return_token_ids and self.stream:
+            raise RequestError(400, "return_token_ids needs a whole answer, not a stream.", param="return_token_ids")
+        if self.min_tokens and self.tokens_wanted is not None and self.min_tokens > self.tokens_wanted:
+            raise RequestError(400, "min_tokens may not exceed the most tokens wanted.", param="min_tokens")
 
-def read(body: bytes, server: Server) -> ChatRequest:
+    @property
+    def tokens_wanted(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Ours are never shown to one who does not."""
+        raise NotImplementedError
+
+    @property
+    def candidates(self) -> int:
+        """How many likely tokens the client wants to see at each place."""
+        raise NotImplementedError
+
+    @property
+    def asked(self) -> tuple[tuple[Message, ...], str | None]:
+        """Messages, or a raw prompt."""
+        raise NotImplementedError
+
+    def needs(self) -> dict[Ability, str]:
+        """What a tier must be able to do, each with the field that says so."""
+        told: dict[Ability, str] = {}
+        vllm = [name for name in VLLM_SAMPLER if getattr(self, name) is not None]
+        if vllm:
+            told[Ability.SAMPLER] = vllm[0]
+        if self.return_token_ids:
+            told[Ability.WITH_IDS] = "return_token_ids"
+        return told
+
+    def fields_passed_on(self) -> dict[str, Any]:
+        """What a server gets as it is, once it is known that its tier takes it."""
+        return {"return_token_ids": True} if self.return_token_ids else {}
+
+
+class ChatRequest(Request):
+    """The body of POST /v1/chat/completions. A field that is null counts as absent."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**20, description="wins over max_tokens")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    structured_outputs: StructuredOutputs | None = Field(default=None, description="vLLM's")
+    chat_template_kwargs: ChatTemplateKwargs | None = Field(default=None, description="vLLM's")
+
+    @property
+    def tokens_wanted(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.logprobs)
+
+    @property
+    def candidates(self) -> int:
+        return self.top_logprobs or 0
+
+    @property
+    def asked(self) -> tuple[tuple[Message, ...], str | None]:
+        return tuple(message.turn for message in self.messages), None
+
+    def check(self, server: Server) -> None:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise RequestError(400, "tool_choice needs tools.", param="tool_choice")
+        if self.structured_outputs is not None and len(self.structured_outputs.model_fields_set) != 1:
+            raise RequestError(400, "structured_outputs needs exactly one of its fields.", param="structured_outputs")
+        for place, message in enumerate(self.messages):
+            if message.content is None and not (message.role == "assistant" and message.tool_calls):
+                param = f"messages.{place}.content"
+                raise RequestError(400, f"{param}: Field required.", param=param)
+            if message.tool_calls and message.role != "assistant":
+                param = f"messages.{place}.tool_calls"
+                raise RequestError(400, f"{param}: only an assistant calls tools.", param=param)
+            if (message.role == "tool") != (message.tool_call_id is not None):
+                param = f"messages.{place}.tool_call_id"
+                raise RequestError(400, f"{param}: messages of the role tool have one, no others.", param=param)
+        super().check(server)
+
+    def needs(self) -> dict[Ability, str]:
+        told = super().needs()
+        talks = (place for place, one in enumerate(self.messages) if one.role == "tool" or one.tool_calls)
+        first = next(talks, None)
+        if self.tools or first is not None:
+            told[Ability.TOOLS] = "tools" if self.tools else f"messages.{first}"
+        if self.response_format is not None and self.response_format.type != "text":
+            told[Ability.RESPONSE_FORMAT] = "response_format"
+        for ability in (Ability.REASONING_EFFORT, Ability.STRUCTURED_OUTPUTS, Ability.CHAT_TEMPLATE_KWARGS):
+            if getattr(self, ability) is not None:
+                told[ability] = str(ability)
+        return told
+
+    def fields_passed_on(self) -> dict[str, Any]:
+        names = [str(ability) for ability in self.needs() if ability in type(self).model_fields]
+        if self.tools:
+            names += [name for name in ("tool_choice", "parallel_tool_calls") if getattr(self, name) is not None]
+        told = self.model_dump(include=set(names), exclude_none=True, by_alias=True)
+        return super().fields_passed_on() | told
+
+
+Kind = TypeVar("Kind", bound=Request)
+
+
+def read(body: bytes, server: Server, kind: type[Kind]) -> Kind:
     """Raises RequestError with 400 and the field at fault."""
     try:
-        request = ChatRequest.model_validate_json(body)
+        request = kind.model_validate_json(body)
     except ValidationError as error:
         raise mistake(error) from None
-    check_together(request, server)
+    request.check(server)
     check_extra(request.model_extra or {})
     if server.strict_fields and request.unknown:
         name = request.unknown[0]
@@ -171,18 +408,8 @@ def shown(name: str) -> str:
     return "".join(c if c.isprintable() and c.isascii() else "?" for c in name[:80])
 
 
-def check_together(request: ChatRequest, server: Server) -> None:
-    """Rules about more than one field."""
-    if request.top_logprobs is not None and not request.logprobs:
-        raise RequestError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
-    if request.stream_options is not None and not request.stream:
-        raise RequestError(400, "stream_options needs stream: true.", param="stream_options")
-    if request.choices > server.max_choices:
-        raise RequestError(400, f"n may be at most {server.max_choices} here.", param="n")
-
-
 def check_extra(extra: dict[str, Any]) -> None:
-    """Fields that would change the answer, which no tier supports yet, are refused rather than ignored."""
+    """Fields that would change the answer, which no tier supports, are refused rather than ignored."""
     for name, value in extra.items():
         if value is None:
             continue
@@ -190,7 +417,7 @@ def check_extra(extra: dict[str, Any]) -> None:
             raise RequestError(400, f"{name} is not supported.", param=name, code="unsupported_parameter")
 
 
-def to_ask(request: ChatRequest, deadline: float, *, pin: bool) -> tuple[Ask, list[str]]:
+def to_ask(request: Request, deadline: float, *, pin: bool) -> tuple[Ask, list[str]]:
     """The ask, and the fields of the request that were ignored.
 
     deadline: seconds on the loop's clock.  pin: keep to the calibrators' sampler whatever the client says.
@@ -198,29 +425,51 @@ def to_ask(request: ChatRequest, deadline: float, *, pin: bool) -> tuple[Ask, li
     ignored = request.unknown
     if pin:
         ignored = sorted({*ignored, *(name for name in SAMPLER_FIELDS if getattr(request, name) is not None)})
+    messages, prompt = request.asked
     ask = Ask(
-        messages=tuple(Message(message.role, message.text) for message in request.messages),
+        messages=messages,
         deadline=deadline,
-        max_tokens=request.max_completion_tokens or request.max_tokens,
+        max_tokens=request.tokens_wanted,
         sampling=sampling(request, pin=pin),
-        top_k=request.top_logprobs or 0,
-        texts=bool(request.logprobs),
+        top_k=request.candidates,
+        texts=request.wants_logprobs,
+        prompt=prompt,
+        needs=frozenset(needs(request, pin=pin)),
+        fields=request.fields_passed_on(),
     )
     return ask, ignored
 
 
-def sampling(request: ChatRequest, *, pin: bool) -> Sampling:
+def needs(request: Request, *, pin: bool) -> Mapping[Ability, str]:
+    """What a tier must be able to do for the request, each with the field that says so."""
+    told = request.needs()
+    if pin:
+        told.pop(Ability.SAMPLER, None)
+    return told
+
+
+def sampling(request: Request, *, pin: bool) -> Sampling:
     """What was asked for; what was not is as the calibrators had it."""
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if pin:
         return Sampling(seed=request.seed, stop=stop)
     bias = tuple(sorted((int(token), value) for token, value in (request.logit_bias or {}).items()))
     return Sampling(
-        temperature=GREEDY.temperature if request.temperature is None else request.temperature,
-        top_p=GREEDY.top_p if request.top_p is None else request.top_p,
+        temperature=or_else(request.temperature, GREEDY.temperature),
+        top_p=or_else(request.top_p, GREEDY.top_p),
         seed=request.seed,
         stop=stop,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=bias,
+        top_k=max(0, request.top_k or 0),
+        min_p=request.min_p or 0.0,
+        repetition_penalty=or_else(request.repetition_penalty, GREEDY.repetition_penalty),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
+        min_tokens=request.min_tokens or 0,
     )
+
+
+def or_else(said: float | None, unsaid: float) -> float:
+    return unsaid if said is None else said

@@ -47,6 +47,7 @@ class Seen:
 class Plan:
     """What one request gets. times: how often the same request meets the fault, before all is well; None: always.
     pause: before every event of a stream but the first, s.  repeat: how often the text is said.
+    calls: instead of the text, functions to be called, [name, arguments] each, if the request brought tools.
     """
 
     fault: str = ""
@@ -56,6 +57,7 @@ class Plan:
     pause: float = 0.0
     repeat: int = 1
     times: int | None = None
+    calls: list[list[str]] = field(default_factory=list)
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Upstream:
 
     def asked(self, model: str) -> list[Seen]:
         """The questions that reached one model."""
-        return [seen for seen in self.seen if seen.path.endswith("/chat/completions") and seen.model == model]
+        return [seen for seen in self.seen if seen.path.endswith("/completions") and seen.model == model]
 
     def __enter__(self) -> Upstream:
         started = threading.Event()
@@ -182,7 +184,7 @@ async def send_whole(writer: asyncio.StreamWriter, body: dict[str, Any], plan: P
 
 
 def plan_of(body: dict[str, Any]) -> Plan:
-    text = body["messages"][-1]["content"]
+    text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
     try:
         told = json.loads(text)
         plan = Plan(**told.get(body["model"], {}))
@@ -196,7 +198,12 @@ def completion(body: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """What vLLM would say: log-probs with the end token last, candidates with the chosen token among them."""
     tokens = [*split(plan.text), END]
     told = tokens if body.get("logprobs") else []
+    if "prompt" in body:
+        return text_completion(body, plan, tokens)
     entries = [spoken(token, plan.nats, body.get("top_logprobs", 0)) for token in told]
+    message: dict[str, Any] = {"role": "assistant", "content": plan.text}
+    if body.get("tools") and plan.calls:
+        message |= {"content": None, "tool_calls": called(plan)}
     return {
         "id": "chatcmpl-upstream",
         "object": "chat.completion",
@@ -205,12 +212,36 @@ def completion(body: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": plan.text},
+                "message": message,
                 "logprobs": {"content": entries} if body.get("logprobs") else None,
-                "finish_reason": "stop",
+                "finish_reason": "tool_calls" if message["content"] is None else "stop",
                 "stop_reason": None,
+                **({"token_ids": [ord(token[-1]) for token in tokens]} if body.get("return_token_ids") else {}),
             }
         ],
+        "usage": {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 7 + len(tokens)},
+        **({"prompt_token_ids": [1, 2, 3]} if body.get("return_token_ids") else {}),
+    }
+
+
+def called(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {"id": f"call-{place}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for place, (name, arguments) in enumerate(plan.calls)
+    ]
+
+
+def text_completion(body: dict[str, Any], plan: Plan, tokens: list[str]) -> dict[str, Any]:
+    """The older form: log-probs in parallel lists, the candidates of a token as an object."""
+    k = body.get("logprobs")
+    tops = [{f"{token}{rank or ''}": plan.nats - rank for rank in range(k)} for token in tokens] if k else None
+    told = {"tokens": tokens, "token_logprobs": [plan.nats] * len(tokens), "top_logprobs": tops, "text_offset": []}
+    return {
+        "id": "cmpl-upstream",
+        "object": "text_completion",
+        "created": 1,
+        "model": body["model"],
+        "choices": [{"index": 0, "text": plan.text, "logprobs": None if k is None else told, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 7 + len(tokens)},
     }
 
@@ -281,14 +312,24 @@ def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
     if plan.fault in EDIT:
         EDIT[plan.fault](told)
     [choice], usage, model = told["choices"], told["usage"], told["model"]
+    if "prompt" in body:
+        yield from text_events(told, body)
+        return
     entries = (choice["logprobs"] or {}).get("content") or []
-    words = split(choice["message"]["content"])
+    words = split(choice["message"]["content"] or "")
     yield json.dumps(chunk(model, {"role": "assistant", "content": ""})).encode()
     for place, word in enumerate(words):
         said = chunk(model, {"content": word}, entries[place : place + 1])
         if body.get("stream_options", {}).get("continuous_usage_stats"):
             said["usage"] = {**usage, "completion_tokens": place + 1}
         yield json.dumps(said).encode()
+    for place, call in enumerate(choice["message"].get("tool_calls", ())):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        for part in (
+            {**call, "function": {"name": name, "arguments": ""}},
+            *({"function": {"arguments": letter}} for letter in arguments),
+        ):
+            yield json.dumps(chunk(model, {"tool_calls": [{"index": place, **part}]})).encode()
     if plan.fault != "no_finish_reason":
         yield json.dumps(
             chunk(model, {"content": ""}, entries[len(words) :], choice["finish_reason"] or "stop")
@@ -298,6 +339,25 @@ def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
     yield b"[DONE]"
     if plan.fault == "text_after_done":
         yield json.dumps(chunk(model, {"content": "never"})).encode()
+
+
+def text_events(told: dict[str, Any], body: dict[str, Any]) -> Iterator[bytes]:
+    """A token each, then the end token's with the finish_reason."""
+    [choice], frame = told["choices"], {name: told[name] for name in ("id", "object", "created", "model")}
+    logprobs = choice["logprobs"]
+    words = [*split(choice["text"]), ""]
+    for place, word in enumerate(words):
+        mine = (
+            {name: (values or [None] * len(words))[place : place + 1] for name, values in logprobs.items()}
+            if logprobs
+            else None
+        )
+        last = place == len(words) - 1
+        one = {"index": 0, "text": word, "logprobs": mine, "finish_reason": choice["finish_reason"] if last else None}
+        yield json.dumps({**frame, "choices": [one]}).encode()
+    if body.get("stream_options", {}).get("include_usage"):
+        yield json.dumps({**frame, "choices": [], "usage": told["usage"]}).encode()
+    yield b"[DONE]"
 
 
 def chunk(

@@ -17,7 +17,7 @@ SMALL = {"model": "auto", "messages": [{"role": "user", "content": "x"}]}
 
 
 def read(**fields: object) -> wire.ChatRequest:
-    return wire.read(json.dumps(SMALL | fields).encode(), Server())
+    return wire.read(json.dumps(SMALL | fields).encode(), Server(), wire.ChatRequest)
 
 
 def test_nothing_said_about_the_sampler_means_the_calibrators_own() -> None:
@@ -45,12 +45,12 @@ def test_parts_of_a_message_are_joined() -> None:
 def test_strict_fields_refuse_what_is_unknown() -> None:
     body = json.dumps(SMALL | {"best_of": 3}).encode()
     with pytest.raises(RequestError, match="best_of"):
-        wire.read(body, Server(strict_fields=True))
+        wire.read(body, Server(strict_fields=True), wire.ChatRequest)
 
 
 def test_a_clients_words_come_back_short_and_printable() -> None:
     with pytest.raises(RequestError) as caught:
-        wire.read(json.dumps(SMALL | {"x\r\ny" + "z" * 500: 1}).encode(), Server(strict_fields=True))
+        wire.read(json.dumps(SMALL | {"x\r\ny" + "z" * 500: 1}).encode(), Server(strict_fields=True), wire.ChatRequest)
     assert "\r" not in str(caught.value)
     assert len(str(caught.value)) < 200
 
@@ -77,4 +77,4 @@ def test_no_field_makes_anything_but_an_ask_or_a_400(fields: dict[str, object]) 
 @given(st.binary(max_size=64))
 def test_no_bytes_make_anything_but_a_400(body: bytes) -> None:
     with pytest.raises(RequestError):
-        wire.read(body, Server())
+        wire.read(body, Server(), wire.ChatRequest)

@@ -1,0 +1,109 @@
+"""OpenAI's older completions: a raw prompt goes on, without messages and chat template.
+
+Their log-probs are written otherwise, in parallel lists and with candidates as an object from token to log-prob. Here
+they become what a chat completion would have said, and all the rest is as for that. Candidates that are written alike
+(parts of characters) make one entry of such an object, so a row may come short, and then counts as missing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.engines import _reply, _stream
+from gateway.engines._reply import Answered, NamedCandidate, NamedEntry, NamedLogprobs, Usage
+from gateway.errors import BadTrace, EngineGarbled
+from gateway.nouns import Ask
+
+SAID_ONCE = {b'"choices"': 1, b'"finish_reason"': 1, b'"model"': 1, b'"text"': 1}
+
+
+class Logprobs(msgspec.Struct):
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class Choice(msgspec.Struct):
+    text: str
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # read apart: what is wrong in it costs the confidence alone
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Reply(msgspec.Struct):
+    """A whole one, and an event of a streamed one: the last has usage only, one that tells an error nothing else."""
+
+    choices: list[Choice] = []
+    model: str = ""
+    usage: Usage | None = None
+    error: msgspec.Raw = msgspec.Raw(b"")
+
+
+READ = msgspec.json.Decoder(Reply)
+READ_LOGPROBS = msgspec.json.Decoder(Logprobs | None)
+
+
+def decode(body: bytes, engine: str) -> Reply:
+    """Raises EngineGarbled."""
+    if any(body.count(key) > most for key, most in SAID_ONCE.items()):
+        _reply.check_twins(body, engine)
+    try:
+        return READ.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise EngineGarbled(engine, f"no completion ({type(error).__name__})") from None
+
+
+def entries(choice: Choice) -> list[NamedEntry]:
+    """Its tokens as a chat completion tells them. Raises BadTrace."""
+    try:
+        told = READ_LOGPROBS.decode(choice.logprobs)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadTrace(f"unreadable log-probs: {error}") from None
+    if told is None:
+        return []
+    tops = told.top_logprobs or [None] * len(told.tokens)
+    if not len(told.tokens) == len(told.token_logprobs) == len(tops):
+        raise BadTrace("as many tokens as log-probs are needed")
+    return [entry(*one) for one in zip(told.tokens, told.token_logprobs, tops, strict=True)]
+
+
+def entry(token: str, nats: float | None, top: dict[str, float] | None) -> NamedEntry:
+    if nats is None:
+        raise BadTrace("a token without a log-prob")
+    return NamedEntry(nats, token, top_logprobs=[NamedCandidate(n, rival) for rival, n in (top or {}).items()])
+
+
+def read(body: bytes, ask: Ask, engine: str) -> Answered:
+    """A whole answer. Raises EngineGarbled when the body is no finished completion."""
+    reply = decode(body, engine)
+    if not reply.choices or not reply.model:
+        raise EngineGarbled(engine, "a reply without choices or model")
+    choice = reply.choices[0]
+    try:
+        told, why = entries(choice), ""
+    except BadTrace as error:
+        told, why = [], str(error)
+    answered = _reply.assemble(
+        choice.text, told, choice.finish_reason, reply.model, reply.usage or Usage(), ask, why, engine
+    )
+    return _reply.with_ids(answered, choice.prompt_token_ids, choice.token_ids)
+
+
+class Assembly(_stream.Assembly):
+    """A streamed one while it comes in."""
+
+    def _decode(self, event: bytes) -> _stream.BareChunk:
+        told = decode(event, self._engine)
+        return _stream.NamedChunk(
+            model=told.model, choices=[self._choice(one) for one in told.choices], usage=told.usage, error=told.error
+        )
+
+    def _choice(self, told: Choice) -> _stream.NamedChoice:
+        logprobs = None
+        try:
+            logprobs = NamedLogprobs(entries(told))
+        except BadTrace as error:
+            self._no_trace = str(error)
+        return _stream.NamedChoice(_stream.Delta(told.text), told.index, told.finish_reason, logprobs)

@@ -1,0 +1,101 @@
+"""POST /v1/completions: OpenAI's older form. A raw prompt goes on; no message, no chat template.
+
+The prompt reaches a tier's own completions endpoint as it is. Calibrators are fitted on chat, with its template around
+the question, so what they say about such an answer is nothing: `overrides.able` leads the request to the last tier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from gateway.config import Server
+from gateway.http import reply
+from gateway.http.errors import RequestError
+from gateway.http.wire import Request, Text, written_as
+from gateway.nouns import Ability, CallPart, Completion, Message
+
+Json = dict[str, Any]
+
+UNTOLD_TOKENS = 16  # OpenAI's own default, and vLLM's
+
+Prompt = Annotated[
+    Annotated[Text, Field(min_length=1), Tag("<string>")]
+    | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=1), Tag("<parts>")],
+    Discriminator(written_as),
+]
+
+
+class CompletionRequest(Request):
+    """The body of POST /v1/completions. A field that is null counts as absent."""
+
+    prompt: Prompt = Field(description="one text; lists of several, and of token ids, are not taken")
+    max_tokens: int | None = Field(default=None, ge=1, le=2**20, description=f"absent: {UNTOLD_TOKENS}")
+    logprobs: int | None = Field(default=None, ge=0, le=5)
+    echo: bool | None = Field(default=None, description="not supported, but false is taken")
+    suffix: str | None = Field(default=None, max_length=0, description="not supported, but an empty one is taken")
+    best_of: int | None = Field(default=None, ge=1, le=128, description="not supported, but as many as n is taken")
+
+    @property
+    def tokens_wanted(self) -> int:
+        return self.max_tokens or UNTOLD_TOKENS
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
+    @property
+    def candidates(self) -> int:
+        return self.logprobs or 0
+
+    @property
+    def asked(self) -> tuple[tuple[Message, ...], str]:
+        return (), self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+    def check(self, server: Server) -> None:
+        for name, wrong in (("echo", self.echo), ("best_of", self.best_of not in (None, self.choices))):
+            if wrong:
+                raise RequestError(400, f"{name} is not supported.", param=name, code="unsupported_parameter")
+        super().check(server)
+
+    def needs(self) -> dict[Ability, str]:
+        return {Ability.RAW_PROMPT: "prompt"} | super().needs()
+
+
+class TextForm:
+    """Text completions."""
+
+    prefix, whole, part = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, number: int, completion: Completion, request: Request) -> Json:
+        logprobs = self.logprobs(reply.entries(completion.trace, request)) if reply.asked(request) else None
+        return self.delta(number, completion.text, logprobs) | {"finish_reason": completion.finish}
+
+    def first(self, number: int) -> None:
+        """Nobody has a role here."""
+
+    def delta(self, number: int, text: str, logprobs: Any = None, calls: Sequence[CallPart] = ()) -> Json:  # noqa: ARG002
+        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+    def last(self, number: int, finish: Any) -> Json:
+        return self.delta(number, "") | {"finish_reason": finish}
+
+    def logprobs(self, told: list[Json] | None, offset: int = 0) -> Json:
+        """Parallel lists. text_offset: where each token begins, in characters of the answer."""
+        offsets, tokens = [], told or []
+        for one in tokens:
+            offsets.append(offset)
+            offset += len(one["token"])
+        return {
+            "tokens": [one["token"] for one in tokens],
+            "token_logprobs": [one["logprob"] for one in tokens],
+            "top_logprobs": [
+                {rival["token"]: rival["logprob"] for rival in one["top_logprobs"]} or None for one in tokens
+            ],
+            "text_offset": offsets,
+        }
+
+
+TEXT = TextForm()
