@@ -211,6 +211,17 @@ def check(
 
 
 @app.command()
+def openapi() -> None:
+    """Print the API's description (OpenAPI 3.1), for client generators and gateways in front.
+
+    Example:  confgate openapi > openapi.json
+    """
+    from gateway.http import openapi as described
+
+    typer.echo(json.dumps(described.printed(), indent=2))
+
+
+@app.command()
 def doctor(
     config: ConfigFile = DEFAULT_FILE,
     seconds: Annotated[float, typer.Option(min=0.1, help="For all questions to one server together.")] = 30.0,

@@ -76,6 +76,10 @@ class Server(Written):
         default=(),
         description="Host names to answer to, '*' for any. Nothing: on the loopback its own names, elsewhere any",
     )
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="web pages that may ask from a browser, as https://host:port, '*' for any; without them none may",
+    )
     keep_alive_seconds: float = Field(
         default=10, gt=0, description="a stream that has begun and is silent for so long gets a comment line"
     )

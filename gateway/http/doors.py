@@ -26,7 +26,8 @@ def excuse_all(app: FastAPI) -> None:
 async def excuse(_: Request, error: Exception) -> Response:
     """Whatever a route or the framework itself raises, in the one shape that clients read."""
     told = framework(error) or problem(error)
-    return Response(told.body, told.status, told.headers)
+    more = error.headers if isinstance(error, HTTPException) else None  # Allow, of a 405
+    return Response(told.body, told.status, told.headers | dict(more or {}))
 
 
 def framework(error: Exception) -> Problem | None:

@@ -152,7 +152,7 @@ class Live:
 
 def check_listeners(now: Config, then: Config) -> None:
     """Sockets are bound once. Raises ConfigError for a change that only a restart can bring about."""
-    fixed = ("host", "port", "workers", "receive_seconds", "max_body_mib", "grace_seconds")
+    fixed = ("host", "port", "workers", "receive_seconds", "max_body_mib", "grace_seconds", "cors_origins")
     changed = [f"server.{name}" for name in fixed if getattr(now.server, name) != getattr(then.server, name)]
     if (now.admin and now.admin.address) != (then.admin and then.admin.address):
         changed.append("admin")

@@ -1,12 +1,16 @@
-"""The API's description. The chat route is plain ASGI, so its part is put together here from the request's model."""
+"""The API's description. Two routes are plain ASGI, so their part is put together here from their requests' models."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 
-from gateway.http.wire import ChatRequest
+from gateway.http.completions import CompletionRequest
+from gateway.http.journal import Journal
+from gateway.http.live import Live
+from gateway.http.wire import ChatRequest, Request
+from gateway.telemetry import Telemetry
 
 Json = dict[str, Any]
 
@@ -27,7 +31,10 @@ STATUSES = {
     "502": "a model server broke off",
     "503": "no model can be asked",
     "504": "no answer in time",
+    "405": "this method is not allowed here",
+    "431": "the headers are too large",
 }
+ANYWHERE = ("400", "405", "408", "431", "500")  # told before a route is looked for, or by any of them
 
 ERROR: Json = {
     "type": "object",
@@ -46,20 +53,66 @@ ERROR: Json = {
     },
 }
 
-COMPLETION: Json = {
+FINISH: Json = {"enum": ["stop", "length", "tool_calls", "content_filter", None]}
+
+
+def answer(kind: str, part: Json) -> Json:
+    """What an answer looks like. kind: its `object`.  part: what a choice has beside its number."""
+    choice: Json = {
+        "type": "object",
+        "required": ["index", "finish_reason", "logprobs", *part],
+        "properties": {"index": {"type": "integer"}, "finish_reason": FINISH, "logprobs": MAYBE} | part,
+    }
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {
+        "type": "object",
+        "required": ["id", "object", "created", "model", "choices", "usage"],
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"const": kind},
+            "created": {"type": "integer"},
+            "model": {"type": "string", "description": "the model that answered"},
+            "choices": {"type": "array", "minItems": 1, "items": choice},
+            "usage": {
+                "type": "object",
+                "required": list(counts),
+                "properties": {name: {"type": "integer", "minimum": 0} for name in counts},
+            },
+            "system_fingerprint": {"type": ["string", "null"]},
+            "route": {"type": "object", "description": "on demand: x-route-debug: true"},
+        },
+    }
+
+
+MAYBE: Json = {"type": ["object", "null"]}
+MESSAGE: Json = {
     "type": "object",
-    "required": ["id", "object", "created", "model", "choices", "usage"],
+    "required": ["role", "content", "refusal"],
     "properties": {
-        "id": {"type": "string"},
-        "object": {"const": "chat.completion"},
-        "created": {"type": "integer"},
-        "model": {"type": "string", "description": "the model that answered"},
-        "choices": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-        "usage": {"type": "object"},
-        "system_fingerprint": {"type": ["string", "null"]},
-        "route": {"type": "object", "description": "on demand: x-route-debug: true"},
+        "role": {"const": "assistant"},
+        "content": {"type": ["string", "null"]},
+        "refusal": {"type": "null"},
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
     },
 }
+
+# path, request, the answer's name, the answer, what it does
+POSTS: list[tuple[str, type[Request], str, Json, str]] = [
+    (
+        "/v1/chat/completions",
+        ChatRequest,
+        "ChatCompletion",
+        answer("chat.completion", {"message": MESSAGE}),
+        "Answer with the cheapest model that is sure enough",
+    ),
+    (
+        "/v1/completions",
+        CompletionRequest,
+        "Completion",
+        answer("text_completion", {"text": {"type": "string"}}),
+        "Go on with a raw prompt; without a confidence, so the policy's last model answers",
+    ),
+]
 
 
 def describe(app: FastAPI) -> Json:
@@ -67,30 +120,40 @@ def describe(app: FastAPI) -> Json:
     if app.openapi_schema is None:
         described = app.openapi()
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
-        request = ChatRequest.model_json_schema(ref_template=REFS)
-        schemas |= request.pop("$defs", {})
-        schemas |= {"ChatRequest": request, "Error": ERROR, "ChatCompletion": COMPLETION}
+        schemas["Error"] = ERROR
         described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        described["paths"]["/v1/chat/completions"] = {"post": chat()}
+        for path, kind, name, told, summary in POSTS:
+            request = kind.model_json_schema(ref_template=REFS)
+            schemas |= request.pop("$defs", {}) | {kind.__name__: request, name: told}
+            described["paths"][path] = {"post": post(kind.__name__, name, summary)}
         for path, methods in described["paths"].items():
-            if path.startswith(("/v1/", "/metrics")):
-                for told in methods.values():
+            for told in methods.values():
+                told["responses"] |= {status: refusal(status) for status in ANYWHERE}
+                if path.startswith(("/v1/", "/metrics")):
                     told["security"] = [{"key": []}]
                     told["responses"] |= {status: refusal(status) for status in ("401", "404", "422")}
     assert app.openapi_schema is not None, "FastAPI has just made it"
     return app.openapi_schema
 
 
-def chat() -> Json:
+def printed() -> Json:
+    """The description of what clients can reach, without a gateway that runs."""
+    from gateway.http.app import public  # the other way round it describes itself
+
+    nothing = cast(Live, None)  # nobody will ask these routes
+    return describe(public(nothing, Telemetry(), Journal(), metrics=False))
+
+
+def post(request: str, answered: str, summary: str) -> Json:
     return {
-        "tags": ["chat"],
-        "summary": "Answer with the cheapest model that is sure enough",
-        "operationId": "chat_completions",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": ref("ChatRequest")}}},
+        "tags": ["answers"],
+        "summary": summary,
+        "operationId": answered,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": ref(request)}}},
         "responses": {
             "200": {
                 "description": "the answer, whole or as server-sent events",
-                "content": {"application/json": {"schema": ref("ChatCompletion")}, "text/event-stream": {}},
+                "content": {"application/json": {"schema": ref(answered)}, "text/event-stream": {}},
             },
             **{status: refusal(status) for status in STATUSES},
         },

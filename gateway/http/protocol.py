@@ -7,6 +7,7 @@ of another answer, and does not tell a request that is being answered that its p
 from __future__ import annotations
 
 import asyncio
+import uuid
 from functools import partial
 from typing import Any, cast
 
@@ -138,7 +139,7 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False  # the last good request's answer closes the connection
             return
-        headers = told.headers | {"content-length": str(len(told.body))}
+        headers = told.headers | {"content-length": str(len(told.body)), "x-request-id": uuid.uuid4().hex}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         start = f"HTTP/1.1 {told.status} {PHRASES[told.status]}\r\n{lines}\r\n"
         self.transport.write(start.encode("latin-1") + told.body)

@@ -15,6 +15,12 @@ from gateway.http.wire import Request
 from gateway.nouns import Answer, CallPart, Completion, Hop, Mode, Opening, TokenTrace, ToolCall
 
 SCHEMA = "1"  # of the x-route-* headers
+EXPOSED = (  # to scripts of web pages, which otherwise may not read them
+    "x-request-id", "retry-after",
+    "x-route-schema", "x-route-id", "x-route-model", "x-route-tier", "x-route-policy", "x-route-tiers-tried",
+    "x-route-confidence", "x-route-threshold", "x-route-reason", "x-route-calibrator", "x-route-stream-mode",
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+)  # fmt: skip
 PLAIN = re.compile(r"[^A-Za-z0-9._:@/ -]")
 
 Json = dict[str, Any]

@@ -350,14 +350,14 @@ class ChatRequest(Request):
             if message.tool_calls and message.role != "assistant":
                 param = f"messages.{place}.tool_calls"
                 raise RequestError(400, f"{param}: only an assistant calls tools.", param=param)
-            if (message.role == "tool") != (message.tool_call_id is not None):
+            if message.tool_call_id is not None and message.role != "tool":
                 param = f"messages.{place}.tool_call_id"
-                raise RequestError(400, f"{param}: messages of the role tool have one, no others.", param=param)
+                raise RequestError(400, f"{param}: only a tool answers calls.", param=param)
         super().check(server)
 
     def needs(self) -> dict[Ability, str]:
         told = super().needs()
-        talks = (place for place, one in enumerate(self.messages) if one.role == "tool" or one.tool_calls)
+        talks = (place for place, one in enumerate(self.messages) if one.tool_call_id is not None or one.tool_calls)
         first = next(talks, None)
         if self.tools or first is not None:
             told[Ability.TOOLS] = "tools" if self.tools else f"messages.{first}"

@@ -19,6 +19,7 @@ WEATHER = {
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
 CALL = ["weather", '{"city": "Bern"}']
+CALLED = {"id": "call-0", "type": "function", "function": {"name": CALL[0], "arguments": CALL[1]}}
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +109,9 @@ def test_streamed_calls_add_up_to_the_whole(mode: str, client: openai.OpenAI) ->
 
 
 def test_a_conversation_goes_on_after_a_call(client: openai.OpenAI, upstream: Upstream) -> None:
-    call = {"id": "call-0", "type": "function", "function": {"name": CALL[0], "arguments": CALL[1]}}
     messages = [
         {"role": "user", "content": "How warm is it?"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "content": None, "tool_calls": [CALLED]},
         {"role": "tool", "tool_call_id": "call-0", "content": "12"},
     ]
     raw = client.chat.completions.with_raw_response.create(model="auto", messages=messages)
@@ -158,7 +158,11 @@ def test_and_is_refused_where_no_tier_allows_it(name: str, value: Any, http: htt
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [WEATHER] * 129}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"messages": [{"role": "tool", "content": "12"}]}, "messages.0.tool_call_id"),
+        ({"messages": [{"role": "user", "content": "12", "tool_call_id": "x"}]}, "messages.0.tool_call_id"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [CALLED]}]},
+            "messages.0.tool_calls",
+        ),
         ({"messages": [{"role": "assistant"}]}, "messages.0.content"),
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
