@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from gateway.errors import BadId, ForeignId
 
-PREFIX = "chatcmpl-"  # what stands before the id in a chat completion
+PREFIXES = ("chatcmpl-", "cmpl-")  # what stands before the id in a completion
 NUMBER = 20  # characters of the decision's number
 VERSION = 1
 MAC_BYTES = 16
@@ -84,7 +84,7 @@ class Seal:
         return encoded(told + mac(key, told))
 
     def open(self, given: str, tenant: str) -> Decision:
-        """What an id says. given: with or without `chatcmpl-`.
+        """What an id says. given: with or without what stands before it in a completion.
 
         Raises BadId for one that we did not make, ForeignId for one that was given to somebody else. All secrets are
         tried in either case, in constant time.
@@ -102,7 +102,9 @@ class Seal:
         return int.from_bytes(digest) / 2**64
 
     def _read(self, given: str, tenant: str | None) -> Decision:
-        raw = decoded(given.removeprefix(PREFIX))
+        for prefix in PREFIXES:
+            given = given.removeprefix(prefix)
+        raw = decoded(given)
         told, proof = raw[:-MAC_BYTES], raw[-MAC_BYTES:]
         ours = theirs = False
         for key in self._keys:

@@ -86,10 +86,14 @@ def fingerprint(ask: Ask) -> str:
         for text in (message.role, message.content):
             raw = text.encode("utf-8", "surrogatepass")
             digest.update(len(raw).to_bytes(8, "big") + raw)
+    if ask.prompt is not None:
+        digest.update(ask.prompt.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
 def shown(ask: Ask) -> str:
+    if ask.prompt is not None:
+        return ask.prompt
     return "\n\n".join(f"{message.role}: {message.content}" for message in ask.messages)
 
 

@@ -8,6 +8,7 @@ import httpx2
 import openai
 import pytest
 
+from gateway.ids import Seal, number
 from tests.faults.gateway import SURE
 from tests.faults.upstream import Upstream
 
@@ -37,6 +38,14 @@ def test_a_raw_prompt_is_answered_by_the_last_tier_without_a_confidence(
     assert seen.path == "/v1/completions"
     assert (seen.body["prompt"], seen.body["max_tokens"]) == (said(nats=SURE), 9)
     assert "messages" not in seen.body
+
+
+def test_its_id_names_the_decision(http: httpx2.Client) -> None:
+    answer = http.post("/v1/completions", json=body())
+    assert answer.json()["id"] == "cmpl-" + answer.headers["x-route-id"]
+    seal = Seal(b"sixteen or more characters")
+    sealed = seal.seal(number(0.0), "alice", tier="dear", calibrator="none", p_correct=None)
+    assert seal.open(f"cmpl-{sealed}", "alice").tier == "dear"
 
 
 def test_a_tiers_name_takes_a_raw_prompt_there_and_says_why_nothing_is_known(http: httpx2.Client) -> None:
