@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint lock sbom pocket rehearsal test-cluster bench soak clean
+.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench soak clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -23,6 +23,9 @@ serve: $(VENV)/.run ## keep the pocket cascade running; prints a curl line to tr
 
 test: $(VENV)/.test ## the whole suite
 	$(BIN)/python -m pytest
+
+test-clients: $(VENV)/.test ## foreign clients, each in an environment of its own; CLIENTS="langchain litellm" for some
+	TORCH='$(TORCH)' $(BIN)/python tests/clients/run.py $(CLIENTS)
 
 lint: $(VENV)/.test ## style, types, import contracts
 	$(BIN)/ruff check .

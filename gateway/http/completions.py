@@ -7,13 +7,11 @@ the question, so what they say about such an answer is nothing: `overrides.able`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from gateway.config import Server
 from gateway.http import reply
-from gateway.http.errors import RequestError
 from gateway.http.wire import Request, Text, written_as
 from gateway.nouns import Ability, CallPart, Completion, Message
 
@@ -34,9 +32,9 @@ class CompletionRequest(Request):
     prompt: Prompt = Field(description="one text; lists of several, and of token ids, are not taken")
     max_tokens: int | None = Field(default=None, ge=1, le=2**20, description=f"absent: {UNTOLD_TOKENS}")
     logprobs: int | None = Field(default=None, ge=0, le=5)
-    echo: bool | None = Field(default=None, description="not supported, but false is taken")
+    echo: Literal[False] | None = Field(default=None, description="not supported, but false is taken")
     suffix: str | None = Field(default=None, max_length=0, description="not supported, but an empty one is taken")
-    best_of: int | None = Field(default=None, ge=1, le=128, description="not supported, but as many as n is taken")
+    best_of: int | None = Field(default=None, ge=1, le=1, description="not supported, but 1 is taken")
 
     @property
     def tokens_wanted(self) -> int:
@@ -53,12 +51,6 @@ class CompletionRequest(Request):
     @property
     def asked(self) -> tuple[tuple[Message, ...], str]:
         return (), self.prompt if isinstance(self.prompt, str) else self.prompt[0]
-
-    def check(self, server: Server) -> None:
-        for name, wrong in (("echo", self.echo), ("best_of", self.best_of not in (None, self.choices))):
-            if wrong:
-                raise RequestError(400, f"{name} is not supported.", param=name, code="unsupported_parameter")
-        super().check(server)
 
     def needs(self) -> dict[Ability, str]:
         return {Ability.RAW_PROMPT: "prompt"} | super().needs()

@@ -109,10 +109,12 @@ def router(live: Live, journal: Journal) -> APIRouter:
     return routes
 
 
-DESCRIBED: Json = {
-    "anyOf": [Item.model_json_schema(), Batch.model_json_schema(ref_template="#/components/schemas/Label")]
+ONE: Json = Item.model_json_schema()
+SEVERAL: Json = Batch.model_json_schema() | {
+    "properties": {"items": {"type": "array", "minItems": 1, "maxItems": MAX_ITEMS, "items": ONE}}
 }
-DESCRIBED["anyOf"][1].pop("$defs", None)
+SEVERAL.pop("$defs")
+DESCRIBED: Json = {"anyOf": [ONE, SEVERAL]}
 
 
 def who(held: Generation, request: Request) -> tuple[Caller, bool]:

@@ -25,6 +25,8 @@ REFUSED = frozenset(
 # What tools were called before they were called tools; taken with these harmless values only.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {"functions": ([],), "function_call": ("none", "auto")}
 
+Json = dict[str, Any]
+
 Text = Annotated[str, Field(max_length=16 * 2**20)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -76,12 +78,30 @@ class CallMade(Listed):
     function: FunctionCall
 
 
+def turns(schema: Json) -> None:
+    """A message's schema as what may stand together: something said, calls made, and what a called tool answered."""
+    told = schema.pop("properties")
+    said, calls, call_id = ({"anyOf": told[name]["anyOf"][:1]} for name in ("content", "tool_calls", "tool_call_id"))
+    nothing: Json = {"type": "null"}
+    asked = {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": said}
+    called = {"role": {"const": "assistant"}, "content": told["content"], "tool_calls": calls}
+    answered = {"role": {"const": "tool"}, "content": said, "tool_call_id": {"anyOf": [*call_id["anyOf"], nothing]}}
+    schema["anyOf"] = [
+        {"required": ["role", "content"], "properties": asked | {"tool_calls": nothing, "tool_call_id": nothing}},
+        {"required": ["role", "tool_calls"], "properties": called | {"tool_call_id": nothing}},
+        {"required": ["role", "content"], "properties": answered | {"tool_calls": nothing}},
+    ]
+    schema.pop("required")
+
+
 class ChatMessage(Listed):
     """One turn."""
 
+    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True, json_schema_extra=turns)
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = Field(default=None, description="null only beside tool_calls")
-    tool_calls: list[CallMade] | None = Field(default=None, max_length=128, description="of an assistant")
+    tool_calls: list[CallMade] | None = Field(default=None, min_length=1, max_length=128, description="of an assistant")
     tool_call_id: str | None = Field(default=None, max_length=256, description="of a tool: the call that it answers")
 
     @property
