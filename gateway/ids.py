@@ -53,10 +53,17 @@ def number(unix_seconds: float, chance: Callable[[int], bytes] = os.urandom) -> 
     return encoded(bytes([VERSION]) + milliseconds.to_bytes(6, "big") + chance(8))
 
 
+def bare(given: str) -> str:
+    """An id without what stands before it in a completion."""
+    for prefix in PREFIXES:
+        given = given.removeprefix(prefix)
+    return given
+
+
 def number_of(given: str) -> str:
-    """The decision's number in an id, with or without `chatcmpl-`, or by itself; whether it is genuine, only a Seal can
+    """The decision's number in an id, with or without its prefix, or by itself; whether it is genuine, only a Seal can
     tell. Raises BadId for what is neither."""
-    number = given.removeprefix(PREFIX)[:NUMBER]
+    number = bare(given)[:NUMBER]
     try:
         raw = urlsafe_b64decode(number)
     except (binascii.Error, ValueError):
@@ -102,9 +109,7 @@ class Seal:
         return int.from_bytes(digest) / 2**64
 
     def _read(self, given: str, tenant: str | None) -> Decision:
-        for prefix in PREFIXES:
-            given = given.removeprefix(prefix)
-        raw = decoded(given)
+        raw = decoded(bare(given))
         told, proof = raw[:-MAC_BYTES], raw[-MAC_BYTES:]
         ours = theirs = False
         for key in self._keys:

@@ -7,8 +7,10 @@ the question, so what they say about such an answer is nothing: `overrides.able`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import Discriminator, Field, Tag
 
 from gateway.http import reply
@@ -17,6 +19,7 @@ from gateway.nouns import Ability, CallPart, Completion, Message
 
 Json = dict[str, Any]
 
+READ_TEXT = msgspec.json.Decoder(str)
 UNTOLD_TOKENS = 16  # OpenAI's own default, and vLLM's
 
 Prompt = Annotated[
@@ -74,20 +77,20 @@ class TextForm:
     def last(self, number: int, finish: Any) -> Json:
         return self.delta(number, "") | {"finish_reason": finish}
 
-    def logprobs(self, told: list[Json] | None, offset: int = 0) -> Json:
+    def logprobs(self, told: list[reply.Entry] | None, offset: int = 0) -> Json:
         """Parallel lists. text_offset: where each token begins, in characters of the answer."""
-        offsets, tokens = [], told or []
-        for one in tokens:
-            offsets.append(offset)
-            offset += len(one["token"])
+        entries = told or []
+        tokens = [text_of(one) for one in entries]
         return {
-            "tokens": [one["token"] for one in tokens],
-            "token_logprobs": [one["logprob"] for one in tokens],
-            "top_logprobs": [
-                {rival["token"]: rival["logprob"] for rival in one["top_logprobs"]} or None for one in tokens
-            ],
-            "text_offset": offsets,
+            "tokens": tokens,
+            "token_logprobs": [one.logprob for one in entries],
+            "top_logprobs": [{text_of(rival): rival.logprob for rival in one.top_logprobs} or None for one in entries],
+            "text_offset": list(accumulate(map(len, tokens), initial=offset))[:-1],
         }
+
+
+def text_of(one: reply.Spoken) -> str:
+    return READ_TEXT.decode(one.token)
 
 
 TEXT = TextForm()

@@ -139,9 +139,10 @@ def describe(app: FastAPI) -> Json:
 def printed() -> Json:
     """The description of what clients can reach, without a gateway that runs."""
     from gateway.http.app import public  # the other way round it describes itself
+    from gateway.http.chat import Chat
 
-    nothing = cast(Live, None)  # nobody will ask these routes
-    return describe(public(nothing, Telemetry(), Journal(), metrics=False))
+    nothing, telemetry, journal = cast(Live, None), Telemetry(), Journal()  # nobody will ask these routes
+    return describe(public(nothing, telemetry, journal, Chat(nothing, telemetry, journal), metrics=False))
 
 
 def post(request: str, answered: str, summary: str) -> Json:

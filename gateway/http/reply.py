@@ -54,7 +54,7 @@ class Form(Protocol):
         """What a choice's stream ends with."""
         ...
 
-    def logprobs(self, told: list[Json] | None, offset: int = 0) -> Json:
+    def logprobs(self, told: list[Entry] | None, offset: int = 0) -> Json:
         """Log-probs of a run of tokens, which begins so many characters into the answer."""
         ...
 
@@ -87,7 +87,7 @@ class ChatForm:
     def last(self, number: int, finish: Any) -> Json:
         return self._delta(number, {}, finish=finish)
 
-    def logprobs(self, told: list[Json] | None, offset: int = 0) -> Json:  # noqa: ARG002  the older form tells it
+    def logprobs(self, told: list[Entry] | None, offset: int = 0) -> Json:  # noqa: ARG002  the older form tells it
         return {"content": told, "refusal": None}
 
     def _delta(self, number: int, told: Json, logprobs: Any = None, finish: Any = None) -> Json:

@@ -89,7 +89,7 @@ def test_what_the_connection_refuses_has_the_same_shape(gateway: Gateway) -> Non
     assert head.startswith("HTTP/1.1 431 ")
     found = re.search(r"x-request-id: (\S+)", head)
     assert found is not None
-    assert REQUEST_ID.match(found[1])
+    assert REQUEST_ID.match(found[1].encode())
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
