@@ -20,6 +20,7 @@ from gateway.http.journal import Journal
 from gateway.http.live import Live
 from gateway.nouns import Tier
 from gateway.store import telling
+from gateway.store.base import DecisionRow
 from gateway.telemetry import MEDIA_TYPE, Telemetry
 
 Json = dict[str, Any]
@@ -59,7 +60,7 @@ def create_admin(
     ) -> Json:
         """The latest, newest first. before: seconds since 1970.  wanting: those explored that still want a label."""
         rows = await journal.desk.ask(lambda store: store.recent(limit, wanting=wanting, before=before))
-        return {"object": "list", "data": [telling.decision_json(row) for row in rows]}
+        return {"object": "list", "data": [{"id": id_of(live, row)} | telling.decision_json(row) for row in rows]}
 
     @routes.get("/admin/decisions/{id}")
     async def decision(id: str) -> Json:  # noqa: A002  the path's own word
@@ -88,6 +89,12 @@ def create_admin(
     app.include_router(routes)
     excuse_all(app)
     return Stamp(hosts.Hosts(app, lambda: live.admin_hosts))
+
+
+def id_of(live: Live, row: DecisionRow) -> str:
+    """The id that a label for a decision can be sent with."""
+    with live.held() as held:
+        return held.seal.seal(row.number, row.client, tier=row.tier, calibrator=row.calibrator, p_correct=row.p_correct)
 
 
 def state(tier: Tier, now: float) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,29 +59,25 @@ def tools() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     """Skipped where there is no PostgreSQL, unless one was promised (CI): then it is a failure."""
     where = tools()
     if where is None:
         assert not os.environ.get("CI"), "CI has no PostgreSQL: .ci/run is to install it"
         pytest.skip("no PostgreSQL here; apt-get install postgresql")
-    folder = tmp_path_factory.mktemp("postgres")
-    user = None
-    if os.geteuid() == 0:  # it refuses to run as root
-        user = "postgres"
-        for parent in (folder, *folder.parents):
-            if parent == Path("/tmp"):
-                break
-            parent.chmod(parent.stat().st_mode | 0o011)
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are shut to other users
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    if user is not None:
         shutil.chown(folder, user)
     made = Server(where, folder / "data", free_port(), user)
     command = [str(where / "initdb"), "-D", str(made.data), "-U", "tester", "--auth=trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
-    made.start()
     try:
+        made.start()
         yield made
     finally:
         made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 Open = Callable[[], Store]
