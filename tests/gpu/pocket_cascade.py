@@ -45,7 +45,12 @@ def cascade(folder: Path, confidence: str, calibrators: str | None) -> Path:
     for n, name in enumerate(TIERS):
         engine = {"kind": "openai_http", "url": f"http://127.0.0.1:{FIRST_PORT + n}/v1", "model": name}
         prices = {"usd_per_mtok_in": PRICES[n], "usd_per_mtok_out": PRICES[n]}
-        tier: dict[str, Any] = {"name": name, "engine": engine | {"confidence": confidence}, "prices": prices}
+        tier: dict[str, Any] = {
+            "name": name,
+            "engine": engine | {"confidence": confidence},
+            "prices": prices,
+            "limits": {"in_flight": 2 * CLIENTS},
+        }
         tiers.append(tier | ({"calibrator": f"{calibrators}/{name}.json"} if calibrators else {}))
     accept = [{"tier": name, "accept_at": 0.9} for name in TIERS[:-1]] if calibrators else []
     written = {
@@ -98,6 +103,10 @@ def asked(model: str, questions: list[pocket.Problem], **more: Any) -> list[dict
     ]
 
 
+def said(reply: dict[str, Any]) -> str:
+    return str(reply["choices"][0]["message"]["content"])
+
+
 def is_right(text: str, question: pocket.Problem) -> bool:
     return grade(text, str(question.answer)).grade is Grade.RIGHT
 
@@ -110,10 +119,7 @@ def through_gateway(policy: str, questions: list[pocket.Problem]) -> dict[str, A
     """Every question once, so many at a time. The cost is of all tiers that were tried."""
     url = f"http://127.0.0.1:{GATEWAY_PORT}/v1/chat/completions"
     done = asyncio.run(load.run(url, asked(policy, questions, route={"debug": True}), CLIENTS, keep=True))
-    right = [
-        grade(r["choices"][0]["message"]["content"], str(q.answer)).right
-        for r, q in zip(done.replies, questions, strict=True)
-    ]
+    right = [is_right(said(reply), q) for reply, q in zip(done.replies, questions, strict=True)]
     routes = [reply["route"] for reply in done.replies]
     return {
         "accuracy": share(right),
