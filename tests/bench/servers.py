@@ -186,12 +186,14 @@ def cascade(upstream: str, port: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def gateway(upstream: str, on_core: int, folder: Path) -> Iterator[Server]:
-    """Ours, as users start it, with what it logs by default going to a file."""
+def gateway(upstream: str, on_core: int, folder: Path, **more: Any) -> Iterator[Server]:
+    """Ours, as users start it, with what it logs by default going to a file. more: changes to its configuration."""
     for kind in FEATURES:
         calibrator(kind, folder / f"{kind}.json")
     port = free_port()
-    (folder / "cascade.yaml").write_text(json.dumps(cascade(upstream, port)))
+    config = cascade(upstream, port)
+    config |= {key: config.get(key, {}) | value for key, value in more.items()}
+    (folder / "cascade.yaml").write_text(json.dumps(config))
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(folder / "cascade.yaml")]
     with running("gateway", command, port, on_core, folder / "gateway.log") as server:
         yield server

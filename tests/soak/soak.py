@@ -83,7 +83,8 @@ def memory_mb(gateway: Gateway) -> float:
 def question(rng: random.Random, nonce: str) -> tuple[Json, list[str]]:
     """A request, and the two texts of which one may be its answer."""
     stream = rng.random() < 0.3
-    faults = FAULTS + IN_STREAM if stream else FAULTS
+    mode = rng.choice(("buffer", "commit"))
+    faults = FAULTS + IN_STREAM if stream and mode == "commit" else FAULTS
     texts, plans = [], []
     for tier in ("small", "large"):
         text = " ".join([nonce, tier, *(f"{nonce}.{n}" for n in range(rng.randrange(1, 30)))])
@@ -94,7 +95,7 @@ def question(rng: random.Random, nonce: str) -> tuple[Json, list[str]]:
         plans.append(plan)
     body = ask(*plans, stream=stream)
     if stream:
-        body["route"] = {"stream_mode": rng.choice(("buffer", "commit"))}
+        body["route"] = {"stream_mode": mode}
     return body, texts
 
 
