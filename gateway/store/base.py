@@ -7,7 +7,7 @@ NUL and lone surrogates too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -219,6 +219,22 @@ def settle(wish: Wish, known: LabelRow | None) -> tuple[Outcome, int]:
     if not wish.revise:
         raise LabelConflict(wish.label.number)
     return Outcome.REVISED, known.revision + 1
+
+
+def settled(wishes: Sequence[Wish], known: Sequence[LabelRow]) -> tuple[list[tuple[Outcome, LabelRow]], list[LabelRow]]:
+    """What becomes of each label, with the row that counts then; and the rows that are new. known: what there is of
+    these decisions. Raises LabelConflict."""
+    counts = {(row.number, row.channel): row for row in sorted(known, key=lambda row: row.revision)}
+    done: list[tuple[Outcome, LabelRow]] = []
+    fresh: list[LabelRow] = []
+    for wish in wishes:
+        place = (wish.label.number, wish.label.channel)
+        outcome, revision = settle(wish, counts.get(place))
+        if outcome is not Outcome.UNCHANGED:
+            counts[place] = replace(wish.label, revision=revision)
+            fresh.append(counts[place])
+        done.append((outcome, counts[place]))
+    return done, fresh
 
 
 def counting(labels: Sequence[LabelRow]) -> dict[Channel, LabelRow]:

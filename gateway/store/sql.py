@@ -27,7 +27,7 @@ from gateway.store.base import (
     Source,
     Whole,
     Wish,
-    settle,
+    settled,
 )
 
 # Statements that bring an empty store to version 1, those that bring version 1 to 2, and so on. Never edit what was
@@ -142,13 +142,14 @@ class SqlStore:
             at.many(INSERT_HOP, [packed(hop) for entry in entries for hop in entry.hops])
 
     def put(self, wishes: Sequence[Wish]) -> list[tuple[Outcome, LabelRow]]:
-        """In the order given; rows are locked in another order, always the same, so that no two wait for each other."""
-        done: dict[int, tuple[Outcome, LabelRow]] = {}
-        order = sorted(range(len(wishes)), key=lambda place: (wishes[place].label.number, place))
+        """Few statements for however many labels. Rows are inserted in an order that is always the same, so that no two
+        transactions wait for each other."""
         with self.writing() as at:
-            for place in order:
-                done[place] = put_one(at, wishes[place])
-        return [done[place] for place in range(len(wishes))]
+            numbers = list(dict.fromkeys(wish.label.number for wish in wishes))
+            done, fresh = settled(wishes, select(at, LabelRow, "labels", numbers))
+            fresh.sort(key=lambda row: (row.number, row.channel, row.revision))
+            at.many(INSERT_LABEL, [packed(row) for row in fresh])
+        return done
 
     def whole(self, number: str) -> Whole:
         with self.reading() as at:
@@ -210,24 +211,6 @@ class SqlStore:
 
 PURGE_ROWS = 500
 IN_ROWS = 500  # values in one IN list; SQLite's own limit was 999 for long
-
-
-def put_one(at: Cursorlike, wish: Wish) -> tuple[Outcome, LabelRow]:
-    label = wish.label
-    told = (
-        f"SELECT {columns(LabelRow)} FROM labels WHERE number = %s AND channel = %s "  # noqa: S608
-        "ORDER BY revision DESC LIMIT 1"
-    )
-    rows = at.rows(told, (label.number, str(label.channel)))
-    known = unpacked(LabelRow, rows[0]) if rows else None
-    outcome, revision = settle(wish, known)
-    if outcome is Outcome.UNCHANGED and known is not None:
-        return outcome, known
-    values = packed(label)
-    place = [field.name for field in fields(LabelRow)].index("revision")
-    values = (*values[:place], revision, *values[place + 1 :])
-    at.rows(INSERT_LABEL, values)
-    return outcome, unpacked(LabelRow, values)
 
 
 def labels_of(at: Cursorlike, number: str) -> tuple[LabelRow, ...]:
