@@ -2,19 +2,21 @@
 
 Only the steps of one policy are touched: the thresholds alone where the tiers stay the same, else the list of steps;
 and its certificate, which belongs to the steps: the new one takes the old one's place, and without a new one it goes.
-The outcome is read again and must differ from what was there in these two and nothing else.
+A mix is written as two policies and one that draws between them; what is not there yet is put behind the last policy.
+The outcome is read again and must differ from what was there in these and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from eval.records import replacing
 from gateway.certificate import Certificate
-from gateway.config import Config, compose, parse
+from gateway.config import Config, Part, PolicyEntry, compose, parse
 from gateway.errors import ConfigError
 
 WIDTH = 110  # of the certificate's lines
@@ -29,6 +31,61 @@ def write(path: Path, policy: str, steps: Steps, certificate: Certificate | None
     changed = edited(text, path, policy, steps, certificate)
     with replacing(path) as draft:
         draft.write_text(changed, encoding="utf-8")
+
+
+def write_mix(path: Path, policy: str, parts: Mapping[str, tuple[Steps, float]]) -> None:
+    """Each part as a policy of its own, and `policy` as their mix. parts: by name, in the order drawn: steps and share.
+
+    Raises ConfigError like `write`, and where `policy` says more than its steps, which a mix could not keep.
+    """
+    changed = mixed(path.read_text(encoding="utf-8"), path, policy, parts)
+    with replacing(path) as draft:
+        draft.write_text(changed, encoding="utf-8")
+
+
+def mixed(text: str, path: Path, policy: str, parts: Mapping[str, tuple[Steps, float]]) -> str:
+    """The file's text with those policies."""
+    before = parse(text, path).policies
+    if policy in parts:
+        raise ConfigError(f"{path}: a mix cannot be a part of itself: {policy!r}")
+    if policy in before and (before[policy].model_fields_set - {"steps", "certificate", "mix", "mix_key"}):
+        raise ConfigError(f"{path}: policy {policy!r} says more than its steps, which a mix cannot; name another one")
+    changed = text
+    for name, (steps, _) in parts.items():
+        if name in before:
+            changed = edited(changed, path, name, steps)
+        else:
+            new = {"steps": [_step(tier, accept_at) for tier, accept_at in steps]}
+            changed = _added(changed, _policies(changed, path), name, new)
+    told: dict[str, Any] = {"mix": [{"policy": name, "share": share} for name, (_, share) in parts.items()]}
+    if policy not in before:
+        changed = _added(changed, _policies(changed, path), policy, told)
+    else:
+        told |= {"mix_key": before[policy].mix_key} if before[policy].mix_key else {}
+        node = _policy(changed, path, policy)
+        written = _in_line(told) if node.flow_style else _block(told, node.start_mark.column)
+        changed = _splice(changed, node.start_mark.index, _end(node), written)
+    _check_mix(parse(text, path), parse(changed, path), path, policy, parts)
+    return changed
+
+
+def _check_mix(
+    before: Config, after: Config, path: Path, policy: str, parts: Mapping[str, tuple[Steps, float]]
+) -> None:
+    """Raises ConfigError unless the mix and its parts, and nothing else, are as wanted."""
+    wanted = tuple(Part(policy=name, share=share) for name, (_, share) in parts.items())
+    as_wanted = after.policies[policy].mix == wanted and all(
+        [(step.tier, step.accept_at) for step in after.policies[name].steps] == list(steps)
+        for name, (steps, _) in parts.items()
+    )
+    touched = {policy, *parts}
+
+    def others(policies: Mapping[str, PolicyEntry]) -> dict[str, PolicyEntry]:
+        return {name: entry for name, entry in policies.items() if name not in touched}
+
+    same = after.model_copy(update={"policies": before.policies}) == before
+    if not as_wanted or not same or others(after.policies) != others(before.policies):
+        raise ConfigError(f"{path}: policy {policy!r} cannot be changed alone (a shared alias?); write the mix by hand")
 
 
 def edited(text: str, path: Path, policy: str, steps: Steps, certificate: Certificate | None = None) -> str:
@@ -51,8 +108,14 @@ def edited(text: str, path: Path, policy: str, steps: Steps, certificate: Certif
     return changed
 
 
+def _policies(text: str, path: Path) -> yaml.MappingNode:
+    node = _child(compose(text, path)[0], "policies")
+    assert isinstance(node, yaml.MappingNode), "a configuration that was accepted"
+    return node
+
+
 def _policy(text: str, path: Path, policy: str) -> yaml.MappingNode:
-    node = _child(_child(compose(text, path)[0], "policies"), policy)
+    node = _child(_policies(text, path), policy)
     assert isinstance(node, yaml.MappingNode), "a configuration that was accepted"
     return node
 
@@ -76,16 +139,34 @@ def _with_certificate(text: str, path: Path, policy: str, certificate: Certifica
     """Behind the last entry of the policy, in its own style."""
     node = _policy(text, path, policy)
     told = certificate.model_dump(mode="json", exclude_none=True) | {"issued": certificate.issued}
-    end = _end(node)
+    return _added(text, node, "certificate", told)
+
+
+def _added(text: str, node: yaml.MappingNode, key: str, told: Mapping[str, Any]) -> str:
+    """With one more entry behind the last of a mapping, in its own style."""
     if node.flow_style:
         inside = _end(node.value[-1][1])
-        flow = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, default_flow_style=True, width=ENDLESS)
-        return _splice(text, inside, inside, f", certificate: {flow.strip()}")
-    column = " " * node.start_mark.column
-    block = yaml.safe_dump({"certificate": told}, sort_keys=False, allow_unicode=True, indent=2, width=WIDTH)
-    lines = "".join(f"{column}{line}\n" for line in block.splitlines())
-    end = _line_end(text, end)
+        return _splice(text, inside, inside, f", {key}: {_in_line(told)}")
+    column = node.start_mark.column
+    lines = f"{' ' * column}{_block({key: told}, column)}\n"
+    end = _line_end(text, _end(node))
     return _splice(text, end, end, lines if text[:end].endswith("\n") else f"\n{lines}")
+
+
+def _in_line(told: object) -> str:
+    return str(
+        yaml.safe_dump(told, sort_keys=False, allow_unicode=True, default_flow_style=True, width=ENDLESS)
+    ).strip()
+
+
+def _block(told: Mapping[str, Any], column: int) -> str:
+    """Lines from the second on begin at the column."""
+    block = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, indent=2, width=WIDTH)
+    return ("\n" + " " * column).join(block.splitlines())
+
+
+def _step(tier: str, accept_at: float | None) -> dict[str, Any]:
+    return {"tier": tier} if accept_at is None else {"tier": tier, "accept_at": accept_at}
 
 
 def _line_end(text: str, place: int) -> int:

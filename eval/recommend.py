@@ -408,6 +408,24 @@ def certificate(found: Recommendation, config: Config, issued: dt.date) -> Certi
 # JSON
 
 
+def parts_of(found: Recommendation, policy: str) -> dict[str, tuple[list[tuple[str, float | None]], float]]:
+    """The mix that spends the budget exactly, as policies of the cascade file: steps and share by name, in the order
+    in which the gateway draws. Raises ConfigError where there is nothing to mix.
+
+    policy: the mix's own name.
+    """
+    if found.mixed is None:
+        raise ConfigError("a mix spends a budget: say with --budget how much a question may cost in the mean")
+    mixed = found.mixed
+    if mixed.share >= 1 or mixed.share <= 0 or mixed.low == mixed.high:
+        told = (mixed.high if mixed.share >= 1 else mixed.low).told(found.test.tiers)
+        raise ConfigError(f"one policy alone spends this budget: {told}; write it with --as recommended")
+    return {
+        f"{policy}-{which}": (steps_of(found.test, route), share)
+        for which, route, share in (("high", mixed.high, mixed.share), ("low", mixed.low, 1 - mixed.share))
+    }
+
+
 def steps_of(table: Crossed, route: Route) -> list[tuple[str, float | None]]:
     """As a policy of the cascade file."""
     return [(table.tiers[tier], mark) for tier, mark in zip(route.chain, (*route.thresholds, None), strict=True)]

@@ -63,6 +63,9 @@ def sweep(
         Path | None, typer.Option(help="Put the policy and its certificate into this cascade file; comments stay.")
     ] = None,
     policy: Annotated[str, typer.Option(help="Which policy of the file --write changes.")] = "default",
+    form: Annotated[
+        str, typer.Option("--as", help="What --write writes: recommended, or the mix that spends --budget exactly.")
+    ] = "recommended",
     implausible: Implausible = False,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -80,22 +83,45 @@ def sweep(
         tiers=tiers, choose_on=choose_on, test_on=test_on, cost=cost, budget=budget, target=target, rate=rate,
         certify=certify, confidence=confidence, levels=levels, steps=steps, seed=seed,
     )  # fmt: skip
+    check_form(form, writes=write is not None)
     plausible(records, implausible=implausible)
     with one_line(), comparable():
         settings = configs.read(config)
         found = recommend.recommend(records, settings, wish, None if prices is None else costs.read(prices))
         certificate = recommend.certificate(found, settings, moment(None).date())
-        if write is not None:
+        if write is not None and form == "mix":
+            parts = recommend.parts_of(found, policy)
+            policy_file.write_mix(write, policy, parts)
+        elif write is not None:
             if found.promised.refused is not None:
                 raise ConfigError(f"nothing was written to {write}: {found.promised.refused}")
             steps_wanted = recommend.steps_of(found.test, found.promised.route)
             policy_file.write(write, policy, steps_wanted, certificate)
     typer.echo(json.dumps(recommend.as_json(found), indent=2) if as_json else told(found))
-    if write is not None and not as_json:
+    if as_json or write is None:
+        return
+    if form == "mix":
+        shares = " and ".join(f"{share:.1%} of decisions follow {name}" for name, (_, share) in parts.items())
+        typer.echo(f"\n{write}: policy {policy} is now a mix: {shares}")
+        typer.echo("without a certificate: what was promised is about one policy, not about a mix")
+    else:
         typer.echo(f"\n{write}: policy {policy} is now {found.promised.route.told(found.test.tiers)}")
         typer.echo(
             "its certificate stands there too" if certificate else "without a certificate: nothing can be promised"
         )
+
+
+def check_form(form: str, *, writes: bool) -> None:
+    """Raises ConfigError for what cannot be written, before anything is computed."""
+    if form == "look-ahead":
+        raise ConfigError(
+            "look-ahead cannot be written: the gateway asks the tiers of a policy in order, and look-ahead skips tiers "
+            "question by question; it is shown to say what that would gain. Take --as recommended or mix"
+        )
+    if form not in ("recommended", "mix"):
+        raise ConfigError(f"--as is recommended or mix, got {form!r}")
+    if form == "mix" and not writes:
+        raise ConfigError("--as mix says what --write writes: name the cascade file with --write")
 
 
 def wished(*, tiers: str | None, cost: str | None, **rest: Any) -> Wish:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval import policy_file
-from eval.policy_file import edited
+from eval.policy_file import edited, mixed
 from gateway.certificate import Certificate, CertifiedStep, Data, Promise
 from gateway.config import parse
 from gateway.errors import ConfigError
@@ -144,6 +144,47 @@ def test_a_file_that_does_not_end_its_last_line_can_be_written_to() -> None:
     text = HEAD + "  default:\n    steps:\n    - {tier: c}"
     changed = edited(text, PATH, "default", [("a", 0.5), ("c", None)], CERTIFICATE)
     assert parse(changed, PATH).policies["default"].certificate == CERTIFICATE
+
+
+PARTS = {
+    "spend-high": ([("b", 0.123456789012345), ("c", None)], 1 / 3),
+    "spend-low": ([("a", 1e-05), ("c", None)], 2 / 3),
+}
+
+
+@pytest.mark.parametrize("ending", [BLOCK, BLOCK.rstrip("\n"), BLOCK + "# the end\n"])
+@pytest.mark.parametrize("policy", ["spend", "other", "default"])
+def test_a_mix_is_two_policies_and_one_that_draws_between_them(policy: str, ending: str) -> None:
+    text = HEAD + (ending.replace("    serve_fallback: false\n", "") if policy == "default" else ending)
+    changed = mixed(text, PATH, policy, PARTS)
+    read = parse(changed, PATH).policies
+    assert [(part.policy, part.share) for part in read[policy].mix] == [("spend-high", 1 / 3), ("spend-low", 2 / 3)]
+    assert {name: steps(changed, name) for name in PARTS} == {name: wanted for name, (wanted, _) in PARTS.items()}
+    untouched = {"default", "other"} - {policy}
+    assert [read[name] for name in untouched] == [parse(text, PATH).policies[name] for name in untouched]
+    assert changed.startswith(HEAD)
+    assert mixed(changed, PATH, policy, PARTS) == changed
+
+
+def test_a_mix_keeps_its_key_and_takes_new_shares() -> None:
+    once = mixed(HEAD + BLOCK, PATH, "spend", PARTS).replace("  spend:\n", "  spend:\n    mix_key: rollout\n")
+    swapped = {name: (wanted, 1 - share) for name, (wanted, share) in PARTS.items()}
+    entry = parse(mixed(once, PATH, "spend", swapped), PATH).policies["spend"]
+    assert (entry.mix_key, [part.share for part in entry.mix]) == ("rollout", [1 - 1 / 3, 1 - 2 / 3])
+
+
+def test_a_mix_in_brackets_stays_there() -> None:
+    text = HEAD.replace("policies:\n", "policies: {default: {steps: [{tier: c}]}}\n")
+    changed = mixed(text, PATH, "spend", PARTS)
+    assert changed.splitlines()[:-1] == HEAD.splitlines()[:-1]
+    assert [part.policy for part in parse(changed, PATH).policies["spend"].mix] == list(PARTS)
+
+
+def test_what_a_mix_cannot_keep_is_not_written_over() -> None:
+    with pytest.raises(ConfigError, match="says more than its steps"):
+        mixed(HEAD + BLOCK, PATH, "default", PARTS)
+    with pytest.raises(ConfigError, match="part of itself"):
+        mixed(HEAD + BLOCK, PATH, "spend-low", PARTS)
 
 
 def test_a_mix_is_not_written_over() -> None:

@@ -14,13 +14,15 @@ from typer.testing import CliRunner
 from calibrators import artifact, logistic
 from calibrators.artifact import Artifact
 from calibrators.base import FitData, Missing
-from eval import held_out, records
+from eval import agreement, held_out, records
 from eval.baselines import LENGTH, RAW
+from eval.choice import replay_mix
 from eval.crossed import BadTable, Crossed
 from eval.crossing import completed, cross
 from eval.grade import Grade
 from eval.recommend import Wish, bound, gather, goal_of, recommend, steps_of
 from eval.records import Collected, Manifest, Record
+from eval.replay import answers
 from eval.sweep import Route, replay, sweep
 from eval.sweep_cli import app
 from gateway import cascade, checking
@@ -280,6 +282,46 @@ def test_what_is_written_is_what_was_recommended_and_the_gateway_reads_it(folder
     assert [name.split()[0] for name in told["metrics"]] == ["AUDC", "APGR", "CPT(50%)", "CPT(80%)", "AIQ"]
     paid = [one["accuracy"] for one in told["budgets"] if one["accuracy"] is not None]
     assert len(paid) >= 3
+
+
+def test_a_budget_is_written_as_a_mix_and_the_gateway_draws_as_the_sweep_does(folder: Path, tmp_path: Path) -> None:
+    path = copied(folder, tmp_path) / "cascade.yaml"
+    told = run(tmp_path, "--budget", "60%", "--write", str(path), "--policy", "spend", "--as", "mix")
+    assert "policy spend is now a mix" in told
+    config = configs.read(path)
+    manifest = records.read_manifest(folder / records.MANIFEST)
+    found = recommend([folder], config, Wish(budget="60%"))
+    assert found.mixed is not None
+    table, rows = found.test, [row for row in records.read(folder / records.RECORDS) if row.split == "test"]
+    expected = replay_mix(table, found.mixed)
+    served = {
+        next(iter(asked.values())).question: answer
+        for asked, answer in answers(rows, agreement.opened(config, "spend", [manifest]))
+    }
+    assert {answer.policy.name for answer in served.values()} == {"spend-high", "spend-low"}
+    for place, question in enumerate(table.questions):
+        answer = served[question]
+        assert (answer.served.tier, len(answer.hops)) == (TIERS[expected.served[place]], expected.asked[place])
+    low, high = (replay(found.chosen_on, route).mean_cost for route in (found.mixed.low, found.mixed.high))
+    most = 0.6 * float(found.chosen_on.cost.mean(axis=0)[found.chosen_on.right.mean(axis=0).argmax()])
+    shares = [part.share for part in config.policies["spend"].mix]
+    assert shares[0] * high + shares[1] * low == pytest.approx(most, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--as", "look-ahead", "--write", "x.yaml"), "asks the tiers of a policy in order"),
+        (("--as", "nonsense", "--write", "x.yaml"), "recommended or mix"),
+        (("--as", "mix", "--budget", "50%"), "name the cascade file"),
+        (("--as", "mix", "--write", "x.yaml"), "say with --budget"),
+        (("--as", "mix", "--write", "x.yaml", "--budget", "900%"), "one policy alone spends this budget"),
+    ],
+)
+def test_what_cannot_be_written_as_a_mix_is_said_in_words(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(app, ["-r", str(folder), "-c", str(folder / "cascade.yaml"), *arguments])
+    assert isinstance(done.exception, ConfigError)
+    assert said in str(done.exception)
 
 
 def test_no_calibrator_is_tested_on_what_it_was_fitted_on(folder: Path) -> None:
