@@ -27,6 +27,7 @@ from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
     from eval.fit import How
+    from eval.records import Row
     from gateway.config import Config
 
 Word = TypeVar("Word", bound=StrEnum)
@@ -91,6 +92,10 @@ def collect(
         str | None, typer.Option(help="ray: ask on the nodes of the Ray cluster that runs here.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Per tier, on a cluster. Without it: one a node.")] = None,
+    start_servers: Annotated[
+        bool,
+        typer.Option("--start-servers", help="On a cluster: each worker starts its model server, on its own GPUs."),
+    ] = False,
     implausible: Implausible = False,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +103,7 @@ def collect(
 
     Example:  confgate collect -c deploy/pocket/cascade.yaml --dataset pocket --n 1500 --out runs/calibration
     """
-    from eval import _questions
+    from eval import _questions, sanity
     from eval import collect as collecting
     from gateway import config as configs
 
@@ -122,10 +127,11 @@ def collect(
         )  # fmt: skip
         for note in notes:
             typer.echo(f"note: {note}", err=True)
+        gate = None if implausible else sanity.Gate(out)
         if cluster is None:
-            path = run(lambda watch: asyncio.run(collecting.collect(settings, asked, out, plan, watch)), out)
+            path = run(lambda watch: asyncio.run(collecting.collect(settings, asked, out, plan, watch)), out, gate)
         else:
-            path = run(on_cluster(cluster, settings, asked, out, plan, workers), out)
+            path = run(on_cluster(cluster, settings, asked, out, plan, workers, start_servers=start_servers), out, gate)
         rows = collecting.summary(path)
     typer.echo(
         json.dumps({"records": str(path), "tiers": rows}, indent=2) if as_json else _report.collected(rows, path)
@@ -149,7 +155,7 @@ def plausible(sources: Sequence[Path], *, implausible: bool) -> None:
 
 
 def on_cluster(
-    kind: str, settings: Config, asked: Sequence[Any], out: Path, plan: Any, workers: int | None
+    kind: str, settings: Config, asked: Sequence[Any], out: Path, plan: Any, workers: int | None, *, start_servers: bool
 ) -> Callable[[Any], Path]:
     """The same collection on a cluster. Raises ConfigError when there is none, or none of that kind."""
     from eval import cluster as clusters
@@ -157,18 +163,27 @@ def on_cluster(
     if kind != "ray":
         raise ConfigError(f"no cluster {kind!r}; have ray")
     clusters.connect()
-    return lambda watch: clusters.collect(settings, asked, out, plan, watch, workers=workers)
+    return lambda watch: clusters.collect(
+        settings, asked, out, plan, watch, workers=workers, start_servers=start_servers
+    )
 
 
-def run(collect_all: Callable[[Any], Path], out: Path) -> Path:
-    """Collect, showing how far it is; Ctrl-C says how to go on."""
+def run(collect_all: Callable[[Any], Path], out: Path, gate: Callable[[Row], None] | None) -> Path:
+    """Collect, showing how far it is; Ctrl-C says how to go on. gate: sees every row, and may stop everything."""
     from eval._progress import Progress
 
     shown: list[Progress] = []
 
-    def watch(total: int, done: int) -> Progress:
-        shown.append(Progress(total, done, sys.stderr, time.monotonic))
-        return shown[0]
+    def watch(total: int, done: int) -> Callable[[Row], None]:
+        progress = Progress(total, done, sys.stderr, time.monotonic)
+        shown.append(progress)
+
+        def note(row: Row) -> None:
+            progress(row)
+            if gate is not None:
+                gate(row)
+
+        return note
 
     try:
         return collect_all(watch)

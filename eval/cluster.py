@@ -11,17 +11,19 @@ Ray and this package must be installed on every node, and model folders lie at t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from eval import records
 from eval._journal import Journal
+from eval._model_server import model_server
 from eval.card import Absent
 from eval.collect import Desk, Plan, Watch, agree, describe, families_of, finish, is_complete, work
 from eval.datasets import Question
@@ -29,10 +31,16 @@ from eval.grade import Grade
 from eval.records import RECORDS, Collected, Record, Row
 from gateway.config import Config, TierEntry
 from gateway.errors import ConfigError, EngineError, GatewayError
+from gateway.nouns import Engine
 from gateway.snapshot import open_engines
 
 MOST_DEATHS = 3  # of workers over the same block: then it is the block, or the cluster, and not chance
+LOOK_SECONDS = 5.0
+CLOSE_SECONDS = 60.0  # for a model server to drain
 INSTALL = "pip install 'confidence-gateway[ray]', on every node"
+
+
+log = logging.getLogger(__name__)
 
 
 class ClusterFailed(GatewayError):
@@ -52,46 +60,50 @@ class Block:
 class Answering:
     """A worker: one tier's engine, in the one event loop that Ray runs for it."""
 
-    def __init__(self, config: Config, plan: Plan, told: Collected | None, prompt: str) -> None:
-        self._config, self._plan, self._told, self._prompt = config, plan, told, prompt
+    def __init__(self, config: Config, plan: Plan, *, start_server: bool = False) -> None:
+        """config: of one tier.  start_server: its model server is started here, on this worker's GPUs."""
+        self._config, self._plan, self._start_server = config, plan, start_server
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
+        self._engine: Engine | None = None
         self._desk: Desk | None = None
 
     async def fingerprint(self) -> Mapping[str, str]:
-        """What the engine on this node says of itself. Raises EngineError."""
+        """What the engine on this node says of itself. Raises EngineError, and what starting a server raises."""
+        async with self._opening:
+            if self._engine is None:
+                config = self._config
+                if self._start_server:
+                    config = await self._stack.enter_async_context(model_server(config))
+                (self._engine,) = (await self._stack.enter_async_context(open_engines(config))).values()
+            return dict(await self._engine.fingerprint())
+
+    async def prepare(self, told: Collected, prompt: str) -> None:
+        """Get ready to answer. told: what the engine must be.  Raises ClusterFailed when it is something else here."""
+        here, there = dict(await self.fingerprint()), dict(told.fingerprint)
         (entry,) = self._config.tiers
-        async with open_engines(self._config) as engines:
-            return dict(await engines[entry.name].fingerprint())
+        if here != there:
+            differs = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+            raise ClusterFailed(f"{entry.name}: another node serves another {', '.join(differs)} than the first")
+        assert self._engine is not None, "it has just told its fingerprint"
+        self._desk = Desk(entry, self._engine, told.engine, prompt, self._plan)
 
     async def answer(self, questions: Sequence[Question], families: Sequence[str]) -> list[bytes]:
-        """A row of the journal for each question. Raises ClusterFailed when this node serves something else."""
-        desk, entry = await self._ready(), self._config.tiers[0]
+        """A row of the journal for each question."""
+        assert self._desk is not None, "no worker is given questions before it is prepared"
         found: list[Record] = []
-        local = entry.engine.kind == "local"
+        local = self._config.tiers[0].engine.kind == "local"
         waiting = iter(questions)
         named = dict(zip(map(id, questions), families, strict=True))
         wave = self._plan.concurrency if local else 1
         async with asyncio.TaskGroup() as group:
             for _ in range(self._plan.concurrency // wave):
-                group.create_task(work(desk, waiting, wave, named, found.append))
+                group.create_task(work(self._desk, waiting, wave, named, found.append))
         return [msgspec.json.encode(records.flatten(record)) for record in found]
 
-    async def _ready(self) -> Desk:
-        async with self._opening:
-            if self._desk is None:
-                (entry,) = self._config.tiers
-                assert self._told is not None, "a worker that answers knows what it answers for"
-                engine = (await self._stack.enter_async_context(open_engines(self._config)))[entry.name]
-                here = dict(await engine.fingerprint())
-                if here != dict(self._told.fingerprint):
-                    differs = sorted(k for k in here.keys() | self._told.fingerprint.keys()
-                                     if here.get(k) != self._told.fingerprint.get(k))  # fmt: skip
-                    raise ClusterFailed(
-                        f"{entry.name}: another node serves another {', '.join(differs)} than the first"
-                    )
-                self._desk = Desk(entry, engine, self._told.engine, self._prompt, self._plan)
-            return self._desk
+    async def close(self) -> None:
+        """Close the engine and stop the server that was started."""
+        await self._stack.aclose()
 
 
 def collect(
@@ -102,16 +114,17 @@ def collect(
     watch: Callable[[int, int], Watch],
     *,
     workers: int | None = None,
+    start_servers: bool = False,
 ) -> Path:
     """`eval.collect.collect` on the Ray cluster that this process is connected to.
 
-    workers: per tier; None takes one for every node that is alive.  Raises what that does, and ClusterFailed.
+    workers: per tier; None takes one for every node that is alive.  start_servers: every worker of a tier that says how
+    it is served starts that model server itself, on GPUs of its own.  Raises what that does, and ClusterFailed.
     """
     if not questions:
         raise ConfigError("no questions to ask")
     folder.mkdir(parents=True, exist_ok=True)
-    with Journal(folder) as journal:
-        crew = Crew(config, plan)
+    with Journal(folder) as journal, Crew(config, plan, start_servers=start_servers) as crew:
         manifest = asyncio.run(describe(config, questions, crew.engines(), plan))
         agree(folder, manifest)
         if is_complete(folder, journal):
@@ -161,44 +174,89 @@ def nodes() -> int:
 class Crew:
     """The workers, tier by tier."""
 
-    def __init__(self, config: Config, plan: Plan) -> None:
+    def __init__(self, config: Config, plan: Plan, *, start_servers: bool = False) -> None:
         self._ray = _ray()
-        self._config, self._plan, self._prompt = config, plan, ""
+        self._config, self._plan, self._start_servers = config, plan, start_servers
         self._told: Mapping[str, Collected] = {}
-        self._free: dict[str, list[Any]] = defaultdict(list)
+        self._prompt = ""
+        self._first: dict[str, Any] = {}
+        self._workers: list[Any] = []
+        self._starting: dict[Any, Start] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let everybody go. A server that a worker started ends with it, and has its GPU's memory back by then."""
+        closing = [worker.close.remote() for worker in self._workers]
+        if closing:
+            self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        for worker in self._workers:
+            self._ray.kill(worker)
 
     def engines(self) -> dict[str, Absent]:
         """Stand-ins for the engines that say what those on the nodes say. Raises EngineError."""
-        asked = {entry.name: self._worker(entry).fingerprint.remote() for entry in self._config.tiers}
-        return {name: Absent(name, self._get(ref)) for name, ref in asked.items()}
+        self._first = {entry.name: self._worker(entry) for entry in self._config.tiers}
+        asked = {name: worker.fingerprint.remote() for name, worker in self._first.items()}
+        try:
+            return {name: Absent(name, self._get(ref)) for name, ref in asked.items()}
+        except Died as error:
+            raise ClusterFailed(f"the first worker of a tier died: {error}") from error
 
     def hire(self, told: Mapping[str, Collected], prompt: str, workers: int) -> None:
         """told: by tier, what its engine must be.  workers: per tier."""
         self._told, self._prompt = told, prompt
         for entry in self._config.tiers:
-            self._free[entry.name] = [self._worker(entry) for _ in range(workers)]
+            self._start(entry.name, self._first[entry.name])
+            for _ in range(workers - 1):
+                self._start(entry.name, self._worker(entry))
 
-    def rows(self, waiting: Iterable[Block]) -> Iterable[Row]:
-        """The answers to all blocks, as they come in."""
+    def rows(self, waiting: Iterable[Block]) -> Iterator[Row]:
+        """The answers to all blocks, as they come in. Only a worker that is ready is given any, so nobody waits for
+        one that is still starting, or whose node cannot start it."""
         queues: dict[str, deque[Block]] = defaultdict(deque)
         for block in waiting:
             queues[block.tier].append(block)
+        free: dict[str, list[Any]] = defaultdict(list)
         flying: dict[Any, Flight] = {}
         while flying or any(queues.values()):
             for tier, queue in queues.items():
-                while queue and self._free[tier]:
-                    block, worker = queue.popleft(), self._free[tier].pop()
+                while queue and free[tier]:
+                    block, worker = queue.popleft(), free[tier].pop()
                     flying[worker.answer.remote(block.questions, block.families)] = Flight(block, worker)
-            (ref,), _ = self._ray.wait(list(flying), num_returns=1)
-            flight = flying.pop(ref)
-            try:
-                answered = self._get(ref)
-            except Died as error:
-                queues[flight.block.tier].appendleft(again(flight.block, error))
-                flight.worker = self._worker(self._entry(flight.block.tier))
-            else:
-                yield from (msgspec.json.decode(row, type=Row) for row in answered)
-            self._free[flight.block.tier].append(flight.worker)
+            done, _ = self._ray.wait([*flying, *self._starting], num_returns=1, timeout=LOOK_SECONDS)
+            for ref in done:  # none, when it was only time to look whether somebody wants us to stop
+                if ref in self._starting:
+                    start = self._starting.pop(ref)
+                    if self._lives(ref, start):
+                        free[start.tier].append(start.worker)
+                    continue
+                flight = flying.pop(ref)
+                try:
+                    answered = self._get(ref)
+                except Died as error:
+                    log.warning("a worker of %s died, another one answers its questions: %s", flight.block.tier, error)
+                    queues[flight.block.tier].appendleft(again(flight.block, error))
+                    self._start(flight.block.tier, self._worker(self._entry(flight.block.tier)))
+                else:
+                    yield from (msgspec.json.decode(row, type=Row) for row in answered)
+                    free[flight.block.tier].append(flight.worker)
+
+    def _start(self, tier: str, worker: Any, deaths: int = 0) -> None:
+        self._starting[worker.prepare.remote(self._told[tier], self._prompt)] = Start(tier, worker, deaths)
+
+    def _lives(self, ref: Any, start: Start) -> bool:
+        """Whether a worker is ready; one that died is started anew. Raises ClusterFailed when that happens too often,
+        and what preparing raises."""
+        try:
+            self._get(ref)
+        except Died as error:
+            log.warning("a worker of %s died while it started: %s", start.tier, error)
+            if start.deaths == MOST_DEATHS:
+                raise ClusterFailed(f"{MOST_DEATHS + 1} workers of {start.tier} did not start: {error}") from error
+            self._start(start.tier, self._worker(self._entry(start.tier)), start.deaths + 1)
+            return False
+        return True
 
     def _get(self, ref: Any) -> Any:
         """Raises Died when the worker is gone, and what went wrong in it as what it was there."""
@@ -218,11 +276,15 @@ class Crew:
         return next(entry for entry in self._config.tiers if entry.name == tier)
 
     def _worker(self, entry: TierEntry) -> Any:
-        """Needs no core of its own, or no tier would start on a small cluster; but a whole GPU where it uses one."""
+        """Needs no core of its own, or no tier would start on a small cluster; but whole GPUs where it uses them."""
         gpus = int(str(getattr(entry.engine, "device", "")).startswith("cuda"))
+        starts = self._start_servers and entry.serve is not None and entry.engine.kind == "openai_http"
+        if starts and entry.serve is not None:
+            gpus = entry.serve.tensor_parallel
         alone = self._config.model_copy(update={"tiers": (entry,)})
         made = self._ray.remote(Answering).options(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")
-        return made.remote(alone, self._plan, self._told.get(entry.name), self._prompt)
+        self._workers.append(made.remote(alone, self._plan, start_server=starts))
+        return self._workers[-1]
 
 
 @dataclass(slots=True)
@@ -231,6 +293,15 @@ class Flight:
 
     block: Block
     worker: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A worker that is getting ready. deaths: of others in its place, none of which ever was."""
+
+    tier: str
+    worker: Any = field(repr=False)
+    deaths: int
 
 
 class Died(Exception):

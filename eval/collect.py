@@ -324,13 +324,14 @@ def summary(path: Path) -> list[dict[str, Any]]:
     for row in records.columns(path, SUMMED):
         cells[row["split"], row["tier"]].append(row)
     return [
-        {"split": split, "tier": tier, **_summed([row for row in rows if row["grade"] != Grade.UNASKED]),
+        {"split": split, "tier": tier, **tallied([row for row in rows if row["grade"] != Grade.UNASKED]),
          "unasked": sum(row["grade"] == Grade.UNASKED for row in rows)}
         for (split, tier), rows in cells.items()
     ]  # fmt: skip
 
 
-def _summed(asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def tallied(asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a row of `summary` counts. asked: answers with the columns SUMMED, none of them UNASKED."""
     n = len(asked)
     right = sum(row["grade"] == Grade.RIGHT for row in asked)
     told = wilson("accuracy", right, n) if n else None

@@ -200,18 +200,24 @@ def the_split(every: Mapping[str, Table], how: How) -> str:
     if split in how.tune:
         raise ConfigError(f"split {split!r} cannot be fitted on and tuned on")
     for table in every.values():
-        _check_disjoint(table)
+        _check_disjoint(table, split)
     return split
 
 
-def _check_disjoint(table: Table) -> None:
-    """A question, or a variant of it, in two splits would be fitted on and judged on."""
+def _check_disjoint(table: Table, split: str) -> None:
+    """A question, or a variant of it, in two splits would be fitted on and judged on. Splits that were collected into
+    folders of their own were never held against each other before."""
     splits: dict[str, set[str]] = {}
-    for question, split in zip(table.question, table.split, strict=True):
-        splits.setdefault(str(question), set()).add(str(split))
+    for question, found_in in zip(table.question, table.split, strict=True):
+        splits.setdefault(str(question), set()).add(str(found_in))
     shared = sorted(question for question, found in splits.items() if len(found) > 1)
     if shared:
         raise DuplicateQuestion(shared[0], len(shared))
+    fitted = table.split == split
+    both = set(table.family[fitted].tolist()) & set(table.family[~fitted].tolist())
+    varied = sorted(str(name) for name, group in zip(table.question, table.family, strict=True) if group in both)
+    if varied:
+        raise DuplicateQuestion(varied[0], len(both))
 
 
 def sharing(every: Iterable[Table], split: str, how: How) -> dict[str, FitData]:

@@ -6,10 +6,21 @@ The HTTP door maps every leaf to a status (`gateway/http/errors.py`); a test pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class GatewayError(Exception):
-    """Base of everything the gateway raises on purpose."""
+    """Base of everything the gateway raises on purpose. It may pass from one process to another, facts and all."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Python would call the class with the message, which is not what most of these are made from."""
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[GatewayError], args: tuple[object, ...]) -> GatewayError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ConfigError(GatewayError):

@@ -295,6 +295,21 @@ def test_a_wrong_word_is_answered_in_one_line(tmp_path: Path, arguments: list[st
     assert "\n" not in str(ended.exception)
 
 
+def test_nobody_pays_for_a_whole_collection_over_a_broken_prompt(tmp_path: Path) -> None:
+    data = question_file(tmp_path, 800, text="I do not know.")
+    with Upstream() as upstream:
+        given = ["collect", "-c", str(config_file(tmp_path, upstream.url)), "--dataset", "jsonl", "--split", "test",
+                 "--data", str(data), "--out", str(tmp_path / "out"), "--top-k", "2"]  # fmt: skip
+        ended = CliRunner().invoke(app, given)
+        assert "stopped after 200 of its answers" in str(ended.exception)
+        assert max(len(upstream.asked(model)) for model in ("small", "large")) < 300
+        assert 200 <= lines(tmp_path) < 600
+        ended = CliRunner().invoke(app, [*given, "--implausible"])
+        assert ended.exit_code == 0
+        assert lines(tmp_path) == 0
+    assert len(list(records.read(tmp_path / "out" / "records.parquet"))) == 1600
+
+
 # Progress
 
 

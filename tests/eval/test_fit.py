@@ -321,6 +321,20 @@ def test_a_question_in_two_splits_is_refused() -> None:
         fit.fit({"small": given}, How(split="nope"))
 
 
+def test_a_variant_of_a_fitted_question_in_another_folder_is_refused_and_of_others_is_not() -> None:
+    X, _, y = world(300)
+    whole = table(X, y)
+    split = np.repeat(["cal", "test", "shifted"], 100)
+    family = np.array([f"f{row}" for row in range(300)])
+    family[250], family[251] = family[150], family[151]
+    done = fit.fit({"small": replace(whole, split=split, family=family)}, How(split="cal", family="logistic"))
+    assert isinstance(done[0], Fitting)
+    family[252] = family[7]
+    with pytest.raises(DuplicateQuestion, match="keep rewordings of one question together") as error:
+        fit.fit({"small": replace(whole, split=split, family=family)}, How(split="cal", family="logistic"))
+    assert (error.value.question, error.value.count) == ("q252", 1)
+
+
 def test_slices_are_told_apart_and_small_ones_put_together() -> None:
     code, names = tables.codes([[2] * 30 + [3] * 30 + [9] * 5, ["a"] * 65], ["steps", "kind"])
     assert names == ("other", "steps=2 kind=a", "steps=3 kind=a")

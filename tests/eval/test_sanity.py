@@ -44,7 +44,6 @@ def row(right: int, n: int, **changes: int) -> dict[str, Any]:
         ("Qwen/Qwen2.5-7B-Instruct-AWQ@abc", 0.8702),
         ("Qwen/Qwen2.5-14B-Instruct", 0.9006),
         ("Qwen/Qwen2.5-32B-Instruct", 0.9111),
-        ("Qwen/Qwen2.5-72B-Instruct", 0.9101),
     ],
 )
 def test_the_gate_knows_the_instruct_models_by_name(model: str, least: float) -> None:
@@ -53,7 +52,10 @@ def test_the_gate_knows_the_instruct_models_by_name(model: str, least: float) ->
     assert known[1] == pytest.approx(least, abs=1e-4)
 
 
-@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-Math-7B-Instruct", "Qwen2.5-Coder-7B-Instruct", ""])
+@pytest.mark.parametrize(
+    "model",
+    ["Qwen/Qwen2.5-72B-Instruct", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-Math-7B-Instruct", "Qwen2.5-Coder-7B-Instruct", ""],
+)
 def test_the_gate_says_nothing_about_models_it_has_no_figure_for(model: str) -> None:
     assert floor(model, "gsm8k") is None
 
@@ -128,6 +130,27 @@ def test_a_collection_is_checked_by_folder_and_by_file_and_a_table_is_not(tmp_pa
     (tmp_path / "table.csv").write_text("model,question,correct,x\na,q,1,1\n")
     assert check([tmp_path / "table.csv"]) == []
     assert check([collection(tmp_path / "sound", [Grade.RIGHT] * 95 + [Grade.WRONG] * 5)]) == []
+
+
+def watched(folder: Path, model: str, right: float, rows: int) -> int:
+    """How many rows come in before the gate stops them."""
+    records.write_manifest(folder / "manifest.json", manifest(model))
+    gate, done = sanity.Gate(folder), 0
+    for n in range(rows):
+        good = Grade.RIGHT if n % 100 < 100 * right else Grade.WRONG
+        record = Record(question=f"q{n}", dataset="gsm8k", split="test", family="f", tier="it", engine="e", prompt="p",
+                        grade=good, text="18", answer="18", rule=Rule.LAST_LINE, finish=Finish.STOP)  # fmt: skip
+        gate(records.flatten(record))
+        done += 1
+    return done
+
+
+def test_a_broken_prompt_is_found_on_the_first_200_answers_and_a_sound_one_never(tmp_path: Path) -> None:
+    with pytest.raises(Implausible, match=r"50.0% right .* n = 200.*stopped after 200 of its answers"):
+        watched(tmp_path, "Qwen/Qwen2.5-7B-Instruct", 0.5, 1000)
+    assert watched(tmp_path, "Qwen/Qwen2.5-7B-Instruct", 0.5, 199) == 199
+    assert watched(tmp_path, "Qwen/Qwen2.5-7B-Instruct", 0.9, 1000) == 1000
+    assert watched(tmp_path, "another", 0.5, 1000) == 1000
 
 
 @pytest.mark.parametrize("command", ["fit", "sweep"])

@@ -1,4 +1,5 @@
-"""Stands in for `vllm serve`: takes its flags, takes its time, answers /health and /v1/models, and fails when told to.
+"""Stands in for `vllm serve`: takes its flags, takes its time, answers /health, /v1/models and
+questions (always alike), and fails when told to.
 
 What it is to do is told through the environment, so that its flags stay vLLM's own:
 STAND_IN_START seconds until it answers; STAND_IN_CRASHES starts that fail first (counted in a file beside its log, by
@@ -63,6 +64,23 @@ def main() -> None:
                 body = {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "vllm"}]}
             raw = json.dumps(body).encode()
             self.send_response(200 if allowed or self.path == "/health" else 401)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def do_POST(self) -> None:
+            """The same answer to every question, each token with its log-prob."""
+            self.rfile.read(int(self.headers["content-length"]))
+            said = [
+                {"token": token, "logprob": -0.1, "bytes": list(token.encode()), "top_logprobs": []}
+                for token in ("####", " 4")
+            ]
+            choice = {"index": 0, "message": {"role": "assistant", "content": "#### 4"}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 3, "completion_tokens": len(said), "total_tokens": 3 + len(said)}
+            body = {"id": "0", "object": "chat.completion", "created": 0, "model": name, "usage": usage}
+            raw = json.dumps(body | {"choices": [choice | {"logprobs": {"content": said}}]}).encode()
+            self.send_response(200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(raw)))
             self.end_headers()
