@@ -33,7 +33,7 @@ SCHEMA = "confidence-gateway/calibrator"
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 * 2**20  # Venn-Abers on 100,000 points takes about 6 MB; more is a mistake or an attack
 MAX_DEPTH = 12  # a tree ensemble needs 5 levels; the parser itself recurses, so it must never see 100,000
-OPTIONAL = ("expires", "signature")
+OPTIONAL = ("early_abort", "expires", "signature")
 UNHASHED = ("sha256", "signature")
 NEEDED = {
     "fingerprint": ("model", "source"),  # without these two an artifact would fit any server
@@ -85,6 +85,8 @@ class Artifact:
     metrics: by name, `Score.as_json()` or `Insufficient.as_json()`; always an n, and an interval where there is one.
     validity: `conditions` in words, `checks` a mapping that a machine can test.
     created: ISO 8601 with an offset.  expires: ISO date, the last day of use, or None.
+    early_abort: when an answer will not be accepted whatever comes: {feature, confidence, levels[]{threshold, epsilon,
+    bounds[]{tokens, at_most, n, accepted}}}, as eval/early_abort.py learns it; None where nobody asked for it.
     signature: {algorithm, public_key, value}, or None; it covers sha256 and so everything else.
     """
 
@@ -99,6 +101,7 @@ class Artifact:
     created: str
     expires: str | None
     sha256: str
+    early_abort: Mapping[str, Json] | None = None
     signature: Mapping[str, str] | None = None
 
     @classmethod
@@ -115,6 +118,7 @@ class Artifact:
         validity: Mapping[str, object],
         created: dt.datetime,
         expires: dt.date | None = None,
+        early_abort: Mapping[str, object] | None = None,
     ) -> Self:
         """Close a new artifact. It goes through the same checks as one read from disk, so what is sealed can be loaded.
 
@@ -135,6 +139,8 @@ class Artifact:
         }
         if expires is not None:
             open_document["expires"] = expires.isoformat()
+        if early_abort is not None:
+            open_document["early_abort"] = early_abort
         document = cast(dict[str, Json], _plain(open_document, "artifact"))
         document["sha256"] = _sha256(document)
         return cls._from_document(document, "this artifact")
@@ -470,6 +476,23 @@ def _is_validity(value: object) -> bool:
     )
 
 
+def _is_early_abort(value: object) -> bool:
+    def rows(found: object, *keys: str) -> bool:
+        good = isinstance(found, list | tuple) and all(isinstance(row, Mapping) for row in found)
+        return good and all(_is_number(row.get(key)) for row in cast(Sequence[Any], found) for key in keys)
+
+    if not isinstance(value, Mapping) or not isinstance(value.get("feature"), str):
+        return False
+    levels = value.get("levels")
+    return rows(levels, "threshold", "epsilon") and all(
+        rows(level.get("bounds"), "tokens", "at_most", "n", "accepted") for level in cast(Sequence[Any], levels)
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_day(value: object) -> bool:
     try:
         return isinstance(value, str) and dt.date.fromisoformat(value).isoformat() == value
@@ -503,6 +526,7 @@ RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("fit", _is_mapping, "an object"),
     ("metrics", _is_table, "an object of objects"),
     ("validity", _is_validity, "an object with a list of words `conditions` and an object `checks`"),
+    ("early_abort", _is_early_abort, "an object with a feature and levels of threshold, epsilon and bounds"),
     ("created", _is_moment, "an ISO 8601 time with its offset"),
     ("expires", _is_day, "an ISO date"),
     ("signature", _is_signature, "an object {algorithm: ed25519, public_key, value}"),

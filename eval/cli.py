@@ -226,6 +226,10 @@ def fit(
         int | None,
         typer.Option(min=1, help="Measure this many first tokens only: for deciding on streams in prefix mode."),
     ] = None,
+    early_abort: Annotated[
+        bool,
+        typer.Option("--early-abort", help="Learn, too, which answers may be given up before their end."),
+    ] = False,
     family: Annotated[str, typer.Option(help="auto, or a calibrator family; a wrong one lists them.")] = "auto",
     objective: Annotated[str, typer.Option(help="erm, tilt, group_tilt, ...; a wrong one lists them.")] = "erm",
     eta: Annotated[float | None, typer.Option(help="Strength of the objective.")] = None,
@@ -257,11 +261,14 @@ def fit(
     """
     plausible(records, implausible=implausible)
     with one_line():
+        from eval import early_abort as aborting
         from eval import fit as fits
         from eval import held_out, sanity, seal, tables
 
         if prefix is not None:
             upstream = alone(upstream, cut=cut)
+        if prefix is not None and early_abort:
+            raise ConfigError("--early-abort is about answers that are decided on as a whole: leave out --prefix")
         how = choices(
             family=family, objective=objective, eta=eta, tune=listed(tune), slices=listed(slices), split=split,
             upstream=upstream, pool=pool, missing=missing, chosen=bool(features), seed=seed,
@@ -282,7 +289,8 @@ def fit(
         for note in sanity.seen_before(every, terms.split, listed(clean)):
             typer.echo(f"note: {note}", err=True)
         fitted = [one for one in done if isinstance(one, fits.Fitting)]
-        paths = seal.save([seal.seal(one, terms) for one in fitted], folder)
+        learned = aborting.learn(done, records) if early_abort else {}
+        paths = seal.save([seal.seal(one, terms, learned.get(one.tier)) for one in fitted], folder)
         held_out.save(fitted, paths)
     rows = [_report.row(one) for one in done]
     typer.echo(json.dumps({"tiers": rows, "artifacts": list(map(str, paths))}, indent=2) if as_json else

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from eval import fit, tables
+from eval import fit, records, tables
 from eval.fit import Failed, How, Upstream
 from eval.tables import Table
 from gateway.errors import ConfigError
@@ -58,9 +58,8 @@ def study(fit_on: Path, test_on: Path, lengths: Sequence[int | None]) -> list[Ro
 
 
 def the_split(path: Path) -> str:
-    """The one split that a collection holds."""
-    every, _ = tables.read_all([path])
-    found = {str(split) for table in every.values() for split in table.split}
+    """The one split that a collection holds. Raises ConfigError, BadRecords."""
+    found = {split for split, _ in records.asked(path / records.RECORDS)}
     if len(found) != 1:
         raise ConfigError(f"{path} holds several splits ({', '.join(sorted(found))}); need one to fit on")
     return found.pop()

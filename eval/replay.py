@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -11,7 +12,7 @@ from eval.grade import Grade
 from eval.records import Record
 from gateway import cascade, policy
 from gateway.errors import EngineDown
-from gateway.nouns import Answer, Ask, Completion, Finish, Hop, Message, Mix, Policy, Reason
+from gateway.nouns import Answer, Ask, Completion, Finish, Hear, Hop, Message, Mix, Piece, Policy, Reason
 from gateway.resilience.guard import Guard
 
 BATCH = 64  # questions in memory at a time
@@ -37,6 +38,18 @@ class Recorded:
             record.text, Finish(record.finish), record.prompt_tokens, record.completion_tokens, record.engine,
             record.tier, record.seconds, record.trace, record.no_trace,
         )  # fmt: skip
+
+    async def stream(self, ask: Ask, hear: Hear) -> Completion:
+        """The same token by token, where the record has tokens. Raises what `hear` does, too."""
+        completion = await self.complete(ask)
+        trace, record = completion.trace, self._record
+        if trace is not None:
+            characters = codecs.getincrementaldecoder("utf-8")("replace")
+            for place, token in enumerate(trace.tokens, start=1):
+                text = characters.decode(token, final=place == len(trace.tokens))
+                if text:
+                    await hear(Piece(text, place, record.tier, trace.part, record.prompt_tokens))
+        return completion
 
     async def ready(self) -> bool:
         return True
@@ -79,7 +92,7 @@ def replay(records: Iterable[Record], route: Policy) -> Iterator[Replayed]:
     records: rows of one question one after another, as collecting writes them.
     route: tiers with calibrators and thresholds; what engines they have does not matter.
     """
-    everyone = replace(route, tiers=tuple(replace(tier, threshold=NEVER) for tier in route.tiers))
+    everyone = replace(route, tiers=tuple(replace(tier, threshold=NEVER, abort_epsilon=0.0) for tier in route.tiers))
     for told, answer in answers(records, everyone):
         yield Replayed(told, answer.hops, served_at(answer.hops, route))
 

@@ -46,8 +46,11 @@ def save(sealed: Sequence[Artifact], folder: Path) -> list[Path]:
     return paths
 
 
-def seal(fitting: Fitting, terms: Terms) -> Artifact:
-    """The artefact of one tier. Raises ArtifactCorrupt when what was fitted cannot be written down."""
+def seal(fitting: Fitting, terms: Terms, early_abort: Mapping[str, object] | None = None) -> Artifact:
+    """The artefact of one tier. Raises ArtifactCorrupt when what was fitted cannot be written down.
+
+    early_abort: as eval.early_abort learns it.
+    """
     manifest, days = terms.manifest, terms.days
     return Artifact.seal(
         id=named(fitting),
@@ -60,6 +63,7 @@ def seal(fitting: Fitting, terms: Terms) -> Artifact:
         validity={"conditions": conditions(fitting, manifest, terms.split), "checks": {}},
         created=terms.created,
         expires=None if days is None else terms.created.date() + dt.timedelta(days=days),
+        early_abort=early_abort,
     )
 
 

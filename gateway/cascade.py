@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from calibrators.base import CalibrationError
 from gateway import confidence, policy
+from gateway.attempts import Attempt, Stopped, as_due
 from gateway.errors import (
     BadTrace,
     DeadlinePassed,
@@ -29,7 +30,6 @@ from gateway.nouns import (
     Cost,
     Earlier,
     Evidence,
-    Features,
     Finish,
     Hop,
     Mix,
@@ -38,11 +38,11 @@ from gateway.nouns import (
     Reason,
     Source,
     Tier,
+    Verdict,
 )
 from gateway.resilience.guard import Call, Turn
 
 Observer = Callable[[Hop], None]
-Attempt = Callable[[Tier, Ask, Turn], Awaitable["Completion | Stopped"]]
 
 
 def ignore(hop: Hop) -> None:
@@ -97,23 +97,6 @@ def reseeded(ask: Ask, number: int) -> Ask:
     return replace(ask, sampling=replace(ask.sampling, seed=ask.sampling.seed + number))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stopped:
-    """An answer that was given up before its end: unsure on what had come. It is nobody's, but it was paid for.
-
-    verdict: on what had come.  tokens: how many those were.  prompt_tokens: 0 where the engine had not told yet.
-    """
-
-    verdict: Verdict
-    tokens: int
-    prompt_tokens: int
-
-
-async def whole(tier: Tier, ask: Ask, _: Turn) -> Completion:
-    """One attempt for an answer that nobody hears before it is complete."""
-    return await tier.engine.complete(ask)
-
-
 async def take_hop(
     ask: Ask,
     tier: Tier,
@@ -121,18 +104,20 @@ async def take_hop(
     *,
     last: bool,
     must: bool | None = None,
-    attempt: Attempt = whole,
+    attempt: Attempt | None = None,
     judged: Judge | None = None,
 ) -> Hop:
     """One tier's turn: ask, measure, calibrate, decide.
 
     last: whatever it says is accepted.  must: nobody is left to ask after it; as `last` where that goes without saying.
-    attempt: asks the engine, once or twice.  judged: what its answer is worth, `judge` where not said otherwise.
+    attempt: asks the engine, once or twice, and judged says what its answer is worth; where nothing is said, as_due and
+    `judge`.
     """
     must = last if must is None else must
     now = asyncio.get_running_loop().time
     began = now()
     retried: list[EngineError] = []
+    turns: list[Turn] = []
     call = Call(
         tier.engine.name,
         tier.patience_seconds,
@@ -141,12 +126,18 @@ async def take_hop(
         retried=retried.append,
     )
     needed = as_needed(ask, tier)
+    put = attempt or as_due(tier, ask, last=last)
+
+    async def once(turn: Turn) -> Completion | Stopped:
+        turns.append(turn)
+        return await put(tier, replace(needed, fresh=turn.fresh), turn)
 
     def failed(reason: Reason, error: EngineError) -> Hop:
-        return Hop(tier.name, reason, now() - began, tier.threshold, error=error, retried=tuple(retried))
+        cost = sum((charge(turn.prompt_tokens, turn.tokens, tier.prices) for turn in turns), Cost())
+        return Hop(tier.name, reason, now() - began, tier.threshold, error=error, cost=cost, retried=tuple(retried))
 
     try:
-        completion = await tier.guard.take(lambda turn: attempt(tier, replace(needed, fresh=turn.fresh), turn), call)
+        completion = await tier.guard.take(once, call)
     except DeadlinePassed as error:
         return failed(Reason.DEADLINE, EngineSlow(tier.engine.name, error.waited_seconds))
     except EngineError as error:
@@ -173,7 +164,8 @@ async def take_hop(
 
 def stopped(tier: Tier, given_up: Stopped) -> Hop:
     """The hop of an answer that was given up."""
-    verdict = given_up.verdict
+    verdict = given_up.verdict or Verdict()
+    because = f": {given_up.why}" if given_up.why else ""
     untold = "" if given_up.prompt_tokens else "; what the prompt took is not known"
     return Hop(
         tier.name,
@@ -184,24 +176,15 @@ def stopped(tier: Tier, given_up: Stopped) -> Hop:
         verdict.features,
         calibrator_id=tier.calibrator_id,
         cost=charge(given_up.prompt_tokens, given_up.tokens, tier.prices),
-        note=verdict.note or f"given up after {given_up.tokens} tokens{untold}",
+        note=verdict.note or f"given up after {given_up.tokens} tokens{because}{untold}",
         null_reason=verdict.null_reason,
+        given_up=True,
     )
 
 
 def as_needed(ask: Ask, tier: Tier) -> Ask:
     """The ask with the evidence that the tier's calibrator and the client need between them, and no more."""
     return replace(ask, top_k=max(ask.top_k, tier.top_k), evidence=ask.texts or tier.calibrator is not None)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
-    """What one answer's evidence is worth. p_correct is None exactly when null_reason is not."""
-
-    p_correct: float | None = None
-    null_reason: Reason | None = None
-    note: str = ""
-    features: Features | None = None
 
 
 def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:

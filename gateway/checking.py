@@ -14,7 +14,7 @@ from gateway.certificate import certificate_fault
 from gateway.config import Config, Step, TierEntry
 from gateway.errors import ConfigError
 from gateway.http.auth import Keyring
-from gateway.snapshot import open_cascade
+from gateway.snapshot import check_early_abort, early_abort, open_cascade, source
 
 Row = dict[str, Any]
 
@@ -32,7 +32,7 @@ def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
     for position, entry in enumerate(config.tiers):
         row: Row = {"tier": entry.name, "engine": entry.engine.kind, "calibrator": "-", "withheld": None}
         try:
-            row["calibrator"] = labels[entry.name] = label_of(entry)
+            row["calibrator"] = labels[entry.name] = label_of(entry, config)
         except (artifacts.ArtifactError, ConfigError) as error:
             line, where = configs.locate(text, path, ("tiers", position, "calibrator"))
             mistakes.append(f"{path}:{line}: {where}: {error}")
@@ -53,13 +53,16 @@ def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
     return {"tiers": tiers, "policies": policies(config), "certificates": certificates}
 
 
-def label_of(entry: TierEntry) -> str:
-    """The calibrator's id and hash, "none" without one. Raises ArtifactError, or ConfigError for an unknown feature."""
+def label_of(entry: TierEntry, config: Config) -> str:
+    """The calibrator's id and hash, "none" without one. Raises ArtifactError, or ConfigError for an unknown feature and
+    for what a policy wants of it that it has not learned."""
     if entry.calibrator is None:
         return "none"
     artifact = artifacts.load(entry.calibrator)
     confidence.needs(artifact.features)
     artifact.calibrator()
+    known = early_abort(artifact)
+    check_early_abort(config, entry.name, artifact.label, known, None if known is None else source(artifact))
     return artifact.label
 
 

@@ -360,6 +360,13 @@ class Step(Written):
 
     tier: str
     accept_at: Share | None = None
+    early_abort: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="give an answer up before its end when at most this share of such answers would be accepted; its "
+        "calibrator must have been fitted with `confgate fit --early-abort`. Nothing: every answer is waited for",
+    )
 
 
 class Part(Written):
@@ -415,6 +422,11 @@ class PolicyEntry(Written):
         for position, step in enumerate(before):
             if step.accept_at is None:
                 raise wrong("only the last step may lack accept_at", at=("steps", position))
+        if last.early_abort is not None:
+            raise wrong("the last step always answers", at=("steps", len(before), "early_abort"))
+        if self.certificate is not None and any(step.early_abort is not None for step in before):
+            told = "it speaks of a policy that waits for every answer: take early_abort out of the steps, or drop it"
+            raise wrong(told, at=("certificate",))
         if last.accept_at is not None:
             at = ("steps", len(before), "accept_at")
             raise wrong("the last step always answers; to flag its unsure answers set abstain_below", at=at)

@@ -329,6 +329,17 @@ class Features:
     values: Floats
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What one answer's evidence is worth. Of an answer that was judged, p_correct is None exactly when null_reason is
+    not."""
+
+    p_correct: float | None = None
+    null_reason: Reason | None = None
+    note: str = ""
+    features: Features | None = None
+
+
 class Engine(Protocol):
     """Anything that turns an Ask into a Completion.
 
@@ -409,6 +420,8 @@ class Tier:
     cut: the calibrator was fitted on answers cut behind their final number, and measures no others.
     prefix: what decides on an answer's first tokens; a calibrator of whole answers never does.
     abilities: what it can do beyond plain chat.  fitted_for: of these, what its calibrator was fitted on.
+    early_abort: what its calibrator's fit learned about answers that will not be accepted.  abort_epsilon: the share of
+    answers worth accepting that the policy's step bears among those given up; 0 gives up none.
     """
 
     name: str
@@ -428,6 +441,29 @@ class Tier:
     prefix: Prefix | None = None
     abilities: frozenset[Ability] = frozenset()
     fitted_for: frozenset[Ability] = frozenset()
+    early_abort: EarlyAbort | None = None
+    abort_epsilon: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EarlyAbort:
+    """When an answer will not be accepted whatever comes, learned offline with a calibrator.
+
+    feature: spec of what is measured on the first tokens of an answer.
+    bounds: by (threshold, epsilon), by number of tokens: of the answers whose feature was at or under this, no larger a
+    share than epsilon is accepted at the threshold in the end.
+    """
+
+    feature: str
+    bounds: Mapping[tuple[float, float], Mapping[int, float]]
+
+    def at(self, threshold: float, epsilon: float) -> Mapping[int, float]:
+        """The bounds that hold at a threshold: those of the largest one learned for that is not above it, since fewer
+        answers are accepted at a higher one; and of the largest epsilon that is not above the one asked for."""
+        for learned, least in sorted(self.bounds, reverse=True):
+            if learned <= threshold and least <= epsilon:
+                return self.bounds[learned, least]
+        return {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -476,7 +512,7 @@ class Mix:
 @dataclass(frozen=True, slots=True, eq=False)
 class Hop:
     """One tier's turn. p_correct is None without evidence, and null_reason says why; completion is None when the engine
-    failed (see error). retried: why second attempts were made."""
+    failed (see error) or its answer was given up before its end. retried: why second attempts were made."""
 
     tier: str
     reason: Reason
@@ -491,6 +527,7 @@ class Hop:
     note: str = ""
     null_reason: Reason | None = None
     retried: tuple[EngineError, ...] = ()
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

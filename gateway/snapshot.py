@@ -8,13 +8,14 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from calibrators import artifact as artifacts
 from gateway import confidence, engines
 from gateway.certificate import Standing, standing
 from gateway.config import Config, PolicyEntry, TierEntry
 from gateway.errors import ConfigError, EngineDown, EngineError
-from gateway.nouns import Ability, Engine, Mix, Mode, Policy, Prefix, Prices, Source, Tier
+from gateway.nouns import Ability, EarlyAbort, Engine, Mix, Mode, Policy, Prefix, Prices, Source, Tier
 from gateway.resilience.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
             tier = bare_tier(entry, opened[entry.name].engine, before)
             try:
                 tiers[entry.name] = await calibrated(tier, entry, patience_ends)
+                check_early_abort(config, *learned(tiers[entry.name]))
             except (artifacts.ArtifactError, EngineError, ConfigError) as error:
                 if config.on_bad_artifact == "refuse":
                     advice = "fix it, or set on_bad_artifact: escalate to run the tier without a confidence"
@@ -102,13 +104,15 @@ async def healed(snapshot: Snapshot) -> Snapshot:
     for entry in snapshot.config.tiers:
         if entry.name in snapshot.away:
             try:
-                tiers[entry.name] = await calibrated(tiers[entry.name], entry, patience_ends=0.0)
+                better = await calibrated(tiers[entry.name], entry, patience_ends=0.0)
+                check_early_abort(snapshot.config, *learned(better))
             except EngineError:
                 continue
             except (artifacts.ArtifactError, ConfigError) as error:  # it is back, and another one
                 withheld[entry.name] = str(error)
                 log.error("calibrator withheld", extra={"tier": entry.name, "why": str(error)})
             else:
+                tiers[entry.name] = better
                 del withheld[entry.name]
                 log.warning("calibrator no longer withheld", extra={"tier": entry.name})
             away.remove(entry.name)
@@ -210,6 +214,7 @@ def with_calibrator(tier: Tier, artifact: artifacts.Artifact, served: Mapping[st
         after=after(artifact),
         cut=artifact.fingerprint.get("span") == "answer",
         fitted_for=fitted_for(artifact),
+        early_abort=early_abort(artifact),
     )
 
 
@@ -220,6 +225,46 @@ def fitted_for(artifact: artifacts.Artifact) -> frozenset[Ability]:
     if unknown:
         raise artifacts.ArtifactMismatch(f"{artifact.label} was fitted on requests with {', '.join(unknown)}")
     return frozenset(map(Ability, told))
+
+
+def early_abort(artifact: artifacts.Artifact) -> EarlyAbort | None:
+    """What an artefact says about giving answers up early; None where that was not learned."""
+    if artifact.early_abort is None:
+        return None
+    told = cast(Mapping[str, Any], artifact.early_abort)
+    confidence.find(told["feature"])
+    return EarlyAbort(
+        told["feature"],
+        {
+            (level["threshold"], level["epsilon"]): {row["tokens"]: row["at_most"] for row in level["bounds"]}
+            for level in told["levels"]
+            if level["bounds"]
+        },
+    )
+
+
+def learned(tier: Tier) -> tuple[str, str, EarlyAbort | None, Source | None]:
+    return tier.name, tier.calibrator_id, tier.early_abort, tier.source
+
+
+def check_early_abort(config: Config, tier: str, label: str, known: EarlyAbort | None, sent: Source | None) -> None:
+    """Raises ConfigError for a policy that gives up the tier's answers early where nothing says when.
+
+    label, known, sent: of its artefact.
+    """
+    for name, entry in config.policies.items():
+        for position, step in enumerate(entry.steps):
+            if step.tier == tier and step.early_abort is not None and step.accept_at is not None:
+                where = f"policies.{name}.steps[{position}].early_abort"
+                if known is None:
+                    told = f"{label} has not learned it; fit it with `confgate fit --early-abort`"
+                    raise ConfigError(f"{where}: {told}")
+                if sent is Source.PLUGIN:
+                    raise ConfigError(f"{where}: an engine that computes confidence itself tells it at the end only")
+                if not known.at(step.accept_at, step.early_abort):
+                    have = ", ".join(f"{least:g} at {learned:g}" for learned, least in sorted(known.bounds))
+                    told = f"nothing was learned for {step.early_abort:g} at {step.accept_at:g} or below"
+                    raise ConfigError(f"{where}: {told}; {label} has {have or 'nothing at all'}")
 
 
 async def identity(engine: Engine, patience_ends: float) -> Mapping[str, str]:
@@ -269,7 +314,10 @@ def certified(config: Config, tiers: Mapping[str, Tier]) -> tuple[dict[str, Poli
 
 def policy(name: str, entry: PolicyEntry, tiers: Mapping[str, Tier]) -> Policy:
     """A policy over tiers that exist; its thresholds are the steps'."""
-    chain = tuple(replace(tiers[step.tier], threshold=step.accept_at) for step in entry.steps)
+    chain = tuple(
+        replace(tiers[step.tier], threshold=step.accept_at, abort_epsilon=step.early_abort or 0.0)
+        for step in entry.steps
+    )
     return Policy(
         name,
         chain,

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from gateway.attempts import GivenUp, Stopped, stream
 from gateway.cascade import (
     Observer,
-    Stopped,
-    Verdict,
     ends_the_request,
     fall_back,
     ignore,
@@ -28,16 +27,14 @@ from gateway.nouns import (
     Completion,
     Earlier,
     Finish,
-    Hear,
     Hop,
     Mode,
     Opening,
     Piece,
     Policy,
     Reason,
-    Streaming,
     Tier,
-    TokenTrace,
+    Verdict,
 )
 from gateway.policy import decide
 from gateway.resilience.guard import Turn
@@ -52,28 +49,6 @@ class Listener(Protocol):
     async def begin(self, opening: Opening) -> None: ...
 
     async def hear(self, piece: Piece) -> None: ...
-
-
-async def stream(tier: Tier, ask: Ask, hear: Hear) -> Completion:
-    """An engine's answer piece by piece; of one that cannot stream, all at once."""
-    if isinstance(tier.engine, Streaming):
-        return await tier.engine.stream(ask, hear)
-    completion = await tier.engine.complete(ask)
-    if completion.text:
-        await hear(all_of(completion))
-    return completion
-
-
-def all_of(completion: Completion) -> Piece:
-    """A finished answer as one piece."""
-    trace = completion.trace
-
-    def part(start: int, stop: int) -> TokenTrace:
-        if trace is None:
-            raise BadTrace(completion.no_trace)
-        return trace.part(start, stop)
-
-    return Piece(completion.text, 0 if trace is None else trace.chosen.size, completion.model, part)
 
 
 async def commit(ask: Ask, route: Policy, listener: Listener, note: Observer = ignore) -> Answer:
@@ -163,16 +138,12 @@ async def pass_on(ask: Ask, tier: Tier, told: Opening, listener: Listener, *, mu
                 turn.go_on()
             await listener.hear(piece)
 
-        completion = await stream(tier, ask, hear)
+        completion = await stream(tier, ask, turn, hear)
         if not listener.begun:  # an empty answer is one, too
             await listener.begin(replace(told, model=completion.model))
         return completion
 
     return await take_hop(ask, tier, (), last=True, must=must, attempt=attempt)
-
-
-class GivenUp(Exception):
-    """What a listener raises who has heard that it is not worth while."""
 
 
 class Held:
@@ -215,7 +186,7 @@ class Held:
             await self._tell(piece.model, tier, p_correct)
 
         try:
-            return await stream(tier, ask, hear)
+            return await stream(tier, ask, turn, hear)
         except GivenUp:
             assert self._verdict is not None, "nobody gives up before he has decided"
             last = self._pieces[-1]

@@ -57,6 +57,10 @@ class Telemetry:
         self._confidence = histogram("confidence", "calibrated probability of each answer", SHARES, "tier")
         self._hop_seconds = histogram("hop_seconds", "duration of one tier's turn", SECONDS, "tier")
         self._seconds = histogram("request_seconds", "duration of one request", SECONDS)
+        self._given_up = counter("given_up_hops", "answers given up before their end", "tier")
+        self._first = histogram(
+            "first_token_seconds", "of a stream, from the request to the first piece passed on", SECONDS, "mode"
+        )
         self._retries = counter("retries", "second attempts on a new connection", "tier")
         self._shed = counter("shed_requests", "turns refused because every seat of the tier was taken", "tier")
         self._guards = {
@@ -128,6 +132,8 @@ class Telemetry:
         of(self._tokens, hop.tier, "completion").inc(hop.cost.completion_tokens)
         of(self._usd, hop.tier).inc(hop.cost.usd)
         of(self._retries, hop.tier).inc(len(hop.retried))
+        if hop.given_up:
+            of(self._given_up, hop.tier).inc()
         if isinstance(hop.error, EngineFull):
             self._shed.labels(hop.tier).inc()
         if hop.p_correct is not None:
@@ -149,6 +155,10 @@ class Telemetry:
         """One request, answered, refused or abandoned (499). reason: why the answer was served, "" for an error."""
         self._series(self._requests, str(status), reason).inc()
         self._seconds.observe(seconds)
+
+    def first_token(self, mode: str, seconds: float) -> None:
+        """A stream has begun."""
+        self._first.labels(mode).observe(seconds)
 
     def dropped(self, rows: int) -> None:
         """Decisions that no store will ever know."""
@@ -202,6 +212,8 @@ def fields(hop: Hop, route_id: str) -> dict[str, object]:
     }
     if hop.null_reason is not None:
         told |= {"null_reason": str(hop.null_reason), "why": hop.note}
+    if hop.given_up:
+        told |= {"given_up": True, "why": hop.note}
     if hop.retried:
         told["retried"] = [str(error) for error in hop.retried]
     if hop.error is not None:

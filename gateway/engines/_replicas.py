@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
-from gateway.errors import ConfigError, EngineDown, EngineError, EngineGarbled, EngineRefused
+from gateway.errors import ConfigError, EngineDown, EngineError, EngineGarbled, EngineRefused, EngineSlow
 from gateway.nouns import Ask, Completion, Engine
 from gateway.resilience.breaker import Breaker, Entry, Rules
 from gateway.resilience.pause import Pause
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 # One failure is enough where others can take over; then soon another look, ever later.
 RULES = Rules(in_a_row=1, open_seconds=1.0, open_max_seconds=30.0)
-HUNG_SECONDS = 10.0  # given up after so long, a server counts as failing; sooner, its client may just have left
 ELSEWHERE = (401, 403, 404, 429)  # refusals that another server of the same model need not share
 
 Json = dict[str, Any]
@@ -51,10 +50,13 @@ class Replica:
 
 
 class Replicas:
-    """An engine over engines. replicas: at least one; all with the same model behind."""
+    """An engine over engines. replicas: at least one; all with the same model behind.
 
-    def __init__(self, name: str, replicas: Sequence[Replica]) -> None:
-        self.name, self._replicas = name, tuple(replicas)
+    hung_seconds: given up after so long, a server counts as failing; sooner, its client may just have left.
+    """
+
+    def __init__(self, name: str, replicas: Sequence[Replica], hung_seconds: float) -> None:
+        self.name, self._replicas, self._hung_seconds = name, tuple(replicas), hung_seconds
         self._agreed: Mapping[str, str] | None = None
         self._turn = 0
 
@@ -86,17 +88,17 @@ class Replicas:
     ) -> Completion:
         first, entry = self._choose(None)
         try:
-            return await self._one(first, entry, put, ask)
+            return await self._one(first, entry, put, ask, final)
         except EngineError as error:
             if not elsewhere(error) or final():
-                raise
+                raise  # what a stream has begun, nobody else can end
             second, entry = self._choose(first)
             if second is first or entry is Entry.BARRED:
                 second.breaker.leave(entry, good=None, now=asyncio.get_running_loop().time())
                 raise
             log.warning("another replica is asked", extra={"tier": self.name, "why": str(error)})
         try:
-            return await self._one(second, entry, put, ask)
+            return await self._one(second, entry, put, ask, final)
         except EngineDown as error:
             error.again = False  # this was the second attempt
             raise
@@ -118,7 +120,12 @@ class Replicas:
         return soonest, soonest.breaker.enter(now)
 
     async def _one(
-        self, one: Replica, entry: Entry, put: Callable[[Replica, Ask], Awaitable[Completion]], ask: Ask
+        self,
+        one: Replica,
+        entry: Entry,
+        put: Callable[[Replica, Ask], Awaitable[Completion]],
+        ask: Ask,
+        heard: Callable[[], bool],
     ) -> Completion:
         now = asyncio.get_running_loop().time
         began = now()
@@ -131,7 +138,7 @@ class Replicas:
             good, one.fault = True, ""
             return answer
         except EngineError as error:
-            good = not isinstance(error, EngineDown | EngineGarbled)
+            good = True
             if isinstance(error, EngineRefused) and error.status == 429:
                 one.pause.rest(error.retry_after_seconds, now())
             elif elsewhere(error):
@@ -139,7 +146,7 @@ class Replicas:
                 one.verified = False
             raise
         except asyncio.CancelledError:
-            if now() - began >= HUNG_SECONDS:
+            if now() - began >= self._hung_seconds and not heard():
                 good, one.fault = False, f"{self.name}: silent for {now() - began:.1f} s"
             raise
         finally:
@@ -196,7 +203,7 @@ class Replicas:
 def elsewhere(error: EngineError) -> bool:
     """Whether another server may do better."""
     refused = isinstance(error, EngineRefused) and error.status in ELSEWHERE
-    return refused or isinstance(error, EngineDown | EngineGarbled)
+    return refused or isinstance(error, EngineDown | EngineGarbled | EngineSlow)
 
 
 def differs(one: Mapping[str, str], other: Mapping[str, str]) -> str:

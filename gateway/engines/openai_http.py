@@ -49,7 +49,11 @@ class Options(engines.Options):
     model: str = Field(min_length=1, description="as the server calls it")
     api_key: SecretReference | None = None
     connect_seconds: float = Field(1.0, gt=0)
-    first_byte_seconds: float = Field(10.0, gt=0, description="of a stream: how long until its first token")
+    first_byte_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="of a stream: how long until its first token; a replica given up after so long counts as failing",
+    )
     idle_seconds: float = Field(15.0, gt=0, description="how long a stream that has begun may stay silent")
     max_reply_mib: float = Field(16.0, gt=0)
     confidence: Literal["logprobs", "engine"] = Field(
@@ -82,7 +86,8 @@ async def open_engine(options: Options, *, name: str) -> OpenAIHttp | Replicas:
     if options.url is not None:
         return OpenAIHttp(options, name, key)
     alone = {url: options.model_copy(update={"url": url, "urls": ()}) for url in options.urls}
-    return Replicas(name, [Replica(url, OpenAIHttp(one, name, key)) for url, one in alone.items()])
+    members = [Replica(url, OpenAIHttp(one, name, key)) for url, one in alone.items()]
+    return Replicas(name, members, options.first_byte_seconds)
 
 
 class OpenAIHttp:

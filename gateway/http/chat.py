@@ -69,6 +69,8 @@ class Chat:
                 status = 499
             finally:
                 self._telemetry.ended(status, reason, now() - began)
+                if out.streamed_at is not None:
+                    self._telemetry.first_token(str(story.mode), out.streamed_at - began)
                 self._journal.end(held, story, status, now() - began)
 
     def _visit(self, held: Generation) -> Visit:
@@ -218,16 +220,20 @@ def refusal_headers(told: Problem, route_id: str) -> dict[str, str]:
 
 
 class Out:
-    """The way to the client, which knows what has been said."""
+    """The way to the client, which knows what has been said. streamed_at: when a stream began, s on the loop's
+    clock."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.begun = self._streams = False
+        self.streamed_at: float | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
             self._streams = not any(name == b"content-length" for name, _ in message["headers"])
+            if self._streams:
+                self.streamed_at = asyncio.get_running_loop().time()
         await self._send(message)
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:

@@ -278,6 +278,7 @@ def turns(hops: Sequence[Hop]) -> list[Json]:
             "tokens": hop.cost.total_tokens,
             "seconds": round(hop.seconds, 4),
             "retries": len(hop.retried),
+            "given_up": hop.given_up,
         }
         for hop in hops
     ]

@@ -55,11 +55,19 @@ class Call:
 
 
 class Turn:
-    """One attempt. fresh: whether it must take a new connection."""
+    """One attempt. fresh: whether it must take a new connection.
+
+    prompt_tokens, tokens: of an answer that is heard piece by piece, so far; an attempt that fails was paid for, too.
+    """
 
     def __init__(self, limit: asyncio.Timeout, deadline: float, *, fresh: bool) -> None:
         self.fresh = fresh
         self._limit, self._deadline = limit, deadline
+        self.prompt_tokens = self.tokens = 0
+
+    def spent(self, prompt_tokens: int, tokens: int) -> None:
+        """So much by now. prompt_tokens: 0 where the engine has not told."""
+        self.prompt_tokens, self.tokens = max(self.prompt_tokens, prompt_tokens), tokens
 
     def go_on(self) -> None:
         """From now on the request's own deadline alone counts: somebody is reading along, at his own pace."""

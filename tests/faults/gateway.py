@@ -35,7 +35,7 @@ SURE, UNSURE = -0.1, -0.8
 P_SURE, P_UNSURE = 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(4))
 
 
-def write_artifact(path: Path, **fingerprint: str) -> str:
+def write_artifact(path: Path, *, early_abort: dict[str, Any] | None = None, **fingerprint: str) -> str:
     """A calibrator of the mean log-prob. Returns its label."""
     pre = Preprocess(("lp_mean",), (Missing.REFUSE,), np.zeros(1), np.ones(1), np.array([-20.0]), np.zeros(1))
     sealed = artifact.Artifact.seal(
@@ -57,6 +57,7 @@ def write_artifact(path: Path, **fingerprint: str) -> str:
         metrics={},
         validity={"conditions": [], "checks": {}},
         created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        early_abort=early_abort,
     )
     artifact.dump(sealed, path)
     return sealed.label
