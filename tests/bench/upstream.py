@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import uvloop
 
-from tests.bench.answers import KINDS, MODEL, body, kind_of
+from tests.bench.answers import KINDS, MODEL, body, kind_of, words
 
 
 def reply(payload: bytes) -> bytes:
@@ -17,6 +17,16 @@ def reply(payload: bytes) -> bytes:
     return head.encode() + payload
 
 
+def stream() -> bytes:
+    """The answer as a stream that is there at once, for those who ask for one; nothing is measured on it."""
+    part = {"index": 0, "delta": {"content": "".join(words())}, "finish_reason": None}
+    end = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    events = [json.dumps({"model": MODEL, "choices": [one]}) for one in (part, end)] + ["[DONE]"]
+    payload = "".join(f"data: {event}\n\n" for event in events).encode()
+    return reply(payload).replace(b"application/json", b"text/event-stream", 1)
+
+
+STREAM = stream()
 ANSWERS = {kind: reply(body(kind, np.random.default_rng(7))) for kind in KINDS}
 MODELS = reply(json.dumps({"object": "list", "data": [{"id": MODEL, "owned_by": "vllm"}]}).encode())
 VERSION = reply(b'{"version":"0.33.0"}')
@@ -42,7 +52,7 @@ class Connection(asyncio.Protocol):
         if head.startswith(b"GET"):
             self._transport.write(VERSION if b"/version" in head[:30] else MODELS)
         else:
-            self._transport.write(ANSWERS[kind_of(rest)])
+            self._transport.write(STREAM if b'"stream":true' in rest else ANSWERS[kind_of(rest)])
 
 
 async def serve(port: int) -> None:
