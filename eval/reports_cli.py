@@ -102,3 +102,50 @@ def objectives(
         text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         (out / "objectives.json").write_text(text, encoding="utf-8")
     typer.echo(text if as_json else f"{out / 'objectives.md'}\n{out / 'objectives.json'}")
+
+
+@app.command()
+def monitors(
+    records: Sources,
+    config: ConfigFile = Path("cascade.yaml"),
+    out: Annotated[Path | None, typer.Option(help="File for the measured page, Markdown.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="File for the reference that the gateway holds traffic against, .npz.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Which policy of the configuration.")] = "default",
+    reference: Annotated[str, typer.Option(help="The split that drift is measured from; it fitted nothing.")] = (
+        "validation"
+    ),
+    home: Annotated[str, typer.Option(help="The held-out split that is quiet traffic.")] = "test",
+    halves: Annotated[int, typer.Option(min=1, help="Random halves of the quiet traffic.")] = 20,
+    streams: Annotated[int, typer.Option(min=10, help="Simulated streams.")] = 1_000,
+    tolerance: Annotated[float, typer.Option(min=0, max=0.5, help="A gap of confidence that is no alarm.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of orders and simulations.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Replay recorded answers as traffic: write the reference for drift, and measure false alarms and delays.
+
+    Example:  confgate monitors -c deploy/pocket/cascade.yaml -r runs/pocket/validation -r runs/pocket/test
+    -r runs/pocket/shifted --out docs/results/monitors.md
+    """
+    with one_line():
+        from eval import monitors as measuring
+        from gateway import config as configs
+        from gateway.monitor import reference as references
+
+        request = measuring.Request(
+            policy=policy,
+            reference=reference,
+            home=home,
+            halves=halves,
+            streams=streams,
+            tolerance=tolerance,
+            seed=seed,
+        )
+        found, known = measuring.measure(configs.read(config), records, request)
+        page = measuring.told(found, shlex.join(["confgate", *sys.argv[1:]]))
+        if out is not None:
+            out.write_text(page, encoding="utf-8")
+        if write is not None:
+            references.dump(known, write)
+    typer.echo(json.dumps(measuring.as_json(found)) if as_json else page)

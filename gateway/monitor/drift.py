@@ -11,13 +11,13 @@ from math import lgamma, log
 
 import numpy as np
 
-from gateway.monitor.reference import Reference, TierReference
+from gateway.monitor.reference import QUANTILE, Reference, TierReference
 from gateway.nouns import Floats
 
 EFFECT = 0.1  # a smaller KS distance is no matter, however sure one is of it
 ALPHA = 0.01  # of any false alarm as long as one reference stands
 PSI_WATCH, PSI_ACT, PSI_BINS, PSI_FLOOR = 0.1, 0.25, 10, 1e-4
-OOD_RATE = 0.02  # above the reference's 99th percentile: twice its share, as that percentile is itself an estimate
+OOD_RATE = 0.02  # beyond the reference's 99th percentile: twice its share; more where few rows estimate it
 MIN_ROWS = 200  # below, PSI's own noise comes near its limits
 MMD_ROWS, PERMUTATIONS = 500, 200
 
@@ -28,6 +28,7 @@ class Shift:
 
     effect: KS distance in [0, 1], for `ood` the share beyond the reference's 99th percentile.
     p_value: adjusted by Holm over everything looked at together.  psi: less its mean under no shift, 0 for `ood`.
+    drifted: sure, and large by either measure. A large PSI alone is not: one cell that happens to be empty makes it so.
     """
 
     policy: str
@@ -66,7 +67,7 @@ def shifts(reference: Reference, now: dict[tuple[str, str], Floats], *, look: in
 
 def _judged(shift: Shift, p_value: float, level: float) -> Shift:
     least = OOD_RATE if shift.what == "ood" else EFFECT
-    drifted = (p_value < level and shift.effect >= least) or shift.psi > PSI_ACT
+    drifted = p_value < level and (shift.effect >= least or shift.psi > PSI_ACT)
     return Shift(
         shift.policy, shift.tier, shift.what, shift.effect, p_value, shift.psi, shift.n, shift.n_reference, drifted
     )
@@ -80,7 +81,8 @@ def _of(known: TierReference, rows: Floats, place: tuple[str, str]) -> list[Shif
         effect, p_value = ks(before, after)
         found.append(Shift(*place, what, effect, p_value, psi(before, after), n, n_reference, False))
     beyond = int((known.distances(rows[:, :-1]) > known.limit).sum())
-    p_value = binomial_tail(beyond, n, OOD_RATE)
+    share = 1 - QUANTILE
+    p_value = binomial_tail(beyond, n, max(OOD_RATE, share + 3 * (share / n_reference) ** 0.5))
     found.append(Shift(*place, "ood", beyond / n, p_value, 0.0, n, n_reference, False))
     return found
 

@@ -1,0 +1,345 @@
+"""`confgate monitors`: the reference that drift is measured against, and how quiet and how loud the monitors are.
+
+Recorded questions come as traffic would: in random order, through the policy, labelled as graded. Quiet: halves of
+one held-out split, one as the reference and the other as traffic, and simulated streams of honest probabilities. Loud:
+after such quiet traffic, a shifted split.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibrators.scores import proportion
+from eval import records
+from eval.card import opened
+from eval.records import MANIFEST, RECORDS
+from eval.replay import replay
+from gateway.config import Config
+from gateway.errors import ConfigError
+from gateway.monitor import drift, labels
+from gateway.monitor.betting import Honesty
+from gateway.monitor.reference import Reference, row, telling, tier_reference
+from gateway.nouns import Floats, Hop, Policy
+
+ROWS = 200  # of one look here: the shifted splits have 300 questions each; the gateway's default is larger
+Place = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """policy: whose traffic.  reference: a split that fitted nothing.  home: the split that is quiet traffic.
+
+    halves: random halves of home.  orders: random orders of each shift.  streams, stream_labels: simulated.
+    """
+
+    policy: str = "default"
+    reference: str = "validation"
+    home: str = "test"
+    halves: int = 20
+    orders: int = 20
+    streams: int = 1_000
+    stream_labels: int = 2_000
+    tolerance: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """One question's way: rows by place as the windows take them, and what labels are about."""
+
+    rows: tuple[tuple[Place, Floats], ...]
+    tier: str
+    p_correct: float | None
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """Of one shift. labels, requests: of each order that raised an alarm, counted from the shift's first request.
+
+    drift: the same without labels.  accuracy, claimed: of the answers served.
+    """
+
+    shift: str
+    n: int
+    accuracy: float
+    claimed: float
+    labels: tuple[int, ...]
+    drift: tuple[int, ...]
+    named: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Everything measured."""
+
+    request: Request
+    n_reference: Mapping[str, int]
+    n_home: int
+    quiet_drift: int
+    quiet_labels: int
+    quiet_looks: int
+    false_alarms: int
+    stream_delays: Mapping[float, tuple[float, float, int]] = field(default_factory=dict)
+    delays: Sequence[Delay] = ()
+
+
+def measure(config: Config, sources: Sequence[Path], request: Request) -> tuple[Found, Reference]:
+    """Replay and measure. Raises ConfigError when a split is not there, and what reading records raises."""
+    route, heard = listened(config, sources, request.policy)
+    for split in (request.reference, request.home):
+        if split not in heard:
+            raise ConfigError(f"no split {split!r} in the records; have {', '.join(sorted(heard))}")
+    known = reference_of(heard[request.reference], route)
+    rng = np.random.default_rng(request.seed)
+    home = heard[request.home]
+    quiet_drift, quiet_labels, looks = quiet(home, route, request, rng)
+    shifted = [split for split in heard if split not in (request.reference, request.home, *fitted(config))]
+    return Found(
+        request=request,
+        n_reference={tier: len(one.rows) for (_, tier), one in known.tiers.items()},
+        n_home=len(home),
+        quiet_drift=quiet_drift,
+        quiet_labels=quiet_labels,
+        quiet_looks=looks,
+        false_alarms=false_alarms(request, rng),
+        stream_delays={over: stream_delay(over, request, rng) for over in (0.02, 0.05, 0.1)},
+        delays=[loud(split, heard[split], home, known, request, rng) for split in sorted(shifted)],
+    ), known
+
+
+def fitted(config: Config) -> set[str]:
+    """Splits that a calibrator was fitted on."""
+    from calibrators import artifact as artifacts
+
+    return {str(artifacts.load(one.calibrator).fit["split"]) for one in config.tiers if one.calibrator is not None}
+
+
+def listened(config: Config, sources: Sequence[Path], name: str) -> tuple[Policy, dict[str, list[Asked]]]:
+    """The policy, and every question by split."""
+    files = [source / RECORDS if source.is_dir() else source for source in sources]
+    manifests = [records.read_manifest(file.parent / MANIFEST) for file in files]
+    route = asyncio.run(opened(config, name, manifests))
+    heard: dict[str, list[Asked]] = defaultdict(list)
+    for one in replay(chain.from_iterable(map(records.read, files)), route):
+        way = one.hops[: one.at + 1]
+        heard[one.first.split].append(
+            Asked(_rows(name, way), one.served.tier, one.served.p_correct, one.right(one.served.tier))
+        )
+    return route, dict(heard)
+
+
+def _rows(name: str, hops: Sequence[Hop]) -> tuple[tuple[Place, Floats], ...]:
+    return tuple(((name, hop.tier), row(hop)) for hop in telling(hops))
+
+
+def reference_of(asked: Iterable[Asked], route: Policy) -> Reference:
+    """What every tier of the policy sees. Tiers that see too few are left out."""
+    seen: dict[Place, list[Floats]] = defaultdict(list)
+    for one in asked:
+        for place, values in one.rows:
+            seen[place].append(values)
+    tiers = {tier.name: tier for tier in route.tiers}
+    return Reference(
+        {
+            place: tier_reference(tiers[place[1]].calibrator_id, tiers[place[1]].features, np.stack(rows))
+            for place, rows in seen.items()
+            if len(rows) >= ROWS
+        }
+    )
+
+
+def quiet(home: Sequence[Asked], route: Policy, request: Request, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Halves with an alarm of drift, halves with one of labels, and looks in all."""
+    by_drift = by_labels = looks = 0
+    for _ in range(request.halves):
+        order = [home[i] for i in rng.permutation(len(home))]
+        middle = len(order) // 2
+        first, second = order[:middle], order[middle:]
+        alarm, looked, _ = drift_alarm(second, reference_of(first, route))
+        by_drift += alarm is not None
+        looks += looked
+        by_labels += label_alarm((), second, request.tolerance) is not None
+    return by_drift, by_labels, looks
+
+
+def drift_alarm(traffic: Sequence[Asked], known: Reference) -> tuple[int | None, int, tuple[str, ...]]:
+    """After how many requests drift was found (None: never), how many looks were taken, and what had drifted."""
+    waiting: dict[Place, list[Floats]] = defaultdict(list)
+    looks = 0
+    for n, one in enumerate(traffic, 1):
+        for place, values in one.rows:
+            if place in known.tiers:
+                waiting[place].append(values)
+        full = {place: np.stack(rows) for place, rows in waiting.items() if len(rows) == ROWS}
+        if not full:
+            continue
+        for place in full:
+            waiting[place] = []
+        looks += 1
+        found = [shift for shift in drift.shifts(known, full, look=looks) if shift.drifted]
+        if found:
+            named = sorted({f"{shift.tier} {shift.what}" for shift in found})
+            return n, looks, tuple(named)
+    return None, looks, ()
+
+
+def label_alarm(before: Sequence[Asked], after: Sequence[Asked], tolerance: float) -> int | None:
+    """After how many labels of `after` the policy, or a tier, was proven over-confident, None for never.
+
+    Every served answer with a p is labelled. An alarm in `before` is a false one and counts as 0.
+    """
+    states: dict[str, Honesty] = {}
+    for n, one in enumerate(chain(before, after), 1 - len(before)):
+        if one.p_correct is None:
+            continue
+        for tier in (one.tier, labels.ROUTED):
+            state = states.get(tier) or Honesty.fresh(tolerance)
+            states[tier] = state.after(one.p_correct, float(one.right))
+            if bool(states[tier].overconfident(labels.ALPHA)):
+                return max(n, 0)
+    return None
+
+
+def loud(
+    split: str, asked: Sequence[Asked], home: Sequence[Asked], known: Reference, request: Request,
+    rng: np.random.Generator,
+) -> Delay:  # fmt: skip
+    """Delays over random orders of one shift, each after half of home as quiet traffic for the labels."""
+    by_labels, by_drift = [], []
+    named: set[str] = set()
+    for _ in range(request.orders):
+        order = [asked[i] for i in rng.permutation(len(asked))]
+        before = [home[i] for i in rng.permutation(len(home))[: len(home) // 2]]
+        first = label_alarm(before, order, request.tolerance)
+        if first is not None:
+            by_labels.append(first)
+        found, _, what = drift_alarm(order, known)
+        if found is not None:
+            by_drift.append(found)
+            named |= set(what)
+    p = [one.p_correct for one in asked if one.p_correct is not None]
+    return Delay(
+        split, len(asked), float(np.mean([one.right for one in asked])), float(np.mean(p)), tuple(by_labels),
+        tuple(by_drift), tuple(sorted(named)),
+    )  # fmt: skip
+
+
+# Simulated streams, science 7.2
+
+
+def _stream(over: float, request: Request, rng: np.random.Generator) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    p = rng.beta(9, 1, size=(request.stream_labels, request.streams))
+    return p, rng.random(p.shape) < p - over
+
+
+def false_alarms(request: Request, rng: np.random.Generator) -> int:
+    """Honest streams that raised an alarm of either side, at any of their labels."""
+    state = Honesty.fresh(0.0, (request.streams,))
+    for p, right in zip(*_stream(0.0, request, rng), strict=True):
+        state = state.after(p, right)
+    limit = np.log(2 / labels.ALPHA)
+    return int(((state.peak_over >= limit) | (state.peak_under >= limit)).sum())
+
+
+def stream_delay(over: float, request: Request, rng: np.random.Generator) -> tuple[float, float, int]:
+    """Median and 90th percentile of the labels until over-confidence is proven, and how many streams never were."""
+    state, when = Honesty.fresh(0.0, (request.streams,)), np.full(request.streams, np.inf)
+    for n, (p, right) in enumerate(zip(*_stream(over, request, rng), strict=True), 1):
+        state = state.after(p, right)
+        when = np.where(np.isinf(when) & (state.peak_over >= np.log(2 / labels.ALPHA)), n, when)
+    low, high = np.quantile(when, [0.5, 0.9], method="higher")
+    return float(low), float(high), int(np.isinf(when).sum())
+
+
+# Words
+
+
+def told(found: Found, rebuild: str) -> str:
+    """The page."""
+    request = found.request
+    alarms = proportion("false alarms", found.false_alarms, request.streams)
+    lines = [
+        "# Monitors: how quiet, and how loud",
+        "",
+        f"Policy `{request.policy}`, replayed. Reference: split `{request.reference}`, rows per tier: "
+        + ", ".join(f"{tier} {n:,}" for tier, n in found.n_reference.items())
+        + ".",
+        f"Made by `{rebuild}`.",
+        "",
+        "## Quiet on stationary traffic",
+        "",
+        f"- {request.halves} random halves of `{request.home}` ({found.n_home:,} questions), the other half as the "
+        f"reference: drift alarms in {found.quiet_drift} of {request.halves} ({found.quiet_looks} looks); alarms of "
+        f"labels (over-confident, any tier or the whole) in {found.quiet_labels} of {request.halves}.",
+        f"- {request.streams:,} simulated honest streams of {request.stream_labels:,} labels, p ~ Beta(9, 1), looked "
+        f"at after every label: {found.false_alarms} alarms, {alarms.value:.2%} [{alarms.low:.2%}, {alarms.high:.2%}]; "
+        f"alpha is {labels.ALPHA:.0%}.",
+        "",
+        "## Loud on over-confidence (simulated)",
+        "",
+        "| claimed above truth by | labels until alarm, median | 90th percentile | never, of all |",
+        "| --- | --- | --- | --- |",
+    ]
+    for over, (middle, late, never) in found.stream_delays.items():
+        lines.append(f"| {over:.2f} | {_labels(middle)} | {_labels(late)} | {never:,} of {request.streams:,} |")
+    lines += [
+        "",
+        "## Loud on shifts",
+        "",
+        f"Each in {request.orders} random orders. Labels: after {found.n_home // 2:,} quiet ones, every served answer "
+        f"labelled. Requests: without labels, looked at whenever a tier has {ROWS} rows; a shifted split's questions "
+        "are all there is, so one that raises no alarm within its n may do so later.",
+        "",
+        "| shift | n | right | claimed | labels until alarm, median [least, most] | orders | requests until drift "
+        "alarm, median [least, most] | orders | what drifted |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in found.delays:
+        lines.append(
+            f"| {one.shift} | {one.n:,} | {one.accuracy:.1%} | {one.claimed:.1%} | {_spread(one.labels)} | "
+            f"{len(one.labels)}/{request.orders} | {_spread(one.drift)} | {len(one.drift)}/{request.orders} | "
+            f"{_named(one.named)} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _labels(value: float) -> str:
+    return f"{value:,.0f}" if np.isfinite(value) else "not reached"
+
+
+def _spread(values: Sequence[int]) -> str:
+    return f"{np.median(values):,.0f} [{min(values):,}, {max(values):,}]" if values else "none"
+
+
+def _named(named: Sequence[str], most: int = 4) -> str:
+    rest = f" and {len(named) - most} more" if len(named) > most else ""
+    return ", ".join(named[:most]) + rest if named else "nothing"
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    return {
+        "reference_rows": dict(found.n_reference),
+        "home_n": found.n_home,
+        "halves": found.request.halves,
+        "halves_with_drift_alarm": found.quiet_drift,
+        "halves_with_label_alarm": found.quiet_labels,
+        "streams": found.request.streams,
+        "streams_with_false_alarm": found.false_alarms,
+        "shifts": {
+            one.shift: {
+                "n": one.n, "accuracy": one.accuracy, "claimed": one.claimed, "labels": one.labels,
+                "requests": one.drift, "drifted": one.named,
+            }
+            for one in found.delays
+        },
+    }  # fmt: skip

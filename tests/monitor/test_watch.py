@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest
+
+from gateway.monitor.drift import Shift
+from gateway.monitor.metrics import MonitorMetrics
+from gateway.monitor.reference import Reference, tier_reference
+from gateway.monitor.rollout import Action, Stage
+from gateway.monitor.slo import Calibration, Objective, Slos
+from gateway.monitor.watch import Watch
+from gateway.monitor.windows import Windows
+from gateway.nouns import Features, Floats, Hop, Reason
+
+NAMES, PLACE = ("lp_mean", "length"), ("default", "small")
+
+
+def rows(n: int, shift: float = 0.0, seed: int = 0) -> Floats:
+    X = np.random.default_rng(seed).normal(size=(n, 2)) + shift
+    return np.column_stack([X, 1 / (1 + np.exp(-X[:, 0]))])
+
+
+def traffic(n: int, shift: float = 0.0, seed: int = 1) -> list[Hop]:
+    return [
+        Hop("small", Reason.CONFIDENT, 0.1, None, float(row[-1]), Features(NAMES, row[:-1]), calibrator_id="s@1")
+        for row in rows(n, shift, seed)
+    ]
+
+
+class Heard:
+    """What looks told, and in which thread."""
+
+    def __init__(self) -> None:
+        self.shifts: list[Shift] = []
+        self.threads: set[str] = set()
+
+    def __call__(self, shifts: Sequence[Shift], windows: Windows) -> None:
+        self.shifts += shifts
+        self.threads.add(threading.current_thread().name)
+
+
+def watch(told: Heard, every_seconds: float = 3600.0) -> Watch:
+    reference = Reference({PLACE: tier_reference("s@1", NAMES, rows(1_500))})
+    return Watch(reference, Slos(), told, rows=200, every_seconds=every_seconds)
+
+
+def test_nothing_is_judged_before_a_window_is_full_and_a_shift_is_told_when_it_is() -> None:
+    told = Heard()
+    one = watch(told)
+    for hop in traffic(199, 1.0):
+        one.note("default", [hop])
+    assert one.look() == []
+    one.note("default", traffic(1, 1.0))
+    assert {shift.what for shift in one.look() if shift.drifted} >= {"lp_mean", "length", "p_correct"}
+    assert told.shifts
+
+
+def test_looks_are_taken_in_a_thread_of_their_own() -> None:
+    told = Heard()
+    one = watch(told, every_seconds=0.05)
+    for hop in traffic(200):
+        one.note("default", [hop])
+    one.start()
+    until = time.monotonic() + 30
+    while not told.threads and time.monotonic() < until:
+        time.sleep(0.02)
+    one.stop()
+    assert told.threads == {"monitor"}
+
+
+def test_what_clients_do_wrong_burns_no_budget() -> None:
+    one = watch(Heard())
+    for status in (200, 200, 404, 422, 499, 503):
+        one.ended(status, 20.0, tiers_asked=2, now=10.0)
+    seen = {name: budget.seen(10.0, 60.0) for name, budget in one.budgets.items()}
+    assert seen == {
+        Objective.AVAILABILITY: (1, 3), Objective.LATENCY: (2, 2), Objective.ESCALATION: (2, 2)
+    }  # fmt: skip
+
+
+def test_metrics_say_what_a_look_found() -> None:
+    registry, told = CollectorRegistry(), Heard()
+    metrics, one = MonitorMetrics(registry), watch(told)
+    for hop in traffic(200, 1.0):
+        one.note("default", [hop])
+    one.look()
+    metrics.looked(told.shifts, one.windows.far(), one.windows.missed)
+    metrics.judged([], {"default": Calibration.BROKEN})
+    metrics.stepped(Action.ROLLBACK, Stage.NONE)
+    text = generate_latest(registry).decode()
+    for line in (
+        'confidence_gateway_drifted{policy="default",tier="small"} 1.0',
+        'confidence_gateway_calibration_state{policy="default",state="broken"} 1.0',
+        'confidence_gateway_calibration_state{policy="default",state="holds"} 0.0',
+        'confidence_gateway_rollout_steps_total{action="rollback"} 1.0',
+    ):
+        assert line in text
