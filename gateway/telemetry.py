@@ -80,8 +80,9 @@ class Telemetry:
             "labels", "labels acknowledged, by who says so and what became of them", "source", "outcome"
         )
         self._store_up = Gauge(
-            f"{PREFIX}_store_up", "1 while decisions can be written, where there is a store", registry=registry
+            f"{PREFIX}_store_up", "0 while decisions cannot be written to the store", registry=registry
         )
+        self._store_up.set(1)  # also where there is none
         self._store_broken = counter("store_broken", "times the store's file was found broken and moved aside")
         self._shadows = counter("shadow_hops", "turns of tiers asked in shadow by how they ended", "tier", "reason")
         self._shadow_usd = counter("shadow_cost_usd", "money for tiers asked in shadow, in no other figure", "tier")

@@ -42,6 +42,7 @@ from gateway.telemetry import MEDIA_TYPE, PREFIX, log_to_stderr
 log = logging.getLogger(__name__)
 
 SUMMED = frozenset(f"{PREFIX}_{name}" for name in ("in_flight", "tier_in_flight", "tier_waiting"))  # gauges
+WEAKEST = frozenset(f"{PREFIX}_{name}" for name in ("certificate_holds", "store_up"))  # as low as anybody's
 RESTART_SECONDS, RESTART_MAX_SECONDS = 0.2, 10.0  # before a dead worker is replaced; doubles while it dies young
 YOUNG_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
@@ -74,6 +75,8 @@ def supervise(path: Path, given: Json, log_level: str) -> None:
     config = written(path, given)
     if config.admin is None:
         raise ConfigError(f"{path}: several workers need an admin listener; say `admin: {{}}` and list keys.admins")
+    if config.store is not None and config.store.sqlite is not None:
+        raise ConfigError(f"{path}: SQLite has one writer; several workers need store.postgres, or serve with one")
     with contextlib.ExitStack() as stack:
         server = config.server
         listen(server.host, server.port).close()  # told now when somebody has it: SO_REUSEPORT would share it with him
@@ -249,7 +252,7 @@ def summed(texts: Sequence[str]) -> bytes:
         sums = family.type in ("counter", "histogram", "summary") or name in SUMMED
         family.samples = []
         for (series, labels), all_of in values[name].items():
-            joined = sum if sums and not series.endswith("_created") else min if "holds" in name else max
+            joined = sum if sums and not series.endswith("_created") else min if name in WEAKEST else max
             family.add_sample(series, dict(labels), joined(all_of))
     registry = CollectorRegistry()
     registry.register(Collected(list(families.values())))

@@ -86,6 +86,14 @@ def test_a_second_gateway_on_one_file_does_not_start(tmp_path: Path) -> None:
             assert "one worker, or use store.postgres" in err
 
 
+def test_several_workers_on_one_file_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    path = tmp_path / "cascade.yaml"
+    path.write_text(json.dumps(planned("http://127.0.0.1:1/v1")))
+    code, _, err = confgate_ends("serve", "-c", str(path), "--workers", "2", **SECRETS)
+    assert (code, "several workers need store.postgres" in err) == (1, True)
+
+
 @pytest.mark.parametrize("kind", ["not a database", "flipped bytes", "cut short", "broken while open"])
 def test_a_broken_file_is_moved_aside_and_begun_anew(kind: str, tmp_path: Path) -> None:
     path, moved = tmp_path / "s.db", []
