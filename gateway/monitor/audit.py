@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gateway.errors import AuditBroken, StoreDown
+from gateway.errors import AuditBroken, RolloutRefused, StoreDown
 
 NOTHING = "0" * 64  # the hash before the first line
 
@@ -37,8 +37,12 @@ class Event:
     sha256: str
 
 
-def append(path: Path, *, at: str, who: str, action: str, facts: Mapping[str, object]) -> Event:
+def append(
+    path: Path, *, at: str, who: str, action: str, facts: Mapping[str, object], number: int | None = None
+) -> Event:
     """Add one line, durably when this returns; several processes take turns.
+
+    number: that the line has to have; RolloutRefused when somebody was faster. None takes the next.
 
     Half a line that a dying process left is cut off: its step was never acknowledged. Raises AuditBroken when the chain
     is broken already, and StoreDown when the disk refuses; then nothing may be done, because nobody could tell of it.
@@ -48,6 +52,8 @@ def append(path: Path, *, at: str, who: str, action: str, facts: Mapping[str, ob
             whole = file.read()
             kept = whole[: whole.rfind(b"\n") + 1]
             events = list(_events(kept, path))
+            if number is not None and number != len(events):
+                raise RolloutRefused("somebody took another step meanwhile; look at the rollout again")
             last = events[-1].sha256 if events else NOTHING
             event = _sealed(Event(len(events), at, who, action, dict(facts), last, ""))
             file.truncate(len(kept))

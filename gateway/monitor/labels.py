@@ -31,8 +31,7 @@ class Judged:
     """A served answer of which it is known whether it was right.
 
     accepted: its p met the threshold; False for a last tier's answer.  trusted: who says so is no client.
-    inclusion: the probability with which a label was to be sought; None where nobody drew, and then the row says
-    nothing about rates, only about whether p keeps its word.
+    explored: a label was sought by lot, not because of what the answer looked like.
     """
 
     policy: str
@@ -42,7 +41,7 @@ class Judged:
     right: bool
     accepted: bool
     trusted: bool
-    inclusion: float | None = None
+    explored: bool = False
 
 
 @dataclass(frozen=True, slots=True)

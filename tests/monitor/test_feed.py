@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.errors import ConfigError
+from gateway.monitor import feed
+from gateway.monitor.feed import SETTLE_SECONDS, Book
+from gateway.monitor.labels import ROUTED
+from gateway.store.base import Entry, Labelled, Source, Store
+from gateway.store.sqlite import Sqlite
+from tests.store.rows import decision, label, numbers, wish
+
+AT = 1_700_000_000.0
+LATER = AT + 2 * SETTLE_SECONDS
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Sqlite(tmp_path / "decisions.sqlite")
+    yield opened
+    opened.close()
+
+
+def filled(store: Store, n: int, right: float, *, source: Source = Source.OPERATOR, explored: bool = True) -> list[str]:
+    """n decisions with p = .9, accepted, drawn with .5 and labelled; right at this rate."""
+    names, rng = numbers(n), np.random.default_rng(0)
+    store.write(
+        [Entry(decision(name, at=AT + place, inclusion=0.5, explored=explored), ()) for place, name in enumerate(names)]
+    )
+    store.put([wish(name, bool(rng.random() < right), source, at=AT + 1e4 + n) for n, name in enumerate(names)])
+    return names
+
+
+def test_labels_of_operators_reach_the_tests_of_tier_and_whole(store: Store) -> None:
+    filled(store, 400, 0.6)
+    book = Book(trusted_only=True)
+    assert book.read(store, LATER) == 400
+    said = {verdict.tier: (verdict.n, verdict.overconfident) for verdict in book.verdicts()}
+    assert said == {"cheap": (400, True), ROUTED: (400, True)}
+
+
+def test_what_was_read_is_not_counted_again_and_what_is_new_is(store: Store) -> None:
+    names = filled(store, 10, 1.0)
+    book = Book(trusted_only=False)
+    assert [book.read(store, LATER), book.read(store, LATER)] == [10, 0]
+    more = numbers(1, at=AT + 500)
+    store.write([Entry(decision(more[0], at=AT + 500, explored=True, inclusion=0.5), ())])
+    store.put([wish(more[0], True, at=AT + 5e4), wish(names[0], True, at=AT + 5e4)])
+    assert book.read(store, LATER) == 1  # the client's label of a decision that an operator labelled is no second one
+
+
+@pytest.mark.parametrize(("source", "explored"), [(Source.USER, True), (Source.PROXY, True), (Source.OPERATOR, False)])
+def test_labels_of_clients_proxies_and_of_answers_chosen_by_hand_move_no_trusted_test(
+    store: Store, source: Source, explored: bool
+) -> None:
+    filled(store, 50, 0.0, source=source, explored=explored)
+    book = Book(trusted_only=True, limits={"default": 0.05}, least_inclusion=0.5)
+    assert book.read(store, LATER) == 0
+    assert book.verdicts() == []
+    assert not any(error.violated for error in book.errors())
+
+
+def test_a_broken_objective_is_proven_once_labels_have_had_their_time(store: Store) -> None:
+    filled(store, 300, 0.5)
+    book = Book(trusted_only=True, limits={"default": 0.05}, least_inclusion=0.5)
+    book.read(store, AT + 1e5)
+    assert [(error.n, error.violated) for error in book.errors()] == [(0, False)]
+    book.read(store, LATER)
+    assert [(error.n, error.labels, error.violated) for error in book.errors()] == [(300, 300, True)]
+    book.read(store, LATER)
+    assert book.errors()[0].n == 300
+
+
+def test_an_objective_without_exploration_is_refused() -> None:
+    with pytest.raises(ConfigError, match="need exploration"):
+        Book(trusted_only=True, limits={"default": 0.05})
+
+
+def test_a_label_whose_decision_is_gone_says_nothing_about_a_policy() -> None:
+    assert feed.judged(Labelled(label("n", True), None, None)) is None
+    assert feed.judged(Labelled(label("n", True), decision("n", p_correct=None), None)) is None
+
+
+def test_a_client_named_like_an_operator_is_limited_all_the_same() -> None:
+    rows = [
+        Labelled(label(f"n{n}", True, Source.OPERATOR, author="ops", p_correct=0.95), None, None) for n in range(50)
+    ]
+    rows += [Labelled(label(f"m{n}", False, Source.USER, author="ops", p_correct=0.95), None, None) for n in range(50)]
+    weight = feed.fit_weights(rows)
+    assert (weight[:50] == 1).all()
+    assert weight[50:].sum() <= 0.05 * weight.sum() * 1.001
+    with pytest.raises(ConfigError, match="cannot be weighed"):
+        feed.fit_weights([Labelled(label("n", p_correct=None), None, None)])
