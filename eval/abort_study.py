@@ -210,21 +210,37 @@ def given_up(run: Run, tier: str) -> str:
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each way, by its intervals alone."""
+    """A sentence for each way, by its intervals alone, and what follows from them."""
     off, told = runs[0], []
+    cheaper: list[str] = []
     for run in runs[1:]:
-        found = differences(off, run)
-        told.append(
-            f"- {run.name}: cost {sign(found['usd'])}, time {sign(found['seconds'])}, accuracy {sign(found['right'])}."
+        found = {name: sign(change) for name, change in differences(off, run).items()}
+        told.append(f"- {run.name}: cost {found['usd']}, time {found['seconds']}, accuracy {found['right']}.")
+        if found["usd"] == FALLS and found["right"] != FALLS:
+            cheaper.append(run.name)
+    early = [name for name in cheaper if not name.startswith("off")]
+    instead = [name for name in cheaper if name.startswith("off")]
+    if early:
+        verdict = f"It pays here in money at {', '.join(early)}, at no measurable loss of accuracy."
+    else:
+        verdict = (
+            "It does not pay here in money: no epsilon makes the cascade measurably cheaper at the same accuracy. What "
+            "was given up tells the calibrators of later tiers nothing, so those are less often sure, and the last tier "
+            "is asked more often."
         )
-    return told
+    if instead:
+        verdict += f" What does: {'; '.join(instead)}."
+    return [*told, "", verdict]
+
+
+FALLS = "falls"
 
 
 def sign(found: tuple[float, float, float]) -> str:
     _, low, high = found
     if low > 0:
         return "rises"
-    return "falls" if high < 0 else "does not differ measurably"
+    return FALLS if high < 0 else "does not differ measurably"
 
 
 def main(

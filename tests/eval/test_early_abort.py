@@ -98,6 +98,9 @@ def test_differences_are_paired_and_in_their_units() -> None:
     assert found["usd"] == pytest.approx((-10, -10, -10))
     told = abort_study.verdicts([off, run])
     assert "cost falls, time does not differ measurably" in told[0]
+    assert told[-1].startswith("It pays here in money at 0.1" if lost < 1 else "It")
+    worse = Run("0.2", [(right, tokens, 2 * usd, seconds) for right, tokens, usd, seconds in off.rows], off.families)
+    assert "does not pay" in abort_study.verdicts([off, worse])[-1]
 
 
 def test_first_tokens_alone_have_nothing_to_give_up() -> None:

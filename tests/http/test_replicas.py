@@ -182,3 +182,24 @@ def test_a_mistake_in_the_addresses_is_told_with_its_line(engine: Json, words: s
     plan["tiers"][1]["engine"] = {"kind": "openai_http", "model": "large", **engine}
     with pytest.raises(ConfigError, match=rf"cascade.yaml:\d+: .*{words}"):
         configs.parse(json.dumps(plan, indent=1), tmp_path / "cascade.yaml")
+
+
+def test_a_server_that_hangs_before_its_first_token_is_left_alone_and_another_asked(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        hung, well = stack.enter_context(Upstream()), stack.enter_context(Upstream())
+        write_artifact(tmp_path / "cheap.json")
+        plan = cascade(well.url, admin={"port": free_port(), "allow_anonymous": True})
+        plan["tiers"][0]["engine"] |= {"urls": [hung.url, well.url], "first_byte_seconds": 0.5}
+        plan["tiers"][0]["patience_seconds"] = 4
+        del plan["tiers"][0]["engine"]["url"]
+        hung.breaks = "silent"
+        gateway = stack.enter_context(running(tmp_path, plan))
+        body = ask({"nats": SURE}, stream=True) | {"model": "cheap"}
+        for _ in range(3):
+            told = httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=20)
+            assert told.status_code == 200
+            assert told.text.endswith("data: [DONE]\n\n")
+        assert hung.asked("small")
+        states = httpx2.get(f"http://127.0.0.1:{plan['admin']['port']}/admin/tiers").json()[0]["replicas"]
+        assert "sent nothing for 0.5 s" in states[0]["fault"]
+        assert states[1]["fault"] is None
