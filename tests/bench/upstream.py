@@ -26,7 +26,14 @@ def stream() -> bytes:
     return reply(payload).replace(b"application/json", b"text/event-stream", 1)
 
 
-STREAM = stream()
+def completion() -> bytes:
+    """The same as a text completion."""
+    told = json.loads(body("plain", np.random.default_rng(7)))
+    told |= {"object": "text_completion", "choices": [{"index": 0, "text": "".join(words()), "finish_reason": "stop"}]}
+    return reply(json.dumps(told).encode())
+
+
+STREAM, COMPLETION = stream(), completion()
 ANSWERS = {kind: reply(body(kind, np.random.default_rng(7))) for kind in KINDS}
 MODELS = reply(json.dumps({"object": "list", "data": [{"id": MODEL, "owned_by": "vllm"}]}).encode())
 VERSION = reply(b'{"version":"0.33.0"}')
@@ -51,6 +58,8 @@ class Connection(asyncio.Protocol):
         self._waiting = b""
         if head.startswith(b"GET"):
             self._transport.write(VERSION if b"/version" in head[:30] else MODELS)
+        elif b"/completions" in head[:40] and b"/chat/" not in head[:40]:
+            self._transport.write(COMPLETION)
         else:
             self._transport.write(STREAM if b'"stream":true' in rest else ANSWERS[kind_of(rest)])
 
