@@ -44,11 +44,13 @@ class Book:
     calibration holds.
     Of a decision labelled in two channels the first label read counts. A revision of what was read is not taken back,
     as a test that was looked at cannot be unlooked: it counts at the next start.
+    since: seconds since 1970; what was decided earlier was another release's doing. A new release takes a new book.
     limits: by policy, the objective for accepted errors.  least_inclusion: of exploring.
     """
 
     trusted_only: bool
     drawn_only: bool = True
+    since: float = 0.0
     tolerance: float = 0.0
     limits: Mapping[str, float] = field(default_factory=dict)
     least_inclusion: float | None = None
@@ -89,7 +91,7 @@ class Book:
             row = judged(one)
             if row is None or (self.trusted_only and not row.trusted) or (self.drawn_only and not row.explored):
                 continue
-            if one.label.number in self._counted:
+            if one.label.decided_at < self.since or one.label.number in self._counted:
                 continue
             self._counted.add(one.label.number)
             yield row
@@ -102,7 +104,12 @@ class Book:
                     return
                 self._decisions_at = (decision.at, decision.number, "")
                 error = self._errors.get(decision.policy)
-                if error is None or decision.inclusion is None or decision.reason != Reason.CONFIDENT:
+                if (
+                    decision.at < self.since
+                    or error is None
+                    or decision.inclusion is None
+                    or decision.reason != Reason.CONFIDENT
+                ):
                     continue
                 right = self._right(store, decision) if decision.explored else None
                 error.note(inclusion=decision.inclusion, explored=decision.explored, right=right)

@@ -65,7 +65,10 @@ class Rolling:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One place as of now. n: labels.  log_over, log_under: the most either log wealth ever was."""
+    """One place as of now. n: labels.  log_over, log_under: the most either log wealth ever was.
+
+    calibrator: id@12 hex digits, "" for the routed whole, whichever calibrators it had: begin anew with a new release.
+    """
 
     policy: str
     tier: str
@@ -74,6 +77,7 @@ class Verdict:
     log_under: float
     overconfident: bool
     underconfident: bool
+    calibrator: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ class Honesties:
                 recent.append((row.p_correct, float(row.right)))
 
     def verdicts(self) -> list[Verdict]:
+        """In the order in which places were first heard of, so a tier's newest calibrator comes last."""
         return [
             Verdict(
                 policy,
@@ -125,8 +130,9 @@ class Honesties:
                 float(state.peak_under),
                 bool(state.overconfident(self.alpha)),
                 bool(state.underconfident(self.alpha)),
+                calibrator,
             )
-            for (policy, tier, _), state in sorted(self._states.items())
+            for (policy, tier, calibrator), state in self._states.items()
         ]
 
     def recent(self, policy: str, tier: str, calibrator: str = "") -> tuple[Floats, Floats]:

@@ -54,16 +54,16 @@ class MonitorMetrics:
         for action in Action:
             self._steps.labels(action)
 
-    def looked(self, shifts: Sequence[Shift], far: Mapping[tuple[str, str], tuple[int, int]], missed: int) -> None:
+    def looked(self, shifts: Sequence[Shift], missed: int) -> None:
         """One look at drift."""
         for policy, tier in {(shift.policy, shift.tier) for shift in shifts}:
             here = [shift for shift in shifts if (shift.policy, shift.tier) == (policy, tier)]
             self._effect.labels(policy, tier).set(max(one.effect for one in here if one.what != "ood"))
             self._psi.labels(policy, tier).set(max(one.psi for one in here))
             self._drifted.labels(policy, tier).set(any(one.drifted for one in here))
-        for (policy, tier), (beyond, seen) in far.items():
-            if seen:
-                self._far.labels(policy, tier).set(beyond / seen)
+        for one in shifts:
+            if one.what == "ood":
+                self._far.labels(one.policy, one.tier).set(one.effect)
         self._missed.set(missed)
 
     def judged(self, verdicts: Sequence[Verdict], states: Mapping[str, Calibration]) -> None:

@@ -51,9 +51,7 @@ class TierReference:
 
     def distance(self, x: Floats) -> float:
         """Of one row, (F,): the score of how far out one request is. Larger = farther; compare with `limit`."""
-        away = x - self.mean
-        away[~np.isfinite(away)] = 0.0
-        return float(away @ self.precision @ away)
+        return float(self.distances(x[None, :])[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -115,8 +115,10 @@ class Rate:
 class Health:
     """What is known about the release that decides: the candidate as a canary, else the live one.
 
-    honesty, errors: from trusted labels alone.  minutes: the latest ones, oldest first.  forecast: of the escalation
-    share.  mismatches: tiers whose server is another than their calibrator's.  Faulty hops are in none of it.
+    honesty, errors: from trusted labels alone, of the release's own calibrators and of decisions made since it came: an
+    alarm stays where it was raised, and must not bring down the next release as well.
+    minutes: the latest ones, oldest first.  forecast: of the escalation share.
+    mismatches: tiers whose server is another than their calibrator's.  Faulty hops are in none of it.
     """
 
     honesty: Sequence[Verdict] = ()

@@ -15,13 +15,11 @@ ROWS = 500  # of one look; science 7.1 and 7.2
 
 @dataclass(slots=True, eq=False)
 class _Ring:
-    """rows: (ROWS, F + 1), filled up to `filled`, then waiting to be taken.  seen, far: all ever, and those far out."""
+    """rows: (ROWS, F + 1), filled up to `filled`, then waiting to be taken."""
 
     known: TierReference
     rows: Floats
     filled: int = 0
-    seen: int = 0
-    far: int = 0
 
 
 class Windows:
@@ -45,8 +43,6 @@ class Windows:
                 continue
             assert hop.features is not None
             assert hop.p_correct is not None
-            ring.seen += 1
-            ring.far += ring.known.distance(hop.features.values) > ring.known.limit
             if ring.filled == self._size:
                 self.missed += 1
                 continue
@@ -63,10 +59,6 @@ class Windows:
                 taken[place] = ring.rows.copy()
                 ring.filled = 0
         return taken
-
-    def far(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """By (policy, tier): answers beyond the reference's 99th percentile, and all, since the start."""
-        return {place: (ring.far, ring.seen) for place, ring in self._rings.items()}
 
     def waiting(self) -> dict[tuple[str, str], int]:
         """Rows that each place has so far."""

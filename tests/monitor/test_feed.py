@@ -95,3 +95,26 @@ def test_a_client_named_like_an_operator_is_limited_all_the_same() -> None:
     assert weight[50:].sum() <= 0.05 * weight.sum() * 1.001
     with pytest.raises(ConfigError, match="cannot be weighed"):
         feed.fit_weights([Labelled(label("n", p_correct=None), None, None)])
+
+
+def test_what_an_earlier_release_did_is_not_held_against_the_next(store: Store) -> None:
+    filled(store, 300, 0.4)
+    names, rng = numbers(200, at=AT + 1e6), np.random.default_rng(1)
+    told = {"at": AT + 1e6, "inclusion": 0.5, "explored": True, "calibrator": "cheap@ba9876543210"}
+    store.write([Entry(decision(name, **told), ()) for name in names])
+    says = rng.random(200) < 0.9
+    store.put(
+        [
+            wish(name, bool(one), Source.OPERATOR, at=AT + 2e6, decided_at=AT + 1e6)
+            for name, one in zip(names, says, strict=True)
+        ]
+    )
+    old, new = Book(trusted_only=True), Book(trusted_only=True, since=AT + 5e5)
+    for book in (old, new):
+        book.read(store, LATER)
+    assert {one.calibrator: one.overconfident for one in old.verdicts()} == {
+        "cheap@0123456789ab": True, "": True, "cheap@ba9876543210": False
+    }  # fmt: skip
+    assert [(one.calibrator, one.n, one.overconfident) for one in new.verdicts()] == [
+        ("cheap@ba9876543210", 200, False), ("", 200, False)
+    ]  # fmt: skip

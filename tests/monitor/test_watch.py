@@ -88,7 +88,7 @@ def test_metrics_say_what_a_look_found() -> None:
     for hop in traffic(200, 1.0):
         one.note("default", [hop])
     one.look()
-    metrics.looked(told.shifts, one.windows.far(), one.windows.missed)
+    metrics.looked(told.shifts, one.windows.missed)
     metrics.judged([], {"default": Calibration.BROKEN})
     metrics.stepped(Action.ROLLBACK, Stage.NONE)
     text = generate_latest(registry).decode()
