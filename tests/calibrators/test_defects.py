@@ -1,4 +1,9 @@
-"""Science 3.9: the defects of the seed texts in objectives and fits; ours has none. (5 to 8: test_robust_filtered.)"""
+"""Science 3.9: the defects of the seed texts in objectives and fits; ours has none.
+
+Others are tested where ours stands: 5 to 8 in test_robust_filtered; 9, 10, 16 to 18, 27 in test_scores; 11, 22, 23 in
+test_card; 12 in tests/monitor; 15 with the routed temperature in tests/eval/test_fit; 20, 21, 26 in tests/confidence;
+24 in tests/eval/test_sanity; 28 in tests/eval/test_guarantees. 14, 19 and 25 are about texts alone.
+"""
 
 import numpy as np
 import pytest
