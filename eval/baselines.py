@@ -10,14 +10,19 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
+from calibrators import platt
+from calibrators.base import CalibrationError, FitData
 from eval.choice import Goal, NothingFits, choose
-from eval.crossed import Crossed, Floats, Path, check_same_tiers
+from eval.crossed import Crossed, Floats, Ints, Path, check_same_tiers
 from eval.stats import concave_hull
 from eval.sweep import Played, Route, replay, sweep
 
 LENGTH, RAW = "length", "raw"  # names of the scores that records come with, see Crossed.scores
 
+RATES = 24  # exchange rates of the router that reads the prompt alone
+TINY = 1e-300  # for models that cost nothing
 STEPS, LEVELS = 12, 3  # baselines get fewer thresholds than we do: a finer grid changes their third digit
 
 
@@ -50,6 +55,10 @@ def lines(chosen_on: Crossed, test: Crossed, goal: Goal) -> list[Line]:
         for name in chosen_on.scores
         if name in test.scores
     ]
+    if chosen_on.signals and test.signals:
+        found.append(single_feature(chosen_on, test, goal))
+    if chosen_on.prompts and test.prompts:
+        found.append(before_answering(chosen_on, test, goal))
     if chosen_on.answers and test.answers and len(test.tiers) >= 3:
         found.append(agreement(chosen_on, test, goal))
     return [*found, router_oracle(test), cascade_oracle(test)]
@@ -101,6 +110,79 @@ def thresholded(name: str, told: str, chosen_on: Crossed, test: Crossed, goal: G
     except NothingFits:
         picked = None
     return _line(name, told, played, picked=picked)
+
+
+def single_feature(chosen_on: Crossed, test: Crossed, goal: Goal) -> Line:
+    """A cascade like ours whose calibrators see one feature: each tier's best by AUROC where policies are chosen, and
+    Platt there."""
+    told, before, after = [], np.full(chosen_on.p.shape, np.nan), np.full(test.p.shape, np.nan)
+    for tier, model in enumerate(chosen_on.tiers):
+        y = chosen_on.right[:, tier]
+        gained = {
+            name: discrimination(values[:, tier], y)
+            for name, values in chosen_on.signals.items()
+            if name in test.signals
+        }
+        best = max(gained, key=lambda name: abs(gained[name] - 0.5), default="")
+        if best and gained[best] != 0.5:
+            columns = chosen_on.signals[best][:, tier], test.signals[best][:, tier]
+            before[:, tier], after[:, tier] = calibrated(*columns, y, direction=1 if gained[best] > 0.5 else -1)
+            told.append(f"{best} of {model}")
+    chosen_on, test = replace(chosen_on, scores={"best feature": before}), replace(test, scores={"best feature": after})
+    why = f"calibrated on its best single feature: {', '.join(told)}" if told else "no single feature tells anything"
+    return thresholded("best feature", why, chosen_on, test, goal)
+
+
+def before_answering(chosen_on: Crossed, test: Crossed, goal: Goal) -> Line:
+    """A router that reads the prompt alone and asks one model: the most of p(right | prompt) - rate * mean cost.
+
+    A model's p is Platt on its best prompt feature, fitted where policies are chosen.
+    """
+    p, shown = np.empty(chosen_on.p.shape), np.empty(test.p.shape)
+    for tier in range(len(chosen_on.tiers)):
+        y = chosen_on.right[:, tier]
+        gained = {name: discrimination(values, y) for name, values in chosen_on.prompts.items() if name in test.prompts}
+        best = max(gained, key=lambda name: abs(gained[name] - 0.5))
+        direction = 1 if gained[best] >= 0.5 else -1
+        p[:, tier], shown[:, tier] = calibrated(chosen_on.prompts[best], test.prompts[best], y, direction=direction)
+    price = chosen_on.cost.mean(axis=0)
+    rates = np.array([0.0, *np.geomspace(1e-3, 1e3, RATES)]) / max(float(price.max()), TINY)
+    before = [asking(chosen_on, (p - rate * price).argmax(axis=1)) for rate in rates]
+    after = [asking(test, (shown - rate * price).argmax(axis=1)) for rate in rates]
+    accuracy, cost = (np.array([getattr(one, name) for one in before]) for name in ("accuracy", "mean_cost"))
+    feasible = np.flatnonzero(goal.feasible(accuracy, cost))
+    picked = after[feasible[goal.value(accuracy, cost)[feasible].argmax()]] if feasible.size else None
+    told = f"asks one model, by its chance to be right given the prompt alone ({', '.join(chosen_on.prompts)})"
+    return _line("before answering", told, [after[place] for place in concave_hull(cost, accuracy)], picked=picked)
+
+
+def asking(table: Crossed, tier: Ints) -> Played:
+    """One model is asked and served, each question its own. tier: (n,)."""
+    where = np.arange(table.n), tier
+    return Played(tier, table.right[where], table.cost[where], table.seconds[where], np.ones(table.n, dtype=np.int64))
+
+
+def discrimination(values: Floats, right: Floats) -> float:
+    """AUROC of a signal where it is known; .5 where it is not, or there is one class only."""
+    known = np.isfinite(values)
+    y = right[known]
+    return float(roc_auc_score(y, values[known])) if 0 < y.sum() < y.size else 0.5
+
+
+def calibrated(values: Floats, elsewhere: Floats, right: Floats, *, direction: int) -> tuple[Floats, Floats]:
+    """p by Platt on one signal, here and elsewhere; NaN where there is no signal, the base rate where nothing is to be
+    learned."""
+    known = np.isfinite(values)
+    p = [np.full(one.shape, np.nan) for one in (values, elsewhere)]
+    if known.any():
+        try:
+            fitted = platt.fit(FitData(values[known, np.newaxis], right[known]), direction=direction)
+        except CalibrationError:  # one class, or nearly; or the same value for all
+            fitted = None
+        for filled, one in zip(p, (values, elsewhere), strict=True):
+            here = np.isfinite(one)
+            filled[here] = right[known].mean() if fitted is None else fitted.predict(one[here, np.newaxis])
+    return p[0], p[1]
 
 
 def agreement(chosen_on: Crossed, test: Crossed, goal: Goal) -> Line:

@@ -39,6 +39,8 @@ class Crossed:
     families: n names; questions of one family are resampled together. Empty: each is its own.
     answers: n rows of K final answers in canonical spelling, "" for none. Empty: not known; only agreement needs them.
     scores: other scores by name, each (n, K) in [0, 1] or NaN, higher = surer: what baselines threshold instead of p.
+    signals: single features by name, each (n, K) in its own unit, NaN where a tier has none.
+    prompts: what is known before anybody answers, by name, each (n,).
     """
 
     questions: tuple[str, ...]
@@ -52,6 +54,8 @@ class Crossed:
     families: tuple[str, ...] = ()
     answers: tuple[tuple[str, ...], ...] = ()
     scores: Mapping[str, Floats] = field(default_factory=dict)
+    signals: Mapping[str, Floats] = field(default_factory=dict)
+    prompts: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = (len(self.questions), len(self.tiers))
@@ -70,6 +74,10 @@ class Crossed:
             if score.shape != shape:
                 raise BadTable(f"the score {name!r} must have the shape {shape} (questions, tiers), got {score.shape}")
             _check_p(score, name)
+        for kind, arrays, wanted in (("signal", self.signals, shape), ("prompt feature", self.prompts, shape[:1])):
+            for name, values in arrays.items():
+                if values.shape != wanted:
+                    raise BadTable(f"the {kind} {name!r} must have the shape {wanted}, got {values.shape}")
         if not bool(np.isin(self.right, (0.0, 1.0)).all()):
             raise BadTable("right must be 1 or 0 for every question and tier")
         for name, array in (("cost", self.cost), ("seconds", self.seconds)):
@@ -114,6 +122,8 @@ class Crossed:
             families=tuple(self.families[i] for i in kept) if self.families else (),
             answers=tuple(self.answers[i] for i in kept) if self.answers else (),
             scores={name: score[kept] for name, score in self.scores.items()},
+            signals={name: values[kept] for name, values in self.signals.items()},
+            prompts={name: values[kept] for name, values in self.prompts.items()},
         )
 
     def costing(self, cost: Floats, unit: str) -> Crossed:

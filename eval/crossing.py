@@ -190,12 +190,28 @@ def _crossing(found: _Split, tiers: Sequence[Tier]) -> Crossing:
         families=tuple(found.families),
         answers=tuple(tuple(row.answer for row in rows) for rows in found.rows),
         scores={RAW: np.minimum(matrix("raw"), 1.0), LENGTH: 1 / (1 + completion_tokens)},
+        signals=_signals(found.rows, tiers),
+        prompts={"prompt length": np.log1p(prompt_tokens[:, 0])},
     )
     cut, unreadable, silent = (matrix(name).astype(np.bool_) for name in ("cut", "unreadable", "silent"))
     shared = [name for name in found.slices[0] if all(name in one for one in found.slices)]
     slices = {name: tuple(one[name] for one in found.slices) for name in shared}
     usage = Usage(names, prompt_tokens, completion_tokens, seconds)
     return Crossing(table, usage, found.unasked, cut, unreadable, silent, slices)
+
+
+def _signals(rows: Sequence[Sequence[_Row]], tiers: Sequence[Tier]) -> dict[str, Floats]:
+    """The tiers' features one by one, without those about earlier tiers."""
+    found: dict[str, Floats] = {}
+    for k, tier in enumerate(tiers):
+        for place, name in enumerate(tier.features):
+            if confidence.needs((name,)).earlier:
+                continue
+            column = found.setdefault(name, np.full((len(rows), len(tiers)), np.nan))
+            for i, row in enumerate(rows):
+                values = row[k].features
+                column[i, k] = np.nan if values is None else values[place]
+    return found
 
 
 class _Given:

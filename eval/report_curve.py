@@ -41,6 +41,8 @@ COLOURS = {
     "chosen": ("#d55e00", "#ff9d4d"),
     "raw": ("#e69f00", "#f0c04a"),
     "length": ("#cc79a7", "#e6a5c8"),
+    "feature": ("#8c564b", "#c99d92"),
+    "prompt": ("#7a7a00", "#c5c54a"),
     "agreement": ("#009e73", "#3fd0a4"),
     "ahead": ("#7a5cc4", "#b7a2f0"),
 }
@@ -70,6 +72,8 @@ STYLES = {
     "random escalation": Style("random escalation", "dim", "", ":"),
     "raw": Style("raw mean log-prob, uncalibrated", "raw", "v", "-"),
     "length": Style("answer length only", "length", "s", "-"),
+    "best feature": Style("best single feature, calibrated", "feature", "^", "-."),
+    "before answering": Style("router that reads the prompt alone", "prompt", "<", "-"),
     "agreement": Style("two models agree, else a third", "agreement", "D", ""),
     "look-ahead": Style("look-ahead (not served)", "ahead", "x", ""),
     "router oracle": Style("router oracle (knows who is right)", "ink", "P", ""),

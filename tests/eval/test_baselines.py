@@ -61,6 +61,54 @@ def test_no_policy_is_above_the_oracles_and_random_lies_on_the_envelope_or_below
     assert found["random mix"].cost[0] == pytest.approx(world(500, 5).cost.mean(axis=0)[0])
 
 
+def telling(table: Crossed, seed: int) -> Crossed:
+    """With one feature that knows what p knows, surest when low, one that knows nothing, and prompts that tell how hard
+    a question is."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=table.p.shape)
+    easy = table.right.sum(axis=1) + rng.normal(size=table.n)
+    known = {"noise": noise, "entropy": -np.log(table.p / (1 - table.p)), "elsewhere": np.full(table.p.shape, np.nan)}
+    return replace(table, signals=known, prompts={"easy": easy})
+
+
+def test_the_best_single_feature_is_found_turned_around_and_calibrated(world: World) -> None:
+    chosen_on, test = (telling(world(1500, seed, signal=0.7), seed) for seed in (11, 12))
+    found = by_name(lines(chosen_on, test, Goal()))["best feature"]
+    assert found.told == "calibrated on its best single feature: entropy of a, entropy of b, entropy of c"
+    ours = sweep(replace(test), levels=3, steps=12)
+    reached = [mix_accuracy(cost, ours.cost[ours.frontier], ours.accuracy[ours.frontier]) for cost in found.cost]
+    assert np.abs(np.array(reached) - found.accuracy).max() < 0.02
+    blind = replace(chosen_on, signals={"noise": chosen_on.signals["noise"]})
+    weak = by_name(lines(blind, test, Goal()))["best feature"]
+    middle = float(np.median(found.cost))
+    assert np.interp(middle, weak.cost, weak.accuracy) < np.interp(middle, found.cost, found.accuracy) - 0.01
+
+
+def test_a_router_that_reads_the_prompt_asks_one_model_and_pays_it_alone(world: World) -> None:
+    chosen_on, test = (telling(world(1500, seed), seed) for seed in (13, 14))
+    limit = float(test.cost.mean(axis=0)[1])
+    found = by_name(lines(chosen_on, test, budget(limit)))["before answering"]
+    singles = test.cost.mean(axis=0), test.right.mean(axis=0)
+    assert found.cost.min() >= singles[0].min() - 0.05
+    assert found.cost.max() <= singles[0].max() + 0.05
+    assert found.picked is not None
+    assert (found.picked.asked == 1).all()
+    assert found.picked.mean_cost < limit * 1.1
+    assert found.picked.accuracy > mix_accuracy(found.picked.mean_cost, *singles) + 0.005
+    rng = np.random.default_rng(0)
+    blind = [replace(table, prompts={"easy": rng.normal(size=table.n)}) for table in (chosen_on, test)]
+    gained = by_name(lines(*blind, Goal()))["before answering"]
+    assert (gained.accuracy <= mix_accuracy(gained.cost, *singles) + 0.01).all()
+
+
+def test_what_tells_nothing_or_has_one_class_still_gives_a_line(world: World) -> None:
+    sure = replace(world(100, 15), right=np.ones((100, 3)))
+    table = replace(sure, signals={"x": np.full((100, 3), np.nan)}, prompts={"same": np.zeros(100)})
+    found = by_name(lines(table, table, Goal()))
+    assert found["best feature"].told == "no single feature tells anything"
+    assert found["before answering"].accuracy.tolist() == [1.0]
+
+
 def test_the_oracles_by_hand() -> None:
     right = np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     cost = np.array([[1.0, 10.0]] * 3)

@@ -262,7 +262,19 @@ def run(folder: Path, *arguments: str) -> str:
 def test_the_command_says_the_verdict_first_and_shows_what_it_was_held_against(folder: Path) -> None:
     told = run(folder, "--certify", "0.3")
     assert told.startswith(("use ", "no cascade ", "serve "))
-    for part in ("frontier", "random mix", "agreement", "cascade oracle", "look-ahead", "McNemar", "AUDC", "promises"):
+    for part in (
+        "frontier",
+        "random mix",
+        "agreement",
+        "cascade oracle",
+        "look-ahead",
+        "McNemar",
+        "AUDC",
+        "promises",
+        "best feature",
+        "before answering",
+        "given the prompt alone",
+    ):
         assert part in told
     assert "calibrators were fitted on calibration too; there p is out of fold" in told
     assert "500 of the 500 questions that choose take their p out of fold" in told
