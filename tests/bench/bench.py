@@ -201,7 +201,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> Json:
                 rate = SHARE * found[one.name]["per_second"]["median"]
                 found[one.name]["added"] = await latencies(one, upstream, rate, args.rounds, args.seconds)
         told = {
-            "command": "make bench",
+            "command": f"python -m tests.bench.bench {' '.join(sys.argv[1:])}",
             "machine": machine(peers),
             "load": {"average_before": args.load_before, "average_after": os.getloadavg()[0]},
             "tokens": TOKENS,
