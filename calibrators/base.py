@@ -33,7 +33,7 @@ LOGIT_MAX = 36.0  # from 36.8 on, float64 rounds the sigmoid to 1.0 and log(1 - 
 WINSOR = (0.005, 0.995)  # outside these quantiles one odd answer would steer a slope
 CONSTANT = 1e-12  # of a column's mean: a constant's spread is rounding noise, not 0
 MIN_RARE = 30  # fewer of the rare class do not carry even a slope and an intercept; science 2.2
-NOT_FAMILIES = frozenset({"base", "minimise", "choose", "scores", "artifact", "card", "cli"})
+NOT_FAMILIES = frozenset({"base", "minimise", "choose", "scores", "artifact", "card", "cli", "sampling"})
 
 
 # Errors
