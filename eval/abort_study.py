@@ -225,8 +225,8 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
     else:
         verdict = (
             "It does not pay here in money: no epsilon makes the cascade measurably cheaper at the same accuracy. What "
-            "was given up tells the calibrators of later tiers nothing, so those are less often sure, and the last tier "
-            "is asked more often."
+            "was given up tells the calibrators of later tiers nothing, so those are less often sure, and the last "
+            "tier is asked more often."
         )
     if instead:
         verdict += f" What does: {'; '.join(instead)}."
