@@ -422,7 +422,7 @@ class Manifest:
         facts["order of tiers"] = [tier.name for tier in self.tiers]
         for tier in self.tiers:
             told = asdict(tier)
-            facts |= {f"{tier.name}.{name}": value for name, value in told.pop("fingerprint").items()}
+            facts |= {f"{tier.name}.fingerprint.{name}": value for name, value in told.pop("fingerprint").items()}
             facts |= {f"{tier.name}.{name}": value for name, value in told.items()}
         return facts
 

@@ -183,11 +183,12 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_manifest_says_what_would_be_mixed() -> None:
-    other = Collected(name="small", fingerprint={"model": "m", "weights": "bb"})
+    other = Collected(name="small", fingerprint={"model": "m", "weights": "bb"}, weights="there")
     told = manifest().differs(manifest(top_k=5, splits={"test": 4}, tiers=(other,), created="later"))
     assert told == [
         "questions of test: 3 there, 4 now",
-        "small.weights: 'aa' there, 'bb' now",
+        "small.fingerprint.weights: 'aa' there, 'bb' now",
+        "small.weights: '' there, 'there' now",
         "top_k: 20 there, 5 now",
     ]
 
