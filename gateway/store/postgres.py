@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import errors
@@ -17,13 +17,14 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
 from gateway.errors import ConfigError, StoreDown
-from gateway.store.base import LabelRow, Outcome, Wish
+from gateway.store.base import Entry, LabelRow, Outcome, Wish
 from gateway.store.sql import MIGRATIONS, SqlStore, Values
 
 MIGRATING = 0x63676174  # the advisory lock that one of several starting gateways holds while it makes the tables
 TRIES = 5  # of a transaction that met another one; each is over in milliseconds
 IDLE_SECONDS, PROBES = 5, 3  # a server that is gone without a word is noticed after some 10 s
 
+T = TypeVar("T")
 MET_ANOTHER = (errors.UniqueViolation, errors.DeadlockDetected, errors.SerializationFailure)
 
 
@@ -68,11 +69,17 @@ class Postgres(SqlStore):
     def close(self) -> None:
         self._pool.close(timeout=self._seconds)
 
+    def write(self, entries: Sequence[Entry]) -> None:
+        self._again(lambda: super(Postgres, self).write(entries))
+
     def put(self, wishes: Sequence[Wish]) -> list[tuple[Outcome, LabelRow]]:
+        return self._again(lambda: super(Postgres, self).put(wishes))
+
+    def _again(self, work: Callable[[], T]) -> T:
         for _ in range(TRIES):
             with contextlib.suppress(MetAnother):
-                return super().put(wishes)
-        raise StoreDown(f"{TRIES} times in a row somebody else labelled the same decisions")
+                return work()
+        raise StoreDown(f"{TRIES} times in a row somebody else wrote the same decisions")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Statements]:

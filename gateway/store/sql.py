@@ -137,13 +137,16 @@ class SqlStore:
         raise NotImplementedError
 
     def write(self, entries: Sequence[Entry]) -> None:
+        """Rows are inserted in an order that is always the same, so that no two transactions wait for each other."""
+        decisions = [entry.decision for entry in entries if entry.decision is not None]
+        decisions.sort(key=lambda row: row.number)
+        hops = sorted((hop for entry in entries for hop in entry.hops), key=lambda row: (row.number, row.position))
         with self.writing() as at:
-            at.many(INSERT_DECISION, [packed(entry.decision) for entry in entries if entry.decision is not None])
-            at.many(INSERT_HOP, [packed(hop) for entry in entries for hop in entry.hops])
+            at.many(INSERT_DECISION, map(packed, decisions))
+            at.many(INSERT_HOP, map(packed, hops))
 
     def put(self, wishes: Sequence[Wish]) -> list[tuple[Outcome, LabelRow]]:
-        """Few statements for however many labels. Rows are inserted in an order that is always the same, so that no two
-        transactions wait for each other."""
+        """Few statements for however many labels, in the order of `write`."""
         with self.writing() as at:
             numbers = list(dict.fromkeys(wish.label.number for wish in wishes))
             done, fresh = settled(wishes, select(at, LabelRow, "labels", numbers))

@@ -54,7 +54,7 @@ def test_operators_see_a_decision_with_its_hops_features_labels_and_redacted_tex
         by_number = admin.get(f"/admin/decisions/{told['decision']['number']}")
         assert by_number.json() == told
         listed = admin.get("/admin/decisions", params={"limit": 1}).json()["data"]
-        assert listed == [{"id": id_.removeprefix(ids.PREFIX)} | told["decision"]]
+        assert listed == [{"id": ids.bare(id_)} | told["decision"]]
         assert admin.get("/admin/decisions", params={"wanting": True}).json()["data"] == []
         assert admin.get(f"/admin/decisions/{numbers(1)[0]}").status_code == 404
         assert admin.get("/admin/decisions/never-was").status_code == 404
