@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import beta
 from typer.testing import CliRunner
 
 from calibrators import artifact as artifacts
-from eval import abort_study
+from eval import abort_study, records
 from eval.abort_study import Run
 from eval.cli import app
-from eval.early_abort import CONFIDENCE, EPSILONS, FEW, SHARES, TOKENS, Bools, search
+from eval.early_abort import CONFIDENCE, EPSILONS, FEW, SHARES, TOKENS, Bools, check, running, search
+from eval.grade import Grade
+from eval.records import Record
+from eval.replay import Recorded
+from gateway import attempts
+from gateway.answers import Rule
 from gateway.errors import ConfigError
-from gateway.nouns import EarlyAbort, Floats
+from gateway.nouns import Ask, EarlyAbort, Finish, Floats, Piece, Source, TokenTrace
 
 
 def world(n: int, seed: int, signal: float) -> tuple[Floats, Bools]:
@@ -112,3 +120,31 @@ def test_first_tokens_alone_have_nothing_to_give_up() -> None:
 def test_an_artefact_refuses_bounds_that_are_none() -> None:
     bad = {"feature": "lp_mean", "levels": [{"threshold": 0.9, "epsilon": 0.1, "bounds": [{"tokens": 8}]}]}
     assert not artifacts._is_early_abort(bad)
+
+
+def test_first_tokens_are_measured_as_the_gateway_measures_them(tmp_path: Path) -> None:
+    nats = -np.linspace(0.01, 1.0, 20)
+    trace = TokenTrace(Source.CHOSEN, nats, None, (b" so",) * 20, {}, -0.5)
+    record = Record(
+        question="q", dataset="made", split="s", family="q", tier="one", engine="0" * 12, prompt="0" * 64,
+        grade=Grade.RIGHT, text=" so" * 20, rule=Rule.NONE, finish=Finish.STOP, completion_tokens=21, trace=trace,
+    )  # fmt: skip
+    records.write(tmp_path / "records.parquet", [records.flatten(record)])
+    found = running([tmp_path / "records.parquet"], {"one": [("s", "other"), ("s", "q")]}, "lp_mean")["one"]
+    assert np.isnan(found[0]).all()
+    told = {tokens: value for tokens, value in zip(TOKENS, found[1], strict=True) if np.isfinite(value)}
+    assert told == pytest.approx({8: nats[:8].mean(), 16: nats[:16].mean()})
+    heard: dict[int, float | None] = {}
+
+    async def hear(piece: Piece) -> None:
+        if piece.tokens in TOKENS:
+            heard[piece.tokens] = attempts.running("lp_mean", piece, piece.tokens)
+
+    asyncio.run(Recorded(record).stream(Ask((), 0.0), hear))
+    assert heard == pytest.approx(told)
+
+
+def test_a_feature_that_cannot_be_followed_is_refused() -> None:
+    for feature in ("upstream_logit", "entropy_mean", "ans_min"):
+        with pytest.raises(ConfigError, match="cannot be followed"):
+            check(feature, [])
