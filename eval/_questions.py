@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import datasets, prompts, splits
-from eval.datasets import Question
+from eval.datasets import Question, _hub
 from eval.prompts import Prompt
 from eval.records import BadRecords, Manifest
 from gateway.errors import ConfigError
@@ -133,7 +134,10 @@ def _one(dataset: str, split: str, data: Path | None, n: int | None, seed: int |
         options["seed"] = seed
     if n is not None and "n" in takes:
         options["n"] = n
-    return datasets.load(dataset, *([data] if place else []), **options)[:n]
+    if data is None or not _hub.is_hub(data):
+        return datasets.load(dataset, *([data] if place else []), **options)[:n]
+    with tempfile.TemporaryDirectory(prefix="confgate-") as folder:
+        return datasets.load(dataset, _hub.download(data, split, Path(folder)), **options)[:n]
 
 
 def _parameters(dataset: str) -> set[str]:

@@ -71,7 +71,10 @@ def collect(
         "records"
     ),
     data: Annotated[
-        Path | None, typer.Option(envvar="CONFGATE_DATA", help="Folder or file of the dataset, where it has one.")
+        Path | None,
+        typer.Option(
+            envvar="CONFGATE_DATA", help="Folder or file of the dataset; or hf:owner/name:config, of the hub."
+        ),
     ] = None,
     prompt: Annotated[
         str, typer.Option(help="plain, boxed, shots (examples from the split train), or a text file with {question}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,34 @@ def test_a_collections_prompt_is_made_again_from_its_manifest() -> None:
             top_k=0, seed=0, tiers=(), shots=tuple(shot.id for shot in made.shots), prompt=made.sha256,
         )  # fmt: skip
         assert prompt_of(told, "gsm8k", folder).sha256 == made.sha256
+
+
+# What the library and the hub would do, from a folder of the published files.
+HUB = """
+import json
+def load_dataset(name, config, *, split):
+    if (name, config, split) != ("openai/gsm8k", "main", "test"):
+        raise ValueError(f"Unknown split {split!r}\\nsecond line")
+    return Rows()
+class Rows:
+    def to_json(self, file):
+        file.write_text(json.dumps({"question": "2 + 2?", "answer": "<<2+2=4>>4\\n#### 4"}) + "\\n")
+"""
+
+
+def test_a_dataset_of_the_hub_is_read_as_a_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "datasets.py").write_text(HUB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    place = Path("hf:openai/gsm8k:main")
+    (found,) = questions("gsm8k", ["test"], data=place, n=None, seed=None)
+    assert (found.id, found.text, found.target, found.slices["steps"]) == ("gsm8k-test-0", "2 + 2?", "4", 1)
+    with pytest.raises(ConfigError, match="split train: Unknown split 'train'; or name a folder with --data"):
+        questions("gsm8k", ["train"], data=place, n=None, seed=None)
+    monkeypatch.delitem(sys.modules, "datasets")
+
+
+def test_without_the_library_the_hub_is_answered_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match="pip install datasets; or name a folder"):
+        questions("gsm8k", ["test"], data=Path("hf:openai/gsm8k:main"), n=None, seed=None)
