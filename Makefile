@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 POCKET := deploy/pocket/cascade.yaml
 SHIFTS := more_steps,larger_numbers,new_names,reworded,extra_clause
 # Every extra but ray, which has an environment of its own.
-LOCKED := $(foreach extra,cli calibrate eval report local demo sign postgres dev,--extra $(extra))
+LOCKED := $(foreach extra,cli calibrate eval report local demo sign postgres otel dev,--extra $(extra))
 # README, "Other platforms", says what to put here on a machine that is not Linux with Python 3.11.
 TORCH  ?= torch==2.13.0
 

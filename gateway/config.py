@@ -15,10 +15,18 @@ import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, GetPydanticSchema, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AnyHttpUrl,
+    Field,
+    GetPydanticSchema,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, core_schema
 
 from gateway import engines
@@ -31,6 +39,9 @@ from gateway.resilience.guard import Limits
 from gateway.resilience.ledger import Windows
 from gateway.store.settings import Exploration, StoreEntry
 from gateway.written import SecretReference, Written, read_secret, resolve, unknown, wrong
+
+if TYPE_CHECKING:
+    from gateway.tracing import Traces
 
 Location = tuple[str | int, ...]
 
@@ -284,6 +295,22 @@ class Admin(Written):
         return self.host, self.port
 
 
+class Tracing(Written):
+    """OpenTelemetry spans, sent by OTLP over HTTP; needs the extra `otel`. Neither prompts nor answers are in them."""
+
+    endpoint: AnyHttpUrl = Field(description="the collector's, without a path, such as http://127.0.0.1:4318")
+    share: Share = Field(default=1.0, description="of the requests whose client has not decided whether to trace")
+    service: str = Field(default="confidence-gateway", min_length=1, description="service.name of every span")
+
+    def open(self) -> Traces:
+        """Raises ConfigError where the packages for it are missing."""
+        try:
+            from gateway import tracing
+        except ImportError as error:
+            raise ConfigError(f"tracing needs: pip install 'confidence-gateway[otel]' ({error})") from None
+        return tracing.Traces(tracing.otlp(str(self.endpoint)), self.service, self.share)
+
+
 class PriceList(Written):
     """US dollars per million tokens."""
 
@@ -441,6 +468,7 @@ class Config(Written):
     ids: Ids = Ids()
     overrides: Overrides = Overrides()
     admin: Admin | None = Field(default=None, description="without it, /metrics is on the public listener")
+    tracing: Tracing | None = Field(default=None, description="where spans are sent. Nothing: none are made")
     store: StoreEntry | None = Field(
         default=None, description="where decisions and labels are kept. Nothing: nowhere, and labels are refused"
     )

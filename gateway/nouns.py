@@ -162,6 +162,7 @@ class Ask:
     decision: names what is being decided; a policy that is a mix draws by it, so the same decision draws alike.
     prompt: a raw text to go on with, instead of messages.
     needs: what a tier must be able to do.  fields: sent to it as they are, because it is.
+    trace: the W3C traceparent under which an engine on a network may report its own spans; "" for none.
     """
 
     messages: tuple[Message, ...]
@@ -176,6 +177,7 @@ class Ask:
     prompt: str | None = None
     needs: frozenset[Ability] = frozenset()
     fields: Mapping[str, Any] = field(default_factory=dict)
+    trace: str = ""
 
     @property
     def characters(self) -> int:

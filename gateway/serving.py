@@ -107,6 +107,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> None:
     """Open, serve, and close again, in this order."""
+    traces = config.tracing.open() if config.tracing is not None else None
     telemetry, lasting = Telemetry(), berth.lasting
     if config.ids == Ids():
         log.warning("decision ids end with this process; name a secret under ids, or a file to keep one in")
@@ -122,7 +123,7 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
             texts = config.store.texts if config.store is not None else None
             keep = None if texts is None else Keep(texts.function(), texts.max_kib * 1024)
             explorer = None if desk is None else Explorer(desk, telemetry)
-            journal = Journal(desk, explorer, keep)
+            journal = Journal(desk, explorer, keep, traces)
             app = create_app(live, telemetry, journal)
             public = Process(settings(app, config.server), live, berth.ready)
             jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
@@ -152,6 +153,8 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
         if desk is not None:
             await desk.close(FAREWELL_SECONDS / 2)  # the other half was for clients
         await live.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close, FAREWELL_SECONDS / 2)
 
 
 def open_desk(config: Config, telemetry: Telemetry) -> Desk | None:

@@ -176,7 +176,7 @@ class OpenAIHttp:
             async with (
                 limit,
                 self._asked(
-                    self._fresh if ask.fresh else self._pooled, "POST", url, msgspec.json.encode(body)
+                    self._fresh if ask.fresh else self._pooled, "POST", url, msgspec.json.encode(body), ask.trace
                 ) as response,
             ):
                 await self._check(response, "text/event-stream")
@@ -207,24 +207,27 @@ class OpenAIHttp:
         """The body of a 200. Raises EngineError leaves only."""
         body = msgspec.json.encode(request_body(ask, self._options))
         session = self._fresh if ask.fresh else self._pooled
-        return await self._call(session, "POST", self._url(ask), body)
+        return await self._call(session, "POST", self._url(ask), body, ask.trace)
 
     def _url(self, ask: Ask) -> str:
         return f"{self._base}/chat/completions" if ask.prompt is None else f"{self._base}/completions"
 
-    async def _call(self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None = None) -> bytes:
+    async def _call(
+        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None = None, trace: str = ""
+    ) -> bytes:
         """The body of a 200, whatever is wrong translated into our errors."""
-        async with self._asked(session, method, url, body) as response:
+        async with self._asked(session, method, url, body, trace) as response:
             await self._check(response, "application/json")
             return await self._whole(response)
 
     @asynccontextmanager
     async def _asked(
-        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None
+        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None, trace: str
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A reply whose connection goes back into the pool only when it was read to its end and all was well."""
+        headers = {"traceparent": trace} if trace else None
         try:
-            async with session.request(method, url, data=body, allow_redirects=False) as response:
+            async with session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
                 try:
                     yield response
                 except BaseException:

@@ -55,6 +55,7 @@ class Chat:
         route_id = ids.number(arrived)
         story = Story(route_id, arrived)
         status, reason = 499, ""
+        self._journal.begin(scope["path"], Headers(scope=scope), story)
         counted = self._telemetry.in_flight.track_inprogress()
         with counted, self._live.held() as held, self._visit(held) as visit:
             out = Out(send)
@@ -144,12 +145,17 @@ class Chat:
         mode = overrides.mode(route, request, config)
         call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode, self._form)
         story.asked(client.name, ask, route, mode)
-        return Asked(call, replace(ask, decision=route_id), route, partial(seal, held, route_id, client.name))
+        return Asked(
+            call,
+            replace(ask, decision=route_id, trace=story.traceparent),
+            route,
+            partial(seal, held, route_id, client.name),
+        )
 
     def _noting(self, visit: Visit, story: Story) -> cascade.Observer:
         def note(hop: Hop) -> None:
             visit.note(hop)
-            story.hops.append(hop)
+            story.note(hop, time.time())
             self._telemetry.note(hop, story.number)
 
         return note

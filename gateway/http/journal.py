@@ -1,8 +1,11 @@
-"""What the door tells the store: every request that was put to the tiers, once it has ended; some are then explored."""
+"""What the door tells the store and the tracer: every request that was put to the tiers, once it has ended; some are
+then explored."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from gateway.errors import StoreDown
 from gateway.exploration import Drawn, Explorer
@@ -10,14 +13,23 @@ from gateway.http.live import Generation
 from gateway.store.desk import Desk
 from gateway.store.story import Keep, Story
 
+if TYPE_CHECKING:
+    from gateway.tracing import Traces
+
 EXPLORE = "explore"  # what the lot is for; see Seal.lot
 
 
 class Journal:
-    """desk: None where nothing is kept.  keep: how texts are kept; None: not at all."""
+    """desk: None where nothing is kept.  keep: how texts are kept; None: not at all.  traces: None: no spans."""
 
-    def __init__(self, desk: Desk | None = None, explorer: Explorer | None = None, keep: Keep | None = None) -> None:
-        self._desk, self._explorer, self._keep = desk, explorer, keep
+    def __init__(
+        self,
+        desk: Desk | None = None,
+        explorer: Explorer | None = None,
+        keep: Keep | None = None,
+        traces: Traces | None = None,
+    ) -> None:
+        self._desk, self._explorer, self._keep, self._traces = desk, explorer, keep, traces
 
     @property
     def desk(self) -> Desk:
@@ -26,8 +38,15 @@ class Journal:
             raise StoreDown("none is configured")
         return self._desk
 
+    def begin(self, path: str, headers: Mapping[str, str], story: Story) -> None:
+        """A request has come."""
+        if self._traces is not None:
+            self._traces.begin(path, headers, story)
+
     def end(self, held: Generation, story: Story, status: int, seconds: float) -> None:
         """A request has ended, however. Costs the event loop microseconds, and never fails a request."""
+        if self._traces is not None:
+            self._traces.end(story, status, seconds, held.kinds)
         if self._desk is None or story.ask is None:
             return
         rules = held.snapshot.config.exploration

@@ -37,6 +37,7 @@ class Generation:
         self.snapshot, self.keyring, self.seal = snapshot, keyring, seal
         config = snapshot.config
         self.dearest = dearest(tuple(snapshot.tiers.values()))
+        self.kinds = {entry.name: entry.engine.kind for entry in config.tiers}
         self.admins = Keyring.of_admins(config)
         self.hosts = hosts.allowed(config.server.host, config.server.hosts)
         self.admin_hosts = hosts.allowed(config.admin.host, config.admin.hosts) if config.admin else None
@@ -158,6 +159,8 @@ def check_listeners(now: Config, then: Config) -> None:
         changed.append("admin")
     if now.store != then.store:
         changed.append("store")
+    if now.tracing != then.tracing:
+        changed.append("tracing")
     if now.keys.ledger != then.keys.ledger:
         changed.append("keys.ledger")
     if changed:

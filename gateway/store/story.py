@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.nouns import Answer, Ask, Cost, Hop, Mode, Policy
 from gateway.store.base import DecisionRow, Entry, HopRow, Role
@@ -30,7 +31,10 @@ class Keep:
 
 @dataclass(slots=True)
 class Story:
-    """What is known so far. number: of the decision.  at: when it came, seconds since 1970."""
+    """What is known so far. number: of the decision.  at: when it came, seconds since 1970, as hop_ends.
+
+    span: OpenTelemetry's, and traceparent: the same as a header; None and "" where requests are not traced.
+    """
 
     number: str
     at: float
@@ -39,11 +43,19 @@ class Story:
     route: Policy | None = None
     mode: Mode = Mode.BUFFER
     answer: Answer | None = None
+    span: Any = None
+    traceparent: str = ""
     hops: list[Hop] = field(default_factory=list)
+    hop_ends: list[float] = field(default_factory=list)
 
     def asked(self, client: str, ask: Ask, route: Policy, mode: Mode) -> None:
         """It has been read, and is about to be put to the tiers."""
         self.client, self.ask, self.route, self.mode = client, ask, route, mode
+
+    def note(self, hop: Hop, now: float) -> None:
+        """One tier's turn has ended."""
+        self.hops.append(hop)
+        self.hop_ends.append(now)
 
     def entry(
         self, status: int, seconds: float, *, inclusion: float | None, explored: bool, keep: Keep | None

@@ -1,0 +1,142 @@
+"""Spans as a collector gets them from a gateway that is really running."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.config import Tracing
+from gateway.errors import ConfigError
+from tests.faults.ask import ask
+from tests.faults.collector import Collector, attributes
+from tests.faults.gateway import P_SURE, SURE, UNSURE, cascade, free_port, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+OTHER = "0af7651916cd43dd8448eb211c80319c"
+CARRIED = f"00-{TRACE}-{PARENT}-01"
+
+
+class Run:
+    """A gateway, its model servers, and its collector."""
+
+    def __init__(self, url: str, upstream: Upstream, collector: Collector) -> None:
+        self.url, self.upstream, self.collector = f"{url}/v1/chat/completions", upstream, collector
+
+    def ask(self, body: dict[str, Any], traceparent: str = "") -> httpx2.Response:
+        return httpx2.post(self.url, json=body, headers={"traceparent": traceparent} if traceparent else {}, timeout=20)
+
+    def requests(self, since: int, n: int) -> list[Any]:
+        """Spans of requests, once n have come."""
+        assert until(lambda: len(self._requests(since)) >= n, 15)
+        return self._requests(since)
+
+    def _requests(self, since: int) -> list[Any]:
+        return [span for span in self.collector.spans[since:] if span.name.startswith("POST")]
+
+
+def planned(upstream: Upstream, folder: Path, endpoint: str, **changes: Any) -> dict[str, Any]:
+    write_artifact(folder / "cheap.json")
+    return cascade(upstream.url, tracing={"endpoint": endpoint, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("tracing")
+    with Collector() as collector:
+        plan = planned(upstream, folder, collector.url, service="ours")
+        with running(folder, plan, OTEL_BSP_SCHEDULE_DELAY="100") as gateway:
+            yield Run(gateway.url, upstream, collector)
+
+
+def test_a_request_is_a_span_with_one_beneath_it_for_each_tier(run: Run) -> None:
+    collector, before = run.collector, len(run.upstream.seen)
+    reply = run.ask(ask({"nats": UNSURE}, {"nats": SURE, "text": "it is 42"}), CARRIED)
+    broken = run.ask(ask({"fault": "500"}, {"fault": "500"}))
+    bad = run.ask({"model": "auto"})
+    streamed = run.ask(ask({"nats": SURE}, stream=True))
+    requests = [attributes(one) for one in run.requests(0, 4)]
+    seen = [one for one in run.upstream.seen[before:] if one.path.endswith("/chat/completions")]
+    assert [one.status_code for one in (reply, broken, bad, streamed)] == [200, 502, 400, 200]
+    assert collector.services == {"ours"}
+    traced = [span for span in collector.spans if span.trace_id.hex() == TRACE]
+    cheap, dear, whole = sorted(traced, key=lambda span: span.end_time_unix_nano)
+    assert (whole.name, cheap.name, dear.name) == ("POST /v1/chat/completions", "chat cheap", "chat dear")
+    assert whole.parent_span_id.hex() == PARENT
+    assert cheap.parent_span_id == dear.parent_span_id == whole.span_id
+    assert (whole.kind, cheap.kind) == (whole.SPAN_KIND_SERVER, cheap.SPAN_KIND_CLIENT)
+    begun, over = whole.start_time_unix_nano, whole.end_time_unix_nano
+    assert begun <= cheap.start_time_unix_nano < cheap.end_time_unix_nano
+    assert cheap.end_time_unix_nano <= dear.start_time_unix_nano + 1_000_000 < dear.end_time_unix_nano <= over
+
+    told = attributes(dear)
+    assert told["gen_ai.operation.name"] == "chat"
+    assert told["gen_ai.provider.name"] == "openai_http"
+    assert told["gen_ai.request.model"] == "dear"
+    assert told["gen_ai.response.finish_reasons"] == ["stop"]
+    assert told["gen_ai.usage.output_tokens"] == reply.json()["usage"]["completion_tokens"]
+    assert attributes(cheap)["confidence_gateway.reason"] == "unsure"
+    asked = attributes(whole)
+    assert reply.headers["x-route-id"].startswith(asked["confidence_gateway.route_id"])
+    assert (asked["http.response.status_code"], asked["confidence_gateway.policy"]) == (200, "default")
+
+    assert {one.headers["traceparent"].split("-")[1] for one in seen[:2]} == {TRACE}
+    assert seen[0].headers["traceparent"].split("-")[2] == whole.span_id.hex(), "a server's own spans stand beneath"
+
+    failed = [span for span in collector.spans if span.status.code == span.status.STATUS_CODE_ERROR]
+    assert {span.name for span in failed} == {"POST /v1/chat/completions", "chat cheap", "chat dear"}
+    assert {attributes(span)["error.type"] for span in failed} == {"502", "EngineDown"}
+    assert sorted(one["http.response.status_code"] for one in requests) == [200, 200, 400, 502]
+    assert [one["error.type"] for one in requests if one["http.response.status_code"] == 400] == ["400"]
+    sure = next(one for one in requests if one.get("confidence_gateway.reason") == "confident")
+    assert sure["confidence_gateway.p_correct"] == pytest.approx(P_SURE)
+    everything = str(collector.spans)
+    assert "it is 42" not in everything
+    assert "nats" not in everything
+
+
+def test_a_client_that_does_not_want_a_trace_gets_none(run: Run) -> None:
+    before = len(run.collector.spans)
+    assert run.ask(ask(), f"00-{OTHER}-{PARENT}-00").status_code == 200
+    assert run.ask(ask(), f"00-{OTHER[::-1]}-{PARENT}-01").status_code == 200
+    assert {span.trace_id.hex() for span in run.requests(before, 1)} == {OTHER[::-1]}
+
+
+def test_rubbish_for_a_trace_begins_one_of_our_own(run: Run) -> None:
+    before = len(run.collector.spans)
+    for rubbish in ("x", "00-" + "0" * 32 + "-0000000000000000-01", "ff-" + TRACE, "x" * 4000):
+        assert run.ask(ask(), rubbish).status_code == 200
+    roots = run.requests(before, 4)
+    assert len({span.trace_id for span in roots}) == 4
+    assert {span.parent_span_id for span in roots} == {b""}
+
+
+def test_a_collector_that_is_away_holds_up_nobody(upstream: Upstream, tmp_path: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with running(tmp_path, planned(upstream, tmp_path, nobody)) as gateway:
+        url = f"{gateway.url}/v1/chat/completions"
+        assert all(httpx2.post(url, json=ask(), timeout=20).status_code == 200 for _ in range(3))
+        began = time.monotonic()
+        gateway.process.terminate()
+        assert until(lambda: gateway.process.poll() is not None, 15)
+        assert gateway.process.returncode == 0
+        assert time.monotonic() - began < 12
+
+
+def test_without_its_packages_tracing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "gateway" and rest[2] and "tracing" in rest[2]:
+            raise ImportError("No module named 'opentelemetry.sdk'")
+        return original(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"pip install 'confidence-gateway\[otel\]'"):
+        Tracing.model_validate({"endpoint": "http://127.0.0.1:4318"}).open()
