@@ -146,6 +146,7 @@ async def take_hop(
     if isinstance(completion, Stopped):
         return replace(stopped(tier, completion), seconds=now() - began, retried=tuple(retried))
     verdict = (judged or judge)(completion, tier, ask, earlier)
+    other = None if judged is not None or tier.rival is None else tier.rival.tier
     return Hop(
         tier.name,
         policy.decide(verdict.p_correct, threshold, finish=completion.finish, null_reason=verdict.null_reason),
@@ -159,6 +160,8 @@ async def take_hop(
         note=verdict.note,
         null_reason=verdict.null_reason,
         retried=tuple(retried),
+        rival_id="" if other is None else other.calibrator_id,
+        rival_p=None if other is None else judge(completion, other, ask, earlier).p_correct,
     )
 
 
@@ -183,8 +186,10 @@ def stopped(tier: Tier, given_up: Stopped) -> Hop:
 
 
 def as_needed(ask: Ask, tier: Tier) -> Ask:
-    """The ask with the evidence that the tier's calibrator and the client need between them, and no more."""
-    return replace(ask, top_k=max(ask.top_k, tier.top_k), evidence=ask.texts or tier.calibrator is not None)
+    """The ask with the evidence that the tier's calibrators and the client need between them, and no more."""
+    judges = (tier,) if tier.rival is None else (tier, tier.rival.tier)
+    top_k = max(ask.top_k, *(one.top_k for one in judges))
+    return replace(ask, top_k=top_k, evidence=ask.texts or any(one.calibrator is not None for one in judges))
 
 
 def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:

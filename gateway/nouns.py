@@ -424,6 +424,7 @@ class Tier:
     abilities: what it can do beyond plain chat.  fitted_for: of these, what its calibrator was fitted on.
     early_abort: what its calibrator's fit learned about answers that will not be accepted.  abort_epsilon: the share of
     answers worth accepting that the policy's step bears among those given up; 0 gives up none.
+    rival: another calibrator that is on trial beside this one.
     """
 
     name: str
@@ -445,6 +446,18 @@ class Tier:
     fitted_for: frozenset[Ability] = frozenset()
     early_abort: EarlyAbort | None = None
     abort_epsilon: float = 0.0
+    rival: Rival | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rival:
+    """Another calibrator of a tier: the one on trial, or where that decides, the one it may come to replace.
+
+    tier: the same tier with it.  share: of conversations that it decides for; in all others it is computed and logged.
+    """
+
+    tier: Tier
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -514,7 +527,10 @@ class Mix:
 @dataclass(frozen=True, slots=True, eq=False)
 class Hop:
     """One tier's turn. p_correct is None without evidence, and null_reason says why; completion is None when the engine
-    failed (see error) or its answer was given up before its end. retried: why second attempts were made."""
+    failed (see error) or its answer was given up before its end. retried: why second attempts were made.
+
+    rival_id, rival_p: what the tier's rival makes of the same answer, which decided nothing; "" without one.
+    """
 
     tier: str
     reason: Reason
@@ -530,6 +546,8 @@ class Hop:
     null_reason: Reason | None = None
     retried: tuple[EngineError, ...] = ()
     given_up: bool = False
+    rival_id: str = ""
+    rival_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 
-from gateway.nouns import Finish, Mix, Policy, Reason
+from gateway.nouns import Finish, Mix, Policy, Reason, Rival, Tier
 
 
 def decide(p_correct: float | None, threshold: float | None, *, finish: Finish, null_reason: Reason | None) -> Reason:
@@ -31,6 +33,26 @@ def drawn(route: Policy | Mix, decision: str) -> Policy:
     place = lot(decision, route.key)
     ends = accumulate(route.shares)
     return next((part for part, end in zip(route.parts, ends, strict=True) if place < end), route.parts[-1])
+
+
+def canaried(route: Policy, place: Callable[[str], float]) -> Policy:
+    """The route of one conversation: a tier whose rival decides for it has changed places with the rival.
+
+    place: by a tier's name, where the conversation stands in [0, 1); it is the rival's when below the rival's share.
+    A route with a rival in it is not what a certificate was issued for.
+    """
+    tiers = tuple(changed(tier, place) for tier in route.tiers)
+    if all(one is other for one, other in zip(tiers, route.tiers, strict=True)):
+        return route
+    return replace(route, tiers=tiers, certified=False)
+
+
+def changed(tier: Tier, place: Callable[[str], float]) -> Tier:
+    rival = tier.rival
+    if rival is None or not rival.share or place(tier.name) >= rival.share:
+        return tier
+    beside = Rival(replace(tier, rival=None))
+    return replace(rival.tier, threshold=tier.threshold, abort_epsilon=tier.abort_epsilon, rival=beside)
 
 
 def lot(decision: str, key: str = "") -> float:

@@ -213,6 +213,8 @@ def fields(hop: Hop, route_id: str) -> dict[str, object]:
     }
     if hop.null_reason is not None:
         told |= {"null_reason": str(hop.null_reason), "why": hop.note}
+    if hop.rival_id:
+        told |= {"rival": hop.rival_id, "rival_p": hop.rival_p}
     if hop.given_up:
         told |= {"given_up": True, "why": hop.note}
     if hop.retried:

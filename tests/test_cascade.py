@@ -35,6 +35,7 @@ from gateway.nouns import (
     Policy,
     Prices,
     Reason,
+    Rival,
     Sampling,
     Source,
     Tier,
@@ -285,3 +286,41 @@ def test_a_calibrator_of_cut_answers_is_not_shown_what_comes_after_the_answer() 
 def test_a_cut_that_cannot_be_made_costs_the_confidence() -> None:
     answer = run(lambda ask: cascade.answer(ask, Policy("p", (tier("a", said(), cut=True),))))
     assert (answer.served.p_correct, answer.served.null_reason) == (None, Reason.NO_EVIDENCE)
+
+
+class Doubts:
+    """Half of what AsIs says."""
+
+    def predict(self, features: Floats, /) -> Floats:
+        return 0.5 * (1.0 + features[:, 0])
+
+
+def beside(rival: Rival) -> Policy:
+    return Policy("p", (tier("a", said(0.9), 0.8, rival=rival), tier("b", said())))
+
+
+def test_a_rivals_opinion_is_noted_and_decides_nothing() -> None:
+    rival = Rival(tier("a", said(), calibrator=Doubts(), calibrator_id="new@2"), 0.5)
+    answer = run(
+        lambda ask: cascade.answer(ask, Policy("p", (tier("a", said(0.9), 0.8, rival=rival), tier("b", said()))))
+    )
+    hop = answer.served
+    assert (hop.tier, hop.p_correct, hop.calibrator_id) == ("a", pytest.approx(0.9), "cal@1")
+    assert (hop.rival_p, hop.rival_id) == (pytest.approx(0.45), "new@2")
+
+
+def test_a_rival_is_heard_where_the_one_in_service_has_nothing_to_say_and_is_given_the_evidence_it_needs() -> None:
+    rival = Rival(tier("a", said(), calibrator=Doubts(), calibrator_id="new@2", top_k=5))
+    first = tier("a", said(0.9), 0.8, calibrator=None, calibrator_id="none", rival=rival)
+    answer = run(lambda ask: cascade.answer(ask, Policy("p", (first, tier("b", said())))))
+    assert (answer.hops[0].p_correct, answer.hops[0].rival_p) == (None, pytest.approx(0.45))
+    [asked] = first.engine.asked  # type: ignore[attr-defined]
+    assert (asked.top_k, asked.evidence) == (5, True)
+
+
+def test_a_rival_without_evidence_says_nothing() -> None:
+    rival = Rival(tier("a", said(), calibrator=Refuses(), calibrator_id="new@2"))
+    answer = run(
+        lambda ask: cascade.answer(ask, Policy("p", (tier("a", said(0.9), 0.8, rival=rival), tier("b", said()))))
+    )
+    assert (answer.served.rival_p, answer.served.rival_id) == (None, "new@2")

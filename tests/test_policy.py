@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.nouns import Finish, Mix, Policy, Reason
-from gateway.policy import decide, drawn, lot
+from gateway.nouns import Finish, Mix, Policy, Reason, Rival, Tier
+from gateway.policy import canaried, decide, drawn, lot
+from tests.test_cascade import Told, said
 
 shares = st.floats(0, 1)
 
@@ -66,3 +67,24 @@ def test_a_mix_is_followed_in_its_shares_and_another_key_draws_otherwise() -> No
 def test_shares_that_rounding_keeps_below_one_still_draw_somebody() -> None:
     mix = Mix("m", (policy("a"), policy("b")), (0.0, 0.0))
     assert drawn(mix, "x").name == "b"
+
+
+def on_trial(share: float) -> Policy:
+    new = Tier("small", Told(said()), calibrator_id="new@1")
+    old = Tier("small", Told(said()), calibrator_id="old@1", threshold=0.8, rival=Rival(new, share))
+    return Policy("p", (old, Tier("large", Told(said()))), certified=True)
+
+
+@given(shares, shares)
+def test_a_rival_decides_for_its_share_and_the_other_is_then_beside_it(share: float, place: float) -> None:
+    route = on_trial(share)
+    found = canaried(route, lambda _: place)
+    if place >= share:
+        assert found is route
+        return
+    tier = found.tiers[0]
+    assert (tier.calibrator_id, tier.threshold) == ("new@1", 0.8)
+    assert tier.rival is not None
+    assert (tier.rival.tier.calibrator_id, tier.rival.share, tier.rival.tier.rival) == ("old@1", 0.0, None)
+    assert not found.certified
+    assert found.tiers[1] is route.tiers[1]

@@ -4,6 +4,7 @@ rest of it."""
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -24,14 +25,15 @@ from gateway.http.live import Generation, Live
 from gateway.http.quota import Estimate, Visit
 from gateway.http.reply import Call
 from gateway.nouns import Answer, Ask, Hop, Mix, Mode, Opening, Policy
-from gateway.policy import drawn
+from gateway.policy import canaried, drawn
 from gateway.snapshot import Snapshot
-from gateway.store.story import Story
+from gateway.store.story import Story, fingerprint
 from gateway.telemetry import Telemetry
 from gateway.written import unknown
 
 log = logging.getLogger(__name__)
 
+CANARY = "canary"  # what the lot is for; see Seal.lot
 SMALL_BYTES = 2**14  # a body that the connection's buffer takes in any case: what is sent need not be waited for
 
 
@@ -139,6 +141,7 @@ class Chat:
         deadline = began + overrides.seconds(request, config)
         pin = server.sampler == "pin"
         ask, ignored = wire.to_ask(request, deadline, pin=pin)
+        route = canaried(route, partial(place, held, client.name, ask))
         estimate = Estimate.of(ask.characters, ask.max_tokens, request.choices)
         wanted = overrides.apply(route, request, config, estimate, wire.needs(request, pin=pin))
         route = visit.reserve(wanted, estimate)
@@ -188,6 +191,14 @@ def passed_on(asked: Asked, visit: Visit, out: Out, silence_seconds: float) -> s
         await out.start(200, {**headers, **visit.headers()})
 
     return sse.Passing(asked.named, start, out.body, asked.ask.deadline, silence_seconds)
+
+
+def place(held: Generation, client: str, ask: Ask, tier: str) -> float:
+    """Where a client's conversation stands among all, in [0, 1), for the canary of a tier: the same in all its turns
+    and on every replica, and nobody without the secret can tell."""
+    first = next((at for at, message in enumerate(ask.messages) if message.role == "user"), len(ask.messages) - 1)
+    opening = fingerprint(replace(ask, messages=ask.messages[: first + 1]))
+    return held.seal.lot(json.dumps([tier, client, opening]), CANARY)
 
 
 def seal(held: Generation, number: str, client: str, known: Opening) -> str:

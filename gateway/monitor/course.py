@@ -76,6 +76,7 @@ def _state(told: Mapping[str, Any]) -> State:
         candidate=_release(told["candidate"]),
         stage=Stage(told["stage"]),
         since=float(told["since"]),
+        share=float(told.get("share", 0.0)),
     )
 
 

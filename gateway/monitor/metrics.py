@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
 from gateway.monitor.drift import Shift
 from gateway.monitor.labels import ErrorVerdict, Rolling, Verdict
-from gateway.monitor.rollout import Action, Stage
 from gateway.monitor.slo import Budget, Calibration, Objective
 
 PREFIX = "confidence_gateway"
@@ -47,12 +46,6 @@ class MonitorMetrics:
         self._burn = gauge(
             "slo_burn_rate", "share gone wrong over its budget, in a window of seconds", "objective", "seconds"
         )
-        self._stage = gauge("rollout_stage", "1 for the stage the candidate is in", "stage")
-        self._steps = Counter(f"{PREFIX}_rollout_steps", "steps of rollouts", ["action"], registry=registry)
-        for stage in Stage:
-            self._stage.labels(stage).set(stage is Stage.NONE)
-        for action in Action:
-            self._steps.labels(action)
 
     def looked(self, shifts: Sequence[Shift], missed: int) -> None:
         """One look at drift."""
@@ -92,9 +85,3 @@ class MonitorMetrics:
         for objective, budget in budgets.items():
             for seconds in windows:
                 self._burn.labels(objective, f"{seconds:g}").set(budget.burn(now, seconds))
-
-    def stepped(self, action: Action, stage: Stage) -> None:
-        """A step of a rollout, and the stage it led to."""
-        self._steps.labels(action).inc()
-        for each in Stage:
-            self._stage.labels(each).set(each is stage)

@@ -20,6 +20,7 @@ from gateway.monitor.labels import ErrorVerdict, Verdict
 
 WEALTH_BACK = 100.0  # M_over; science 7.4
 ESCALATION_BAND, ESCALATION_MINUTES = (0.5, 2.0), 15
+CANARY_SHARE = 0.05  # of conversations, where nobody says otherwise
 RATE_ALPHA, RATE_ROWS = 1e-3, 200  # that a rate has doubled must be sure, too
 
 
@@ -54,7 +55,7 @@ class State:
     """live: in service, None in the safe state.  good: earlier ones that never had to go back, the newest last.
 
     candidate, stage: what is being tried.  since: when the stage, or without a candidate the live release, began;
-    seconds since 1970.
+    seconds since 1970.  share: of conversations that a canary decides for, 0 in every other stage.
     """
 
     live: Release | None
@@ -62,6 +63,12 @@ class State:
     candidate: Release | None = None
     stage: Stage = Stage.NONE
     since: float = 0.0
+    share: float = 0.0
+
+    @property
+    def deciding(self) -> Release | None:
+        """The release that is to be judged: the candidate as a canary, else the live one."""
+        return self.candidate if self.stage is Stage.CANARY else self.live
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class Limits:
     max_flips: float = 0.10
     min_shadow: int = 500
     min_labels: int = 200
-    canary_share: float = 0.05
+    canary_share: float = CANARY_SHARE
     max_seconds: float = 14 * 86400.0
     alpha: float = 0.05
 
@@ -143,11 +150,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is to be done, and why, in words for the audit log."""
+    """What is to be done, and why, in words for the audit log. share: of conversations, of a step into canary."""
 
     action: Action
     why: tuple[str, ...]
     facts: Mapping[str, object] = field(default_factory=dict)
+    share: float = CANARY_SHARE
 
 
 def back(health: Health) -> tuple[str, ...]:
@@ -220,7 +228,8 @@ def _out_of_shadow(trial: Trial, limits: Limits) -> Step | None:
     if flips > limits.max_flips:
         told = f"it would change {flips:.1%} of decisions, more than {limits.max_flips:.1%}"
         return Step(Action.REJECT, (told,), _facts(trial))
-    return Step(Action.CANARY, (f"it changes {flips:.1%} of {trial.seen:,} decisions",), _facts(trial))
+    told = f"it changes {flips:.1%} of {trial.seen:,} decisions"
+    return Step(Action.CANARY, (told,), _facts(trial), limits.canary_share)
 
 
 def _facts(trial: Trial) -> dict[str, object]:
@@ -258,13 +267,15 @@ def after(state: State, step: Step, now: float, candidate: Release | None = None
     trying = state.candidate is not None
     if step.action is Action.SHADOW and not trying and candidate is not None:
         return replace(state, candidate=candidate, stage=Stage.SHADOW, since=now)
-    if step.action is Action.CANARY and state.stage is Stage.SHADOW:
-        return replace(state, stage=Stage.CANARY, since=now)
+    if step.action is Action.CANARY and trying and (state.stage, state.share) != (Stage.CANARY, step.share):
+        if not 0 < step.share <= 1:
+            raise RolloutRefused(f"a canary decides for a share in (0, 1] of conversations, got {step.share}")
+        return replace(state, stage=Stage.CANARY, since=now, share=step.share)
     if step.action is Action.PROMOTE and trying:
         good = (*state.good, state.live) if state.live is not None else state.good
         return State(live=state.candidate, good=good, since=now)
     if step.action is Action.REJECT and trying:
-        return replace(state, candidate=None, stage=Stage.NONE, since=now)
+        return replace(state, candidate=None, stage=Stage.NONE, since=now, share=0.0)
     if step.action is Action.ROLLBACK and state.good:
         return State(live=state.good[-1], good=state.good[:-1], since=now)
     if step.action is Action.SAFE:
@@ -273,13 +284,3 @@ def after(state: State, step: Step, now: float, candidate: Release | None = None
         f"{step.action} is not possible: the candidate is {state.candidate.id if state.candidate else 'none'} in stage "
         f"{state.stage}, and there are {len(state.good)} earlier releases"
     )
-
-
-def in_canary(decision: str, secret: bytes, share: float) -> bool:
-    """Whether a decision follows the canary. decision: a number of ours, or the id of the caller's key where one caller
-    is to see one arm; never anything that a client chooses. secret: of the server, 16 to 64 bytes.
-    """
-    if not 16 <= len(secret) <= 64:
-        raise ConfigError(f"the secret that draws canaries has 16 to 64 bytes, got {len(secret)}")
-    digest = hashlib.blake2b(decision.encode("utf-8", "surrogatepass"), digest_size=8, key=secret, person=b"canary")
-    return int.from_bytes(digest.digest()) / 2**64 < share

@@ -82,6 +82,7 @@ class HopRow:
 
     calibrator: id@12 hex digits, or none.  model: id@revision of what answered, "" when nothing did.
     features: by name, None for a value that is not finite; empty without evidence.  null_reason, note: why p is None.
+    rival, rival_p: the other calibrator's label and what it made of the answer, which decided nothing; "" without one.
     """
 
     number: str
@@ -103,6 +104,8 @@ class HopRow:
     retries: int
     error: str
     features: Mapping[str, float | None]
+    rival: str = ""
+    rival_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

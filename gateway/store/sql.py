@@ -56,6 +56,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             p_correct DOUBLE PRECISION, PRIMARY KEY (number, channel, revision))""",
         "CREATE INDEX labels_at ON labels (at, number, channel)",
     ),
+    (
+        "ALTER TABLE hops ADD COLUMN rival TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE hops ADD COLUMN rival_p DOUBLE PRECISION",
+    ),
 )
 
 FREE_TEXT = frozenset({"note", "model", "error", "comment", "prompt", "answer", "features"})

@@ -138,4 +138,6 @@ def hop_row(number: str, position: int, role: Role, hop: Hop) -> HopRow:
         retries=len(hop.retried),
         error="" if hop.error is None else str(hop.error),
         features=features,
+        rival=hop.rival_id,
+        rival_p=hop.rival_p,
     )

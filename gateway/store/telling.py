@@ -74,7 +74,8 @@ def heading(row: DecisionRow) -> str:
 
 
 def hop_line(hop: HopRow) -> Json:
-    why = "; ".join(part for part in (hop.null_reason, hop.note, hop.error) if part)
+    told = "" if hop.rival_p is None else f"{hop.rival}, on trial, gives {hop.rival_p:.4f}"
+    why = "; ".join(part for part in (hop.null_reason, hop.note, hop.error, told) if part)
     return {
         "": str(hop.position),
         "role": str(hop.role),

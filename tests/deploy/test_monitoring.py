@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from gateway.monitor.metrics import MonitorMetrics
+from gateway.monitor.rollout_metrics import RolloutMetrics
 from gateway.monitor.slo import Slos
 from gateway.telemetry import SECONDS, Telemetry
 
@@ -28,6 +29,7 @@ def exported() -> dict[str, set[str]]:
     """Every series' name, and the labels it has."""
     telemetry = Telemetry()
     MonitorMetrics(telemetry.registry)
+    RolloutMetrics(telemetry.registry)
     found = {}
     for collector, names in telemetry.registry._collector_to_names.items():
         for family in collector.describe():

@@ -28,7 +28,8 @@ def overconfident(wealth: float) -> Health:
 
 
 def at(stage: Stage) -> State:
-    return State(live=OLD, candidate=NEW, stage=stage, since=0.0)
+    share = LIMITS.canary_share if stage is Stage.CANARY else 0.0
+    return State(live=OLD, candidate=NEW, stage=stage, since=0.0, share=share)
 
 
 def test_a_better_calibrator_goes_from_shadow_by_canary_to_live() -> None:
@@ -168,16 +169,20 @@ def test_every_step_that_is_not_possible_is_refused() -> None:
                 rollout.after(state, Step(action, ()), 1.0, NEW)
 
 
-def test_the_arm_follows_from_the_secret_alone_and_has_its_share() -> None:
-    drawn = [rollout.in_canary(f"d{n}", b"0" * 16, 0.05) for n in range(20_000)]
-    assert drawn == [rollout.in_canary(f"d{n}", b"0" * 16, 0.05) for n in range(20_000)]
-    assert np.mean(drawn) == pytest.approx(0.05, abs=0.006)
-    other = [rollout.in_canary(f"d{n}", b"1" * 16, 0.05) for n in range(20_000)]
-    assert np.corrcoef(drawn, other)[0, 1] < 0.05
-    with pytest.raises(ConfigError, match="16 to 64 bytes"):
-        rollout.in_canary("d", b"short", 0.05)
-
-
 def test_a_share_outside_zero_and_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="canary_share"):
         Limits(canary_share=1.5)
+
+
+def test_a_canary_has_its_share_which_may_be_changed_and_ends_with_it() -> None:
+    step = Step(Action.CANARY, ("as planned",), share=0.2)
+    state = rollout.after(at(Stage.SHADOW), step, 5.0)
+    assert (state.share, state.since, state.deciding) == (0.2, 5.0, NEW)
+    with pytest.raises(RolloutRefused, match="not possible"):
+        rollout.after(state, step, 6.0)
+    wider = rollout.after(state, Step(Action.CANARY, ("well so far",), share=0.5), 7.0)
+    assert (wider.share, wider.since) == (0.5, 7.0)
+    for end in (Action.PROMOTE, Action.REJECT):
+        assert rollout.after(wider, Step(end, ()), 8.0).share == 0.0
+    with pytest.raises(RolloutRefused, match="share"):
+        rollout.after(state, Step(Action.CANARY, (), share=1.5), 6.0)

@@ -11,6 +11,7 @@ from gateway.monitor.drift import Shift
 from gateway.monitor.metrics import MonitorMetrics
 from gateway.monitor.reference import Reference, tier_reference
 from gateway.monitor.rollout import Action, Stage
+from gateway.monitor.rollout_metrics import RolloutMetrics
 from gateway.monitor.slo import Calibration, Objective, Slos
 from gateway.monitor.watch import Watch
 from gateway.monitor.windows import Windows
@@ -90,12 +91,15 @@ def test_metrics_say_what_a_look_found() -> None:
     one.look()
     metrics.looked(told.shifts, one.windows.missed)
     metrics.judged([], {"default": Calibration.BROKEN})
-    metrics.stepped(Action.ROLLBACK, Stage.NONE)
+    rollouts = RolloutMetrics(registry)
+    rollouts.stepped("small", Action.ROLLBACK)
+    rollouts.at("small", Stage.NONE)
     text = generate_latest(registry).decode()
     for line in (
         'confidence_gateway_drifted{policy="default",tier="small"} 1.0',
         'confidence_gateway_calibration_state{policy="default",state="broken"} 1.0',
         'confidence_gateway_calibration_state{policy="default",state="holds"} 0.0',
-        'confidence_gateway_rollout_steps_total{action="rollback"} 1.0',
+        'confidence_gateway_rollout_steps_total{action="rollback",tier="small"} 1.0',
+        'confidence_gateway_rollout_stage{stage="none",tier="small"} 1.0',
     ):
         assert line in text

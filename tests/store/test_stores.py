@@ -17,7 +17,8 @@ from tests.store.rows import HOSTILE, decision, entry, hop, label, numbers, wish
 def test_what_was_written_is_there_when_it_is_opened_again(opened: Open) -> None:
     [number] = numbers(1)
     shadow = hop(number, 2, role=Role.SHADOW, tier="dear", p_correct=None, threshold=None, null_reason="uncalibrated")
-    told = base.Entry(decision(number, p_correct=1 / 3, inclusion=0.01, explored=True), (hop(number),))
+    turn = hop(number, rival="cheap@ba9876543210", rival_p=2 / 3)
+    told = base.Entry(decision(number, p_correct=1 / 3, inclusion=0.01, explored=True), (turn,))
     store = opened()
     store.write([told])
     store.write([base.Entry(None, (shadow,))])
@@ -202,3 +203,22 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_date(opened: Open, monke
     store.write([base.Entry(with_it, ())])
     store.close()
     assert opened().whole(with_it.number).decision == with_it
+
+
+def test_what_was_written_before_there_were_trials_is_still_there(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gateway.store import sql
+
+    [number] = numbers(1)
+    plain = hop(number)
+    with monkeypatch.context() as before:
+        for module in ("sqlite", "postgres"):
+            before.setattr(f"gateway.store.{module}.MIGRATIONS", sql.MIGRATIONS[:1])
+        store = opened()
+        with store.writing() as at:  # type: ignore[attr-defined]
+            names = [name for name in sql.columns(base.HopRow).split(", ") if not name.startswith("rival")]
+            told = f"INSERT INTO hops ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))})"
+            at.many(told, [sql.packed(plain)[: len(names)]])
+        store.close()
+    assert opened().whole(number).hops == (plain,)
