@@ -100,4 +100,4 @@ $(VENV)/.test: pyproject.toml requirements/test.lock | $(VENV)/bin/python
 	@touch $@
 
 clean: ## remove the virtual environment and what tools left behind
-	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-cluster .bench .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis .import_linter_cache *.egg-info

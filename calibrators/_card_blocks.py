@@ -62,11 +62,11 @@ def blocks(twin: Json) -> list[Block]:
                 f"Fewer than {method['rare_needed']} right or {method['rare_needed']} wrong answers give no number but "
                 "the word insufficient.",
                 f"The log loss clips p to {method['clip']:g} from 0 and 1; how often is said.",
-                "The whole, or a shift, fails when one of four checks does: the KS error or the debiased ECE at a "
-                "p-value below 0.05, or an interval of the calibration intercept without 0 or of the slope without 1. "
-                "Each would be wrong about a perfect model one time in twenty, all four together at most one time in "
-                "five: no failure weighs more than one check that just fails. A slice fails when its KS p-value is "
-                "below 0.05 divided by the number of slices tested in its table.",
+                "The whole, a shift, or a tier on its own questions fails when one of four checks does: the KS error "
+                "or the debiased ECE at a p-value below 0.05, or an interval of the calibration intercept without 0 "
+                "or of the slope without 1. Each would be wrong about a perfect model one time in twenty, all four "
+                "together at most one time in five: no failure weighs more than one check that just fails. A slice "
+                "fails when its KS p-value is below 0.05 divided by the number of slices tested in its table.",
             )
         ),
         Heading(2, "Rebuild"),
@@ -101,13 +101,10 @@ def _failures(twin: Json) -> tuple[str, ...]:
     failed = [f"{name}: {row['column']} = {row['slice']}" for name, rows in tables for row in rows if row["fails"]]
     untold = sum("insufficient" in row for _, rows in tables for row in rows)
     total = sum(len(rows) for _, rows in tables)
-    said = []
-    for name, whole in wholes:
-        region = whole["region"]
-        if "insufficient" in region:
-            said.append(f"{name}: {_verdict_on_the_mean(region)}")
-            continue
-        said.append(f"{name}: {_verdict(region)}")
+    said = [f"{name}: {_verdict(whole['region'])}" for name, whole in wholes]
+    for tier in twin["tiers"]:
+        told = "; ".join(f"{words}: {_in_short(region)}" for words, region in _held_to(tier))
+        said.append(f"tier {tier['tier']}: {told}")
     slices = f"{len(failed)} of {total} slices fail" + (": " + "; ".join(failed) if failed else "")
     return (*said, f"{slices}; {untold} have too few answers to tell.")
 
@@ -115,8 +112,30 @@ def _failures(twin: Json) -> tuple[str, ...]:
 CHECKS = {"ks_ce": "KS error", "debiased_ece": "debiased ECE", "intercept": "intercept", "slope": "slope"}
 
 
+def _held_to(tier: Json) -> list[tuple[str, Json]]:
+    """What a tier answers for: the questions that reached it and the answers it served, once where those are the same
+    (a last tier), with the words for each."""
+    reached, accepted = tier["regions"]["reached"], tier["regions"]["accepted"]
+    if reached == accepted:
+        return [("on the questions that reached it, all of which it serves", reached)]
+    return [("on the questions that reached it", reached), ("on the answers it serves", accepted)]
+
+
+def _in_short(region: Json) -> str:
+    """The verdict in words alone, for where the numbers stand elsewhere."""
+    if "insufficient" in region:
+        return _verdict_on_the_mean(region)
+    return f"calibration fails by {_failed(region)}" if region["failed"] else "no failure seen"
+
+
+def _failed(region: Json) -> str:
+    return " and ".join(CHECKS[name] for name in region["failed"])
+
+
 def _verdict(region: Json) -> str:
     """Which of the four checks fail, and all four results."""
+    if "insufficient" in region:
+        return _verdict_on_the_mean(region)
     failed, n = region["failed"], f"n = {region['n']:,}"
     told = {
         name: f"{word} {region['floors'][name]['value']:.3f}, {_p_value(region['floors'][name])}"
@@ -128,9 +147,8 @@ def _verdict(region: Json) -> str:
     rest = "; ".join(told[name] for name in told if name not in failed)
     if not failed:
         return f"no failure seen ({rest}; {n})"
-    words = " and ".join(CHECKS[name] for name in failed)
     passed = f"; seen no failure: {rest}" if rest else ""
-    return f"calibration fails by {words} ({against}{passed}; {n})"
+    return f"calibration fails by {_failed(region)} ({against}{passed}; {n})"
 
 
 def _verdict_on_the_mean(region: Json) -> str:
@@ -168,6 +186,7 @@ def _tier_blocks(tier: Json) -> list[Block]:
     return [
         Heading(2, f"Tier {tier['tier']}"),
         Table(("", ""), tuple(rows), numbers=False),
+        Bullets(tuple(f"{_capital(words)}: {_verdict(region)}." for words, region in _held_to(tier))),
         Text("; ".join(f"{name}: {words}" for name, words in REGIONS.items()) + "."),
         _score_table(tier["regions"]),
         _gallery(tier["regions"], tier["tier"]),
@@ -295,6 +314,10 @@ def _guarantee(guarantee: Json) -> str:
 
 def _bullets(items: Sequence[str]) -> Block:
     return Bullets(tuple(items)) if items else Text("None.")
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _plain(value: object) -> str:

@@ -479,6 +479,20 @@ def test_failures_are_told_before_any_success(card: Card) -> None:
     assert "have too few answers to tell" in told
 
 
+def test_every_tier_is_judged_on_what_reached_it_and_on_what_it_serves(card: Card) -> None:
+    text = card.markdown()
+    above = text[text.index("Where the claim ends") : text.index("The routed whole")]
+    middle, last = text[text.index("## Tier 3B") : text.index("## Tier 32B")], text[text.index("## Tier 32B") :]
+    failed = card.twin["tiers"][1]["regions"]["reached"]["failed"]
+    assert "ks_ce" in failed  # the tier that `world` makes over-confident
+    assert "- tier 3B: on the questions that reached it: calibration fails by KS error" in above
+    assert "- On the questions that reached it: calibration fails by KS error" in middle
+    assert "- On the answers it serves: " in middle
+    assert "on the questions that reached it, all of which it serves: " in above
+    assert "- On the questions that reached it, all of which it serves: " in last
+    assert "- On the answers it serves" not in last
+
+
 def bent(slope: float, shift: float, seed: int, n: int = 1000) -> Card:
     """The card of claims p about answers that are right with log-odds slope * logit p + shift."""
     rng = np.random.default_rng(seed)

@@ -464,9 +464,10 @@ def test_answers_cut_when_fitting_are_cut_when_serving(collected: Any, tmp_path:
     fitted("--records", str(folder), "--features", "lp_mean", "--cut-after-answer", "--out", str(tmp_path))
     assert artifacts.load(tmp_path / "cheap.json").fingerprint["span"] == "answer"
     entry = config.tiers[0].model_copy(update={"calibrator": tmp_path / "cheap.json"})
+    others = [other.model_copy(update={"calibrator": None}) for other in config.tiers[1:]]
 
     async def opened() -> bool:
-        async with open_cascade(config.model_copy(update={"tiers": (entry, *config.tiers[1:])})) as snapshot:
+        async with open_cascade(config.model_copy(update={"tiers": (entry, *others)})) as snapshot:
             return snapshot.tiers["cheap"].cut
 
     assert asyncio.run(opened())
