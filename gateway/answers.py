@@ -68,6 +68,20 @@ def read_answer(text: str) -> Reading:
     return _shifted(next(found, Reading(Rule.NONE, None, len(plain))), skipped)
 
 
+POINTED_AT = STRICT | {Rule.ANSWER_IS}
+
+
+def agree(one: str, other: str) -> bool | None:
+    """Whether two answers to one question come to the same. None where that cannot be told: a number in prose that no
+    text points at as its answer is none."""
+    if one.strip() == other.strip():
+        return True
+    first, second = read_answer(one), read_answer(other)
+    if first.number is None or second.number is None or not {first.rule, second.rule} <= POINTED_AT:
+        return None
+    return first.number.value == second.number.value
+
+
 def last_box(text: str) -> tuple[int, int] | None:
     """Bounds of the content of the last balanced \\boxed{...} that is not empty. One pass, however deep the braces."""
     last = None

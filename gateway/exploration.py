@@ -93,7 +93,7 @@ class Explorer:
             self._active -= 1
             self._changed.set()
         if shadows:
-            rows = hop_rows(drawn.number, shadows, [Role.SHADOW] * len(shadows), drawn.first)
+            rows = hop_rows(drawn.number, shadows, [Role.SHADOW] * len(shadows), drawn.first, beside=drawn.answer)
             self._desk.write(Entry(None, rows))
 
     async def _ask_all(self, drawn: Drawn, shadows: list[Hop]) -> None:

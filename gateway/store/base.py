@@ -83,6 +83,8 @@ class HopRow:
     calibrator: id@12 hex digits, or none.  model: id@revision of what answered, "" when nothing did.
     features: by name, None for a value that is not finite; empty without evidence.  null_reason, note: why p is None.
     rival, rival_p: the other calibrator's label and what it made of the answer, which decided nothing; "" without one.
+    agrees: whether its answer comes to the same as the one that was served, so that a label of that one tells about
+    this one, too; looked at where a decision was explored, None elsewhere and where it cannot be told.
     """
 
     number: str
@@ -106,6 +108,7 @@ class HopRow:
     features: Mapping[str, float | None]
     rival: str = ""
     rival_p: float | None = None
+    agrees: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,25 @@ class Labelled:
     served: HopRow | None
 
 
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """One request in short. reason, tier: as in its row."""
+
+    at: float
+    policy: str
+    status: int
+    reason: str
+    tier: str
+    seconds: float
+    usd: float
+
+
+class Kind(StrEnum):
+    """Decisions that more is known of: every tier's answer, or whether what was served was right."""
+
+    EXPLORED, LABELLED = "explored", "labelled"
+
+
 Cursor = tuple[float, str, str]  # (at, number, channel or "") of the last row seen
 START: Cursor = (0.0, "", "")
 
@@ -200,6 +222,15 @@ class Store(Protocol):
 
     def recent(self, limit: int, *, wanting: bool = False, before: float | None = None) -> list[DecisionRow]:
         """The latest decisions, newest first. wanting: only those explored that have no label but a proxy's."""
+
+    def briefs(self, since: float, limit: int, policy: str | None = None) -> list[Brief]:
+        """The latest requests since a time, newest first. policy: of this one alone."""
+
+    def stories(self, kind: Kind, since: float, limit: int) -> list[Whole]:
+        """The latest decisions of a kind since a time, newest first, without texts and features.
+
+        Labelled ones: those with the latest labels that are no proxy's; so many labels are looked at.
+        """
 
     def decisions(self, after: Cursor = START, limit: int = 1000) -> list[tuple[DecisionRow, tuple[HopRow, ...]]]:
         """A page of the log in order of (at, number), behind a cursor."""

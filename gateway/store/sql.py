@@ -15,11 +15,13 @@ from typing import Any, Protocol, TypeVar
 
 from gateway.store.base import (
     START,
+    Brief,
     Channel,
     Cursor,
     DecisionRow,
     Entry,
     HopRow,
+    Kind,
     Labelled,
     LabelRow,
     Outcome,
@@ -60,10 +62,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE hops ADD COLUMN rival TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE hops ADD COLUMN rival_p DOUBLE PRECISION",
     ),
+    (
+        "ALTER TABLE hops ADD COLUMN agrees SMALLINT",
+        "CREATE INDEX decisions_explored ON decisions (at, number) WHERE explored = 1",
+    ),
 )
 
 FREE_TEXT = frozenset({"note", "model", "error", "comment", "prompt", "answer", "features"})
-FLAGS = frozenset({"explored", "label"})
+FLAGS = frozenset({"explored", "label", "agrees"})
+BULKY = {"prompt": "NULL", "answer": "NULL", "features": "'{}'"}  # what stands for texts and features that are left out
 WORDS: dict[str, Callable[[Any], Any]] = {"role": Role, "channel": Channel, "source": Source}
 
 Row = TypeVar("Row", DecisionRow, HopRow, LabelRow)
@@ -74,10 +81,10 @@ COUNTS = "NOT EXISTS (SELECT 1 FROM labels newer WHERE newer.number = l.number A
          "newer.revision > l.revision)"  # fmt: skip
 
 
-def columns(of: type[Row], table: str = "") -> str:
-    """The columns of a row in the order of its fields."""
+def columns(of: type[Row], table: str = "", *, bulky: bool = True) -> str:
+    """The columns of a row in the order of its fields. bulky: with texts and features."""
     dot = f"{table}." if table else ""
-    return ", ".join(f"{dot}{field.name}" for field in fields(of))
+    return ", ".join(f"{dot}{field.name}" if bulky else BULKY.get(field.name, field.name) for field in fields(of))
 
 
 def insert(into: str, of: type[Row]) -> str:
@@ -181,6 +188,25 @@ class SqlStore:
         with self.reading() as at:
             return [unpacked(DecisionRow, row) for row in at.rows(told, (1e300 if before is None else before, limit))]
 
+    def briefs(self, since: float, limit: int, policy: str | None = None) -> list[Brief]:
+        named, values = ("", ()) if policy is None else ("AND policy = %s", (policy,))
+        told = (
+            f"SELECT {', '.join(field.name for field in fields(Brief))} FROM decisions WHERE at >= %s {named} "  # noqa: S608
+            "ORDER BY at DESC, number DESC LIMIT %s"
+        )
+        with self.reading() as at:
+            return [Brief(*row) for row in at.rows(told, (since, *values, limit))]
+
+    def stories(self, kind: Kind, since: float, limit: int) -> list[Whole]:
+        told = f"SELECT {columns(DecisionRow, bulky=False)} FROM decisions WHERE at >= %s AND {OF_KIND[kind]}"  # noqa: S608
+        values = (since, limit) if kind is Kind.EXPLORED else (since, since, limit)
+        with self.reading() as at:
+            found = [unpacked(DecisionRow, row) for row in at.rows(told, values)]
+            numbers = [row.number for row in found]
+            hops, labels = hops_of(at, numbers, bulky=False), labels_by(at, numbers)
+        found.sort(key=lambda row: (row.at, row.number), reverse=True)
+        return [Whole(row, hops[row.number], labels[row.number]) for row in found]
+
     def decisions(self, after: Cursor = START, limit: int = 1000) -> list[tuple[DecisionRow, tuple[HopRow, ...]]]:
         told = (
             f"SELECT {columns(DecisionRow)} FROM decisions WHERE (at, number) > (%s, %s) "  # noqa: S608
@@ -216,6 +242,11 @@ class SqlStore:
         return len(numbers)
 
 
+OF_KIND = {
+    Kind.EXPLORED: "explored = 1 ORDER BY at DESC, number DESC LIMIT %s",
+    Kind.LABELLED: "number IN "
+    "(SELECT number FROM labels WHERE at >= %s AND channel <> 'proxy' ORDER BY at DESC LIMIT %s)",
+}
 PURGE_ROWS = 500
 IN_ROWS = 500  # values in one IN list; SQLite's own limit was 999 for long
 
@@ -225,20 +256,30 @@ def labels_of(at: Cursorlike, number: str) -> tuple[LabelRow, ...]:
     return tuple(unpacked(LabelRow, row) for row in at.rows(told, (number,)))
 
 
-def hops_of(at: Cursorlike, numbers: Sequence[str]) -> dict[str, tuple[HopRow, ...]]:
-    """In order, by decision; empty where there are none."""
+def labels_by(at: Cursorlike, numbers: Sequence[str]) -> dict[str, tuple[LabelRow, ...]]:
+    """As `labels_of`, by decision; empty where there are none."""
+    found: defaultdict[str, list[LabelRow]] = defaultdict(list)
+    for row in select(at, LabelRow, "labels", numbers):
+        found[row.number].append(row)
+    return {
+        number: tuple(sorted(found[number], key=lambda row: (row.at, row.channel, row.revision))) for number in numbers
+    }
+
+
+def hops_of(at: Cursorlike, numbers: Sequence[str], *, bulky: bool = True) -> dict[str, tuple[HopRow, ...]]:
+    """In order, by decision; empty where there are none. bulky: with features."""
     found: defaultdict[str, list[HopRow]] = defaultdict(list)
-    for row in select(at, HopRow, "hops", numbers):
+    for row in select(at, HopRow, "hops", numbers, bulky=bulky):
         found[row.number].append(row)
     return {number: tuple(sorted(found[number], key=lambda hop: hop.position)) for number in numbers}
 
 
-def select(at: Cursorlike, of: type[Row], table: str, numbers: Sequence[str]) -> list[Row]:
-    """The rows of these decisions."""
+def select(at: Cursorlike, of: type[Row], table: str, numbers: Sequence[str], *, bulky: bool = True) -> list[Row]:
+    """The rows of these decisions. bulky: with texts and features."""
     rows: list[Row] = []
     for start in range(0, len(numbers), IN_ROWS):
         some = tuple(numbers[start : start + IN_ROWS])
-        told = f"SELECT {columns(of)} FROM {table} WHERE number IN ({', '.join(['%s'] * len(some))})"  # noqa: S608
+        told = f"SELECT {columns(of, bulky=bulky)} FROM {table} WHERE number IN ({', '.join(['%s'] * len(some))})"  # noqa: S608
         rows += [unpacked(of, row) for row in at.rows(told, some)]
     return rows
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.answers import agree
 from gateway.nouns import Answer, Ask, Cost, Hop, Mode, Policy
 from gateway.store.base import DecisionRow, Entry, HopRow, Role
 
@@ -88,7 +89,8 @@ class Story:
         )
         siblings = () if answer is None else answer.siblings
         roles = [Role.SIBLING if any(hop is one for one in siblings) else Role.HOP for hop in self.hops]
-        return Entry(decision, hop_rows(self.number, self.hops, roles))
+        compared = answer if explored else None
+        return Entry(decision, hop_rows(self.number, self.hops, roles, beside=compared))
 
 
 def fingerprint(ask: Ask) -> str:
@@ -109,14 +111,26 @@ def shown(ask: Ask) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in ask.messages)
 
 
-def hop_rows(number: str, hops: Sequence[Hop], roles: Sequence[Role], first: int = 0) -> tuple[HopRow, ...]:
-    """Hops as rows. first: the first one's position."""
+def hop_rows(
+    number: str, hops: Sequence[Hop], roles: Sequence[Role], first: int = 0, *, beside: Answer | None = None
+) -> tuple[HopRow, ...]:
+    """Hops as rows. first: the first one's position.  beside: what was served, where it is to be compared with them."""
     return tuple(
-        hop_row(number, first + place, role, hop) for place, (hop, role) in enumerate(zip(hops, roles, strict=True))
+        hop_row(number, first + place, role, hop, None if beside is None else comes_to_the_same(hop, beside))
+        for place, (hop, role) in enumerate(zip(hops, roles, strict=True))
     )
 
 
-def hop_row(number: str, position: int, role: Role, hop: Hop) -> HopRow:
+def comes_to_the_same(hop: Hop, answer: Answer) -> bool | None:
+    """Whether a tier's answer and the served one do; None where there is none, or that cannot be told."""
+    if hop is answer.served:
+        return True
+    if hop.completion is None or hop.completion.calls or answer.completion.calls:
+        return None
+    return agree(hop.completion.text, answer.completion.text)
+
+
+def hop_row(number: str, position: int, role: Role, hop: Hop, agrees: bool | None) -> HopRow:
     features = {} if hop.features is None else dict(zip(hop.features.names, hop.features.values.tolist(), strict=True))
     return HopRow(
         number=number,
@@ -140,4 +154,5 @@ def hop_row(number: str, position: int, role: Role, hop: Hop) -> HopRow:
         features=features,
         rival=hop.rival_id,
         rival_p=hop.rival_p,
+        agrees=agrees,
     )

@@ -66,12 +66,20 @@ def test_the_tiers_that_did_not_answer_are_asked_afterwards_and_cost_nothing(run
     served, shadow = run.whole(number).hops
     assert [(hop.tier, hop.role) for hop in (served, shadow)] == [("cheap", Role.HOP), ("dear", Role.SHADOW)]
     assert (shadow.reason, shadow.usd > 0) == ("last", True)
+    assert (served.agrees, shadow.agrees) == (True, None), "43 alone points at nothing"
     decision = run.whole(number).decision
     assert decision is not None
     assert decision.usd == pytest.approx(served.usd)
     assert (decision.inclusion, decision.explored) == (1.0, True)
     assert 'shadow_hops_total{reason="last",tier="dear"} 1.0' in run.metrics()
     assert 'confidence_gateway_hops_total{reason="last",tier="dear"}' not in run.metrics()
+
+
+@pytest.mark.parametrize(("text", "agrees"), [("The answer is 42", True), ("It is 41. The answer is 41", False)])
+def test_a_shadow_is_told_to_come_to_the_same_as_what_was_served_or_not(text: str, agrees: bool, run: Run) -> None:
+    _, number = run.ask({"nats": SURE}, {"text": text})
+    until(lambda: len(run.whole(number).hops) == 2, 20)
+    assert [hop.agrees for hop in run.whole(number).hops] == [True, agrees]
 
 
 def test_a_tier_that_answered_already_is_not_asked_again(run: Run, upstream: Upstream) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import ConfigError, LabelConflict
 from gateway.store import base
-from gateway.store.base import Channel, Outcome, Role, Source, Store
+from gateway.store.base import Channel, Kind, Outcome, Role, Source, Store
 from tests.store.conftest import Open
 from tests.store.rows import HOSTILE, decision, entry, hop, label, numbers, wish
 
@@ -165,6 +165,44 @@ def test_what_wants_a_label_is_listed_until_it_has_one(store: Store) -> None:
     assert store.recent(10, before=1_700_000_000.0) == []
 
 
+def test_requests_in_short_are_the_latest_since_a_time(store: Store) -> None:
+    some = numbers(5)
+    store.write([entry(one, at=100.0 + place, usd=place, policy=f"p{place % 2}") for place, one in enumerate(some)])
+    assert [row.usd for row in store.briefs(101.0, 3)] == [4, 3, 2]
+    assert [row.at for row in store.briefs(101.0, 10)] == [104.0, 103.0, 102.0, 101.0]
+    assert [row.usd for row in store.briefs(0.0, 10, "p1")] == [3, 1]
+    assert store.briefs(200.0, 10) == []
+
+
+def test_explored_and_labelled_decisions_come_with_hops_and_labels_and_without_texts(store: Store) -> None:
+    explored, labelled, both, proxied, old, plain = numbers(6)
+    texts = {"prompt": HOSTILE, "answer": HOSTILE}
+    times = {explored: 200.0, labelled: 201.0, both: 202.0, proxied: 203.0, old: 50.0, plain: 204.0}
+    store.write(
+        [
+            base.Entry(decision(one, at=at, explored=one in (explored, both, old), **texts), (hop(one, agrees=True),))
+            for one, at in times.items()
+        ]
+    )
+    store.write([base.Entry(None, (hop(both, 1, role=Role.SHADOW, agrees=False),))])
+    store.put([wish(one, at=300.0) for one in (labelled, both, old)] + [wish(proxied, source=Source.PROXY)])
+    store.put([wish(both, says=False, revise=True, at=301.0)])
+    found = store.stories(Kind.EXPLORED, 100.0, 10)
+    assert [row.decision for row in found] == [
+        decision(both, at=202.0, explored=True),
+        decision(explored, at=200.0, explored=True),
+    ]
+    assert found[0].hops == (
+        hop(both, features={}, agrees=True),
+        hop(both, 1, role=Role.SHADOW, features={}, agrees=False),
+    )
+    assert [row.label for row in found[0].labels] == [True, False]
+    assert found[1].labels == ()
+    assert [row.decision and row.decision.number for row in store.stories(Kind.LABELLED, 100.0, 10)] == [both, labelled]
+    assert [row.decision and row.decision.number for row in store.stories(Kind.EXPLORED, 100.0, 1)] == [both]
+    assert store.whole(both).decision == decision(both, at=202.0, explored=True, **texts), "they are still there"
+
+
 def test_old_decisions_are_forgotten_and_their_labels_stay(store: Store) -> None:
     old, labelled, ancient, new = numbers(4)
     store.write([entry(old, at=100.0), entry(labelled, at=100.0), entry(ancient, at=10.0), entry(new, at=300.0)])
@@ -217,7 +255,8 @@ def test_what_was_written_before_there_were_trials_is_still_there(
             before.setattr(f"gateway.store.{module}.MIGRATIONS", sql.MIGRATIONS[:1])
         store = opened()
         with store.writing() as at:  # type: ignore[attr-defined]
-            names = [name for name in sql.columns(base.HopRow).split(", ") if not name.startswith("rival")]
+            later = ("rival", "rival_p", "agrees")
+            names = [name for name in sql.columns(base.HopRow).split(", ") if name not in later]
             told = f"INSERT INTO hops ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))})"
             at.many(told, [sql.packed(plain)[: len(names)]])
         store.close()
