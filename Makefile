@@ -42,6 +42,8 @@ pocket: $(VENV)/.test ## ask the shipped models anew and rebuild all figures and
 	$(BIN)/confgate fit -r runs/pocket/calibration --no-expiry --out deploy/pocket/calibrators
 	$(BIN)/confgate sweep -r runs/pocket/validation -r runs/pocket/test -c $(POCKET) \
 	  --choose-on validation --test-on test --write $(POCKET) --policy parity | tee docs/results/pocket-sweep.txt
+	$(BIN)/confgate monitors -c $(POCKET) -r runs/pocket/validation -r runs/pocket/test -r runs/pocket/shifted \
+	  --out docs/results/monitors.md --write deploy/pocket/reference.npz
 	$(BIN)/confgate report -r runs/pocket/validation -r runs/pocket/test -c $(POCKET) \
 	  --choose-on validation --test-on test --out docs/results/pocket-report
 	$(BIN)/confgate objectives -r runs/pocket/calibration -r runs/pocket/test -r runs/pocket/shifted --out docs/results

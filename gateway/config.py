@@ -34,6 +34,7 @@ from gateway.certificate import Certificate
 from gateway.errors import ConfigError
 from gateway.fleet.settings import Fleet, Serve
 from gateway.ids import Seal
+from gateway.monitor.settings import Monitors
 from gateway.resilience.breaker import Rules
 from gateway.resilience.guard import Limits
 from gateway.resilience.ledger import Windows
@@ -474,6 +475,9 @@ class Config(Written):
     )
     exploration: Exploration | None = Field(
         default=None, description="ask all tiers in shadow for some decisions, to learn what was not served"
+    )
+    monitors: Monitors = Field(
+        default=Monitors(), description="whether traffic is what it was, and labels bear out what was claimed"
     )
     on_bad_artifact: Literal["escalate", "refuse"] = Field(
         default="refuse",

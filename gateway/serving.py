@@ -28,14 +28,16 @@ from gateway.http.admin import create_admin
 from gateway.http.app import create_app
 from gateway.http.journal import Journal
 from gateway.http.live import Lasting, Live, open_generation
+from gateway.monitoring import Monitoring
 from gateway.resilience.ledger import Ledger
 from gateway.snapshot import Snapshot
-from gateway.store.desk import DAY_SECONDS, Desk
+from gateway.store.desk import DAY_SECONDS, Aside, Desk
 from gateway.store.story import Keep
 from gateway.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+FIRST_LOOK_SECONDS = 5.0  # what clients wait for monitors to read labels of before
 FAREWELL_SECONDS = 1.0  # the end of the grace, in which those whose time is up are told
 KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so that they, not we, close first
 
@@ -114,16 +116,24 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
 
     def watch(now: Snapshot) -> None:
         telemetry.start(now.tiers, now.withheld, {name: one.holds for name, one in now.certificates.items()})
+        monitoring.serve(now)
 
     desk = open_desk(config, telemetry)
-    live = Live(await open_generation(config, lasting.spare), read, lasting, watch)
+    loop = asyncio.get_running_loop()
+    monitoring = Monitoring(telemetry.registry, None if desk is None else Aside(desk, loop))
+    first = await open_generation(config, lasting.spare)
+    monitoring.serve(first.snapshot)
+    await asyncio.to_thread(monitoring.start, FIRST_LOOK_SECONDS)
+    live = Live(first, read, lasting, watch, monitoring.amended)
+    monitoring.changed = partial(loop.call_soon_threadsafe, live.amend)
+    live.amend()  # for what was found just before it could be told
     try:
         await consult(live.snapshot)
         async with asyncio.TaskGroup() as group:
             texts = config.store.texts if config.store is not None else None
             keep = None if texts is None else Keep(texts.function(), texts.max_kib * 1024)
             explorer = None if desk is None else Explorer(desk, telemetry)
-            journal = Journal(desk, explorer, keep, traces)
+            journal = Journal(desk, explorer, keep, traces, monitoring)
             app = create_app(live, telemetry, journal)
             public = Process(settings(app, config.server), live, berth.ready)
             jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
@@ -137,7 +147,7 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
                 asyncio.get_running_loop().add_reader(berth.lifeline, stop)
             if berth.admin is not None:
                 private = create_admin(
-                    live, telemetry, journal, group, partial(public.handle_exit, signal.SIGTERM, None)
+                    live, telemetry, journal, monitoring, group, partial(public.handle_exit, signal.SIGTERM, None)
                 )
                 beside = Beside(settings(private, config.server))
                 jobs.append(group.create_task(beside.serve([berth.admin])))
@@ -150,6 +160,7 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
             if berth.lifeline is not None:
                 asyncio.get_running_loop().remove_reader(berth.lifeline)
     finally:
+        await asyncio.to_thread(monitoring.stop)
         if desk is not None:
             await desk.close(FAREWELL_SECONDS / 2)  # the other half was for clients
         await live.close()

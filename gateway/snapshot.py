@@ -12,9 +12,11 @@ from typing import Any, cast
 
 from calibrators import artifact as artifacts
 from gateway import confidence, engines
-from gateway.certificate import Standing, standing
+from gateway.certificate import Standing, Withdrawn, standing
 from gateway.config import Config, PolicyEntry, TierEntry
 from gateway.errors import ConfigError, EngineDown, EngineError
+from gateway.monitor import reference as references
+from gateway.monitor.reference import Reference
 from gateway.nouns import Ability, EarlyAbort, Engine, Mix, Mode, Policy, Prefix, Prices, Source, Tier
 from gateway.resilience.guard import Guard
 
@@ -25,6 +27,7 @@ RETRY_SECONDS = 0.5  # between looks at a server that is still loading; vLLM tak
 # What no server can tell: the first three are compared with every answer instead, the prompt is the client's own, and
 # how much of an answer is measured is up to us.
 PREFIX = "prefix"  # the span of artefacts fitted on the first k tokens is written prefix-k
+NONE: Mapping[str, Withdrawn] = {}
 TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template", "span", "fields"})
 
 
@@ -35,7 +38,8 @@ class Snapshot:
     tiers: without a threshold, for asking one directly.  policies: by name, `default` always there.
     withheld: tiers that run without their calibrator, and why.  away: those of them whose server could not be asked
     who it is.  engines: by tier, shared with the snapshot that comes after where it wants the same.
-    certificates: of the policies that carry one, and whether it holds.
+    certificates: of the policies that carry one, and whether it holds.  withdrawn: those of them that hold no longer
+    since they were loaded.  reference: what drift is measured from.
     """
 
     config: Config
@@ -45,6 +49,8 @@ class Snapshot:
     away: frozenset[str] = frozenset()
     engines: Mapping[str, Shared] = field(default_factory=dict)
     certificates: Mapping[str, Standing] = field(default_factory=dict)
+    withdrawn: Mapping[str, Withdrawn] = field(default_factory=dict)
+    reference: Reference = references.NOTHING
 
 
 @dataclass(slots=True, eq=False)
@@ -68,8 +74,10 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
     before: what is in service now. A tier that is the same in both keeps its engine, and its guard what it has learnt.
     Raises ConfigError for a model that does not exist, and, unless on_bad_artifact is escalate, for a calibrator that
     is missing, broken or fitted on something else than what its engine serves; and for a certificate of another
-    policy, when on_bad_certificate is refuse.
+    policy, when on_bad_certificate is refuse; and for a reference that cannot be read.
     """
+    path = config.monitors.reference
+    reference = references.NOTHING if path is None else references.load(path)
     async with open_shared(config, before) as opened:
         patience_ends = asyncio.get_running_loop().time() + config.server.start_seconds
         tiers: dict[str, Tier] = {}
@@ -95,7 +103,7 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
             if config.on_bad_certificate == "refuse" and not ours:
                 advice = "or set on_bad_certificate: withdraw to serve without it"
                 raise ConfigError(f"the certificate of policy {name}: {found.why} ({advice})")
-        yield Snapshot(config, tiers, policies, withheld, frozenset(away), opened, certificates)
+        yield Snapshot(config, tiers, policies, withheld, frozenset(away), opened, certificates, reference=reference)
 
 
 async def healed(snapshot: Snapshot) -> Snapshot:
@@ -118,10 +126,19 @@ async def healed(snapshot: Snapshot) -> Snapshot:
             away.remove(entry.name)
     if away == snapshot.away:
         return snapshot
-    policies, certificates = certified(snapshot.config, tiers)
+    policies, certificates = certified(snapshot.config, tiers, snapshot.withdrawn)
     return replace(
         snapshot, tiers=tiers, policies=policies, withheld=withheld, away=frozenset(away), certificates=certificates
     )
+
+
+def without(snapshot: Snapshot, withdrawn: Mapping[str, Withdrawn]) -> Snapshot:
+    """The snapshot with the certificates of these policies withdrawn, and no others but those that never held; the very
+    same one when it is so already."""
+    if withdrawn == snapshot.withdrawn:
+        return snapshot
+    policies, certificates = certified(snapshot.config, snapshot.tiers, withdrawn)
+    return replace(snapshot, policies=policies, certificates=certificates, withdrawn=withdrawn)
 
 
 @asynccontextmanager
@@ -295,8 +312,13 @@ def source(artifact: artifacts.Artifact) -> Source:
     return Source(told)
 
 
-def certified(config: Config, tiers: Mapping[str, Tier]) -> tuple[dict[str, Policy | Mix], dict[str, Standing]]:
-    """Every policy, and how the certificates stand of those that carry one; one that does not hold is logged."""
+def certified(
+    config: Config, tiers: Mapping[str, Tier], withdrawn: Mapping[str, Withdrawn] = NONE
+) -> tuple[dict[str, Policy | Mix], dict[str, Standing]]:
+    """Every policy, and how the certificates stand of those that carry one; one that does not hold is logged.
+
+    withdrawn: by policy, what has been found since the configuration was written.
+    """
     plain: dict[str, Policy] = {}
     standings: dict[str, Standing] = {}
     for name, entry in config.policies.items():
@@ -304,7 +326,10 @@ def certified(config: Config, tiers: Mapping[str, Tier]) -> tuple[dict[str, Poli
             continue
         plain[name] = policy(name, entry, tiers)
         if entry.certificate is not None:
-            standings[name] = found = standing(entry.certificate, plain[name])
+            certificate = entry.certificate
+            if certificate.withdrawn is None and name in withdrawn:
+                certificate = certificate.model_copy(update={"withdrawn": withdrawn[name]})
+            standings[name] = found = standing(certificate, plain[name])
             plain[name] = replace(plain[name], certified=found.holds)
             if not found.holds:
                 log.warning("certificate withdrawn", extra={"policy": name, "why": found.why})

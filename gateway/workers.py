@@ -41,7 +41,8 @@ from gateway.telemetry import MEDIA_TYPE, PREFIX, log_to_stderr
 
 log = logging.getLogger(__name__)
 
-SUMMED = frozenset(f"{PREFIX}_{name}" for name in ("in_flight", "tier_in_flight", "tier_waiting"))  # gauges
+GAUGES = ("in_flight", "tier_in_flight", "tier_waiting", "drift_missed_rows")
+SUMMED = frozenset(f"{PREFIX}_{name}" for name in GAUGES)
 WEAKEST = frozenset(f"{PREFIX}_{name}" for name in ("certificate_holds", "store_up"))  # as low as anybody's
 RESTART_SECONDS, RESTART_MAX_SECONDS = 0.2, 10.0  # before a dead worker is replaced; doubles while it dies young
 YOUNG_SECONDS = 10.0

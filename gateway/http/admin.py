@@ -18,6 +18,7 @@ from gateway.http.doors import Stamp, excuse_all
 from gateway.http.errors import RequestError
 from gateway.http.journal import Journal
 from gateway.http.live import Live
+from gateway.monitoring import Monitoring
 from gateway.nouns import Tier
 from gateway.store import telling
 from gateway.store.base import DecisionRow
@@ -27,7 +28,12 @@ Json = dict[str, Any]
 
 
 def create_admin(
-    live: Live, telemetry: Telemetry, journal: Journal, group: asyncio.TaskGroup, drain: Callable[[], object]
+    live: Live,
+    telemetry: Telemetry,
+    journal: Journal,
+    monitoring: Monitoring,
+    group: asyncio.TaskGroup,
+    drain: Callable[[], object],
 ) -> ASGIApp:
     """Everything an operator can reach. group: for what a reload leaves to be done.  drain: begins the end."""
 
@@ -53,6 +59,11 @@ def create_admin(
         snapshot = live.snapshot
         now = asyncio.get_running_loop().time()
         return [state(tier, now) | {"withheld": snapshot.withheld.get(name)} for name, tier in snapshot.tiers.items()]
+
+    @routes.get("/admin/monitors")
+    async def monitors() -> Json:
+        """What the monitors found at their latest look: alarms, the state of each, how fast budgets burn."""
+        return monitoring.report
 
     @routes.get("/admin/decisions")
     async def decisions(

@@ -1,5 +1,4 @@
-"""What the door tells the store and the tracer: every request that was put to the tiers, once it has ended; some are
-then explored."""
+"""What the door tells monitors, tracer and store: every request, once it has ended; some are then explored."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from gateway.errors import StoreDown
 from gateway.exploration import Drawn, Explorer
 from gateway.http.live import Generation
+from gateway.monitoring import Monitoring
 from gateway.store.desk import Desk
 from gateway.store.story import Keep, Story
 
@@ -20,7 +20,8 @@ EXPLORE = "explore"  # what the lot is for; see Seal.lot
 
 
 class Journal:
-    """desk: None where nothing is kept.  keep: how texts are kept; None: not at all.  traces: None: no spans."""
+    """desk: None where nothing is kept.  keep: how texts are kept; None: not at all.  traces: None: no spans.
+    monitoring: None where nobody watches."""
 
     def __init__(
         self,
@@ -28,8 +29,10 @@ class Journal:
         explorer: Explorer | None = None,
         keep: Keep | None = None,
         traces: Traces | None = None,
+        monitoring: Monitoring | None = None,
     ) -> None:
-        self._desk, self._explorer, self._keep, self._traces = desk, explorer, keep, traces
+        self._desk, self._explorer, self._keep = desk, explorer, keep
+        self._traces, self._monitoring = traces, monitoring
 
     @property
     def desk(self) -> Desk:
@@ -47,6 +50,8 @@ class Journal:
         """A request has ended, however. Costs the event loop microseconds, and never fails a request."""
         if self._traces is not None:
             self._traces.end(story, status, seconds, held.kinds)
+        if self._monitoring is not None:
+            self._monitoring.ended(held.snapshot, story, status, seconds)
         if self._desk is None or story.ask is None:
             return
         rules = held.snapshot.config.exploration

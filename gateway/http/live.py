@@ -80,6 +80,8 @@ class Live:
     """The current generation, and whether the process still takes requests.
 
     read: the configuration as it is written now.
+    amended: makes of a snapshot what may come into service, with what has been found out since its configuration was
+    written; the very same one where that is nothing.
     changed: called with every snapshot that comes into service.
     """
 
@@ -89,10 +91,13 @@ class Live:
         read: Callable[[], Config],
         lasting: Lasting,
         changed: Callable[[Snapshot], object] = lambda _: None,
+        amended: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
     ) -> None:
-        self._now, self._read, self.lasting, self._changed = first, read, lasting, changed
+        self._now, self._read, self.lasting = first, read, lasting
+        self._changed, self._amended = changed, amended
         self._lock = asyncio.Lock()
         self.draining = False  # no new requests; set once, by whoever ends the process
+        first.snapshot = amended(first.snapshot)
         changed(first.snapshot)
 
     @property
@@ -130,11 +135,23 @@ class Live:
         async with self._lock:
             config = self._read()
             check_listeners(self.snapshot.config, config)
-            old, self._now = self._now, await open_generation(config, self.lasting.spare, self.snapshot)
+            following = await open_generation(config, self.lasting.spare, self.snapshot)
+            following.snapshot = self._amended(following.snapshot)
+            old, self._now = self._now, following
             self._changed(self.snapshot)
             group.create_task(old.close())
         log.warning("configuration reloaded", extra={"withheld": dict(self.snapshot.withheld)})
         return config
+
+    def amend(self) -> None:
+        """Something has been found out about what is in service."""
+        self._enter(self._now, self.snapshot)
+
+    def _enter(self, now: Generation, snapshot: Snapshot) -> None:
+        better = self._amended(snapshot)
+        if better is not now.snapshot:
+            now.snapshot = better
+            self._changed(better)
 
     async def heal(self) -> None:
         """For ever: give calibrators that were withheld because a server was away another chance."""
@@ -143,9 +160,7 @@ class Live:
             async with self._lock:
                 now = self._now
                 better = await healed(now.snapshot) if now.snapshot.away else now.snapshot
-                if better is not now.snapshot:
-                    now.snapshot = better
-                    self._changed(better)
+                self._enter(now, better)
 
     async def close(self) -> None:
         await self._now.close()

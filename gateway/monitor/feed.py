@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -11,9 +12,21 @@ from gateway.errors import ConfigError
 from gateway.monitor.labels import ALPHA, AcceptedError, ErrorVerdict, Honesties, Judged, Verdict
 from gateway.monitor.poison import weights
 from gateway.nouns import Floats, Reason
-from gateway.store.base import START, Channel, Cursor, DecisionRow, Labelled, Store, counting, cursor, label_pages
+from gateway.store.base import Channel, Cursor, DecisionRow, HopRow, Labelled, LabelRow, counting, cursor
 
 SETTLE_SECONDS = 7 * 86400.0  # by then nearly all labels that will ever come have; science 7.3
+OVERLAP_SECONDS = 120.0  # a label is dated before it is committed, perhaps by another machine: look back so far
+PAGE = 200  # rows at a time: a label that a client waits for stands behind a page
+
+
+class Readable(Protocol):
+    """What is read of a store."""
+
+    def labelled(self, after: Cursor, limit: int) -> list[Labelled]: ...
+
+    def decisions(self, after: Cursor, limit: int) -> Sequence[tuple[DecisionRow, tuple[HopRow, ...]]]: ...
+
+    def labels(self, number: str) -> tuple[LabelRow, ...]: ...
 
 
 def judged(one: Labelled) -> Judged | None:
@@ -35,6 +48,10 @@ def judged(one: Labelled) -> Judged | None:
     )
 
 
+def everything(_: DecisionRow) -> bool:
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class Book:
     """All tests that labels feed, kept up to date from the store. A restart reads everything again.
@@ -43,9 +60,12 @@ class Book:
     drawn_only: of explored decisions alone; who labels what he finds wrong chooses by the truth, and then no test of
     calibration holds.
     Of a decision labelled in two channels the first label read counts. A revision of what was read is not taken back,
-    as a test that was looked at cannot be unlooked: it counts at the next start.
+    as a test that was looked at cannot be unlooked: it counts at the next start, and `revised` says how many there are.
     since: seconds since 1970; what was decided earlier was another release's doing. A new release takes a new book.
-    limits: by policy, the objective for accepted errors.  least_inclusion: of exploring.
+    counts: whether a decision is the release's own; it may look at anything but the truth.
+    limits: by policy, the objective for accepted errors.  least_inclusion: of exploring; what was drawn with less, by
+    an earlier configuration, is left out.
+    newest_at: of the labels that counted; seconds since 1970, 0 without any.
     """
 
     trusted_only: bool
@@ -55,14 +75,19 @@ class Book:
     limits: Mapping[str, float] = field(default_factory=dict)
     least_inclusion: float | None = None
     alpha: float = ALPHA
+    counts: Callable[[DecisionRow], bool] = everything
     honesties: Honesties = field(init=False)
+    newest_at: float = 0.0
+    revised: int = 0
     _errors: dict[str, AcceptedError] = field(default_factory=dict)
-    _labels_at: Cursor = START
-    _decisions_at: Cursor = START
-    _counted: set[str] = field(default_factory=set)
+    _labels_at: float = field(init=False)
+    _decisions_at: Cursor = field(init=False)
+    _counted: dict[str, bool] = field(default_factory=dict)
+    _read_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.honesties = Honesties(self.tolerance, self.alpha)
+        self._labels_at, self._decisions_at = self.since, (self.since, "", "")
         if self.limits and self.least_inclusion is None:
             raise ConfigError("accepted errors need exploration: labels of what users care to verify are no sample")
         if self.least_inclusion is not None:
@@ -71,13 +96,20 @@ class Book:
                 for policy, limit in self.limits.items()
             }
 
-    def read(self, store: Store, now: float) -> int:
-        """Take in what is new; how many labels counted. now: seconds since 1970. Raises StoreDown."""
-        fresh = list(self._fresh(store))
-        self.honesties.note(fresh)
+    def read(self, store: Readable, now: float) -> int:
+        """Take in what is new; how many labels counted. now: seconds since 1970, and it may jump. Raises StoreDown;
+        what was taken in until then stays, and nothing is lost or counted twice."""
+        back = min(now, self._read_at or now, self._labels_at) - OVERLAP_SECONDS
+        at: Cursor = (max(back, self.since), "", "")
+        fresh = 0
+        while page := store.labelled(at, PAGE):
+            fresh += self._note(page)
+            at = cursor(page[-1].label)
+            self._labels_at = max(at[0], self._labels_at)
+        self._read_at = now
         if self._errors:
             self._settle(store, now - SETTLE_SECONDS)
-        return len(fresh)
+        return fresh
 
     def verdicts(self) -> list[Verdict]:
         return self.honesties.verdicts()
@@ -85,36 +117,45 @@ class Book:
     def errors(self) -> list[ErrorVerdict]:
         return [error.verdict() for error in self._errors.values()]
 
-    def _fresh(self, store: Store) -> Iterator[Judged]:
-        for one in label_pages(store, self._labels_at):
-            self._labels_at = cursor(one.label)
-            row = judged(one)
+    def _note(self, page: Sequence[Labelled]) -> int:
+        """How many labels of a page were new and counted."""
+        rows: list[Judged] = []
+        for one in page:
+            row, number = judged(one), one.label.number
             if row is None or (self.trusted_only and not row.trusted) or (self.drawn_only and not row.explored):
                 continue
-            if one.label.decided_at < self.since or one.label.number in self._counted:
+            if one.label.decided_at < self.since or one.decision is None or not self.counts(one.decision):
                 continue
-            self._counted.add(one.label.number)
-            yield row
+            if number in self._counted:
+                if self._counted[number] != row.right:
+                    self._counted[number], self.revised = row.right, self.revised + 1
+                continue
+            self._counted[number] = row.right
+            self.newest_at = max(self.newest_at, one.label.at)
+            rows.append(row)
+        self.honesties.note(rows)
+        return len(rows)
 
-    def _settle(self, store: Store, before: float) -> None:
+    def _settle(self, store: Readable, before: float) -> None:
         """Accepted decisions old enough, in the order they were made, each once."""
-        while page := store.decisions(self._decisions_at):
+        while page := store.decisions(self._decisions_at, PAGE):
             for decision, _ in page:
                 if decision.at > before:
                     return
-                self._decisions_at = (decision.at, decision.number, "")
                 error = self._errors.get(decision.policy)
                 if (
-                    decision.at < self.since
-                    or error is None
-                    or decision.inclusion is None
-                    or decision.reason != Reason.CONFIDENT
+                    decision.at >= self.since
+                    and error is not None
+                    and decision.inclusion is not None
+                    and decision.inclusion >= error.least_inclusion
+                    and decision.reason == Reason.CONFIDENT
+                    and self.counts(decision)
                 ):
-                    continue
-                right = self._right(store, decision) if decision.explored else None
-                error.note(inclusion=decision.inclusion, explored=decision.explored, right=right)
+                    right = self._right(store, decision) if decision.explored else None
+                    error.note(inclusion=decision.inclusion, explored=decision.explored, right=right)
+                self._decisions_at = (decision.at, decision.number, "")
 
-    def _right(self, store: Store, decision: DecisionRow) -> bool | None:
+    def _right(self, store: Readable, decision: DecisionRow) -> bool | None:
         by = counting(store.labels(decision.number))
         wanted = (Channel.OPERATOR,) if self.trusted_only else (Channel.OPERATOR, Channel.CLIENT)
         return next((by[channel].label for channel in wanted if channel in by), None)

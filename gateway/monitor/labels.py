@@ -10,6 +10,7 @@ import datetime as dt
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,28 @@ class Verdict:
     overconfident: bool
     underconfident: bool
     calibrator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the latest labels of a place say beside what was claimed. n: labels.  claimed: mean p.  right: their share,
+    with Wilson's 95 % interval, which is for reading: looked at again and again, it is left now and then by chance.
+    """
+
+    n: int
+    claimed: float
+    right: float
+    low: float
+    high: float
+
+
+def seen(p: Floats, right: Floats) -> Seen:
+    """p, right: (N,), N >= 1. Wilson 1927; SciPy, which has it too, is not there where a gateway only serves."""
+    n, share = p.size, float(right.mean())
+    z = NormalDist().inv_cdf(0.975)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return Seen(n, float(p.mean()), share, max(0.0, middle - half), min(1.0, middle + half))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from gateway.monitor.alarms import Alarm, Kind
 from gateway.monitor.drift import Shift
 from gateway.monitor.labels import ErrorVerdict, Rolling, Verdict
 from gateway.monitor.slo import Budget, Calibration, Objective
@@ -46,6 +47,23 @@ class MonitorMetrics:
         self._burn = gauge(
             "slo_burn_rate", "share gone wrong over its budget, in a window of seconds", "objective", "seconds"
         )
+        self._alarms = gauge("alarms", "what the monitors hold to be wrong now, by kind", "kind")
+        for kind in Kind:
+            self._alarms.labels(kind)
+
+    def forget(self) -> None:
+        """Everything by policy and tier: the configuration may have others now."""
+        by_place = (
+            self._effect, self._psi, self._drifted, self._far, self._wealth, self._labels, self._holds, self._brier,
+            self._brier_limit, self._ece, self._ece_limit, self._error_low, self._error_high, self._error_limit,
+        )  # fmt: skip
+        for each in by_place:
+            each.clear()
+
+    def alarmed(self, alarms: Sequence[Alarm]) -> None:
+        """All that are on."""
+        for kind in Kind:
+            self._alarms.labels(kind).set(sum(alarm.kind is kind for alarm in alarms))
 
     def looked(self, shifts: Sequence[Shift], missed: int) -> None:
         """One look at drift."""

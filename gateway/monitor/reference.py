@@ -7,6 +7,7 @@ that fitted nothing (`confgate monitors --write`), or rows of the decision log o
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -56,9 +57,13 @@ class TierReference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """By (policy, tier)."""
+    """By (policy, tier). sha256: of the file it was read from, "" without one."""
 
     tiers: Mapping[tuple[str, str], TierReference]
+    sha256: str = ""
+
+
+NOTHING = Reference({})
 
 
 def tier_reference(calibrator: str, names: Sequence[str], rows: Floats) -> TierReference:
@@ -133,7 +138,8 @@ def dump(reference: Reference, path: Path) -> None:
 def load(path: Path) -> Reference:
     """Raises ConfigError for anything that is not a whole reference; never runs anything from the file."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        packed = path.read_bytes()
+        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
             head = json.loads(arrays["head"].tobytes())
             return Reference(
                 {
@@ -148,7 +154,8 @@ def load(path: Path) -> Reference:
                         )
                     )
                     for number, told in enumerate(head)
-                }
+                },
+                hashlib.sha256(packed).hexdigest(),
             )
     except (OSError, KeyError, TypeError, ValueError, BadZipFile, EOFError) as error:
         raise ConfigError(f"{path} holds no reference for drift ({error}); {AGAIN}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -20,6 +21,16 @@ class Monitors(Written):
     )
     rows: int = Field(default=500, ge=200, le=20_000, description="of each tier, in one look at drift")
     every_seconds: float = Field(default=15, ge=1, le=3600, description="between two looks, if there is something new")
+    labels_by: Literal["operators", "everybody"] = Field(
+        default="operators",
+        description="whose labels withdraw a certificate and raise alarms; everybody lets a client's key do so too",
+    )
+    labels_of: Literal["explored", "all"] = Field(
+        default="explored",
+        description="all takes labels of answers not drawn by lot, too; sound only where every answer is labelled, "
+        "or where those who label choose by nothing that tells right from wrong",
+    )
+    look_back_days: float = Field(default=30, gt=0, le=730, description="of labels and decisions read at the start")
     slos: Slos = Slos()
 
     @field_validator("reference")

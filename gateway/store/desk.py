@@ -12,14 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from queue import SimpleQueue
 from random import Random
 from typing import Protocol, TypeVar
 
 from gateway.errors import StoreDown
-from gateway.store.base import Entry, LabelRow, Outcome, Store, Wish
+from gateway.store.base import Cursor, DecisionRow, Entry, HopRow, Labelled, LabelRow, Outcome, Store, Wish
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ BATCH = 200  # entries in one transaction; labels wait behind it
 PAUSE_SECONDS, PAUSE_MAX_SECONDS = 0.25, 5.0  # before a store that failed is tried again; doubles, with jitter
 WAITING = 64  # labels and look-ups at once; more are refused
 PURGE_SECONDS = 3600.0
+ASIDE_SECONDS = 90.0  # longer than any store may be given; the desk gives up before
 DAY_SECONDS = 86400.0
 
 T = TypeVar("T")
@@ -195,3 +196,35 @@ class Desk:
             self._watch.dropped(len(self._entries))
         if await asyncio.to_thread(self._threads.end, seconds):
             self._store.close()
+
+
+class Aside:
+    """A desk's store for a thread beside the event loop's: what is read waits for its turn as everything else does.
+
+    Raises StoreDown, also when the loop has ended.
+    """
+
+    def __init__(self, desk: Desk, loop: asyncio.AbstractEventLoop) -> None:
+        self._desk, self._loop = desk, loop
+
+    def labelled(self, after: Cursor, limit: int) -> list[Labelled]:
+        return self._ask(lambda store: store.labelled(after, limit))
+
+    def decisions(self, after: Cursor, limit: int) -> list[tuple[DecisionRow, tuple[HopRow, ...]]]:
+        return self._ask(lambda store: store.decisions(after, limit))
+
+    def labels(self, number: str) -> tuple[LabelRow, ...]:
+        return self._ask(lambda store: store.labels(number))
+
+    def _ask(self, question: Callable[[Store], T]) -> T:
+        asking = self._desk.ask(question)
+        try:
+            job = asyncio.run_coroutine_threadsafe(asking, self._loop)
+        except RuntimeError as error:
+            asking.close()
+            raise StoreDown("the process ends") from error
+        try:
+            return job.result(ASIDE_SECONDS)
+        except (TimeoutError, CancelledError) as error:
+            job.cancel()
+            raise StoreDown("no answer") from error

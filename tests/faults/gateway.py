@@ -35,14 +35,21 @@ SURE, UNSURE = -0.1, -0.8
 P_SURE, P_UNSURE = 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(4))
 
 
-def write_artifact(path: Path, *, early_abort: dict[str, Any] | None = None, **fingerprint: str) -> str:
+def write_artifact(
+    path: Path,
+    *,
+    early_abort: dict[str, Any] | None = None,
+    slope: float = 10.0,
+    intercept: float = 4.0,
+    **fingerprint: str,
+) -> str:
     """A calibrator of the mean log-prob. Returns its label."""
     pre = Preprocess(("lp_mean",), (Missing.REFUSE,), np.zeros(1), np.ones(1), np.array([-20.0]), np.zeros(1))
     sealed = artifact.Artifact.seal(
         id=path.stem,
         kind="platt",
         features=["lp_mean"],
-        params=Platt(Linear(pre, np.array([10.0]), 4.0)).to_params(),
+        params=Platt(Linear(pre, np.array([slope]), intercept)).to_params(),
         fingerprint={"model": "small", "source": "chosen", "sampling": "greedy"} | fingerprint,
         fit={
             "data_sha256": "0" * 64,

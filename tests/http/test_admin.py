@@ -70,6 +70,7 @@ ROUTES = [
     ("GET", "/metrics"),
     ("GET", "/admin/config"),
     ("GET", "/admin/tiers"),
+    ("GET", "/admin/monitors"),
     ("GET", "/admin/decisions"),
     ("GET", "/admin/decisions/AQGX"),
     ("POST", "/admin/reload"),

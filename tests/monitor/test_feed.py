@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, StoreDown
 from gateway.monitor import feed
 from gateway.monitor.feed import SETTLE_SECONDS, Book
 from gateway.monitor.labels import ROUTED
-from gateway.store.base import Entry, Labelled, Source, Store
+from gateway.store.base import Cursor, DecisionRow, Entry, HopRow, Labelled, LabelRow, Source, Store
 from gateway.store.sqlite import Sqlite
 from tests.store.rows import decision, label, numbers, wish
 
@@ -118,3 +118,86 @@ def test_what_an_earlier_release_did_is_not_held_against_the_next(store: Store) 
     assert [(one.calibrator, one.n, one.overconfident) for one in new.verdicts()] == [
         ("cheap@ba9876543210", 200, False), ("", 200, False)
     ]  # fmt: skip
+
+
+class Failing:
+    """A store that is away whenever `left` reads have been made."""
+
+    def __init__(self, store: Store, left: int) -> None:
+        self._store, self.left = store, left
+
+    def _once(self) -> None:
+        if not self.left:
+            raise StoreDown("away")
+        self.left -= 1
+
+    def labelled(self, after: Cursor, limit: int) -> list[Labelled]:
+        self._once()
+        return self._store.labelled(after, limit)
+
+    def decisions(self, after: Cursor, limit: int) -> list[tuple[DecisionRow, tuple[HopRow, ...]]]:
+        self._once()
+        return self._store.decisions(after, limit)
+
+    def labels(self, number: str) -> tuple[LabelRow, ...]:
+        self._once()
+        return self._store.labels(number)
+
+
+def test_a_store_that_goes_away_at_any_moment_costs_no_label_and_doubles_none(store: Store) -> None:
+    filled(store, 300, 0.5)
+    whole = Book(trusted_only=True, limits={"default": 0.05}, least_inclusion=0.5)
+    whole.read(store, LATER)
+    for left in (0, 1, 2, 3, 4, 50, 250):
+        book = Book(trusted_only=True, limits={"default": 0.05}, least_inclusion=0.5)
+        with pytest.raises(StoreDown):
+            book.read(Failing(store, left), LATER)
+        book.read(store, LATER)
+        assert book.verdicts() == whole.verdicts()
+        assert book.errors() == whole.errors()
+
+
+def test_a_label_whose_decision_was_still_to_be_written_counts_once_it_is(store: Store) -> None:
+    [name] = numbers(1)
+    store.put([wish(name, True, Source.OPERATOR, at=AT + 50)])
+    book = Book(trusted_only=True)
+    assert book.read(store, AT + 51) == 0
+    store.write([Entry(decision(name, at=AT, explored=True, inclusion=0.5), ())])
+    assert [book.read(store, AT + 66), book.read(store, AT + 81)] == [1, 0]
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 86400.0, -3600.0])
+def test_a_clock_that_jumps_loses_no_label(store: Store, jump: float) -> None:
+    names = numbers(3)
+    store.write([Entry(decision(name, at=AT, explored=True, inclusion=0.5), ()) for name in names])
+    book = Book(trusted_only=True)
+    times = (AT + 100, AT + 200 + jump, AT + 300)  # right, then wrong, then right again
+    counted = []
+    for name, at in zip(names, times, strict=True):
+        store.put([wish(name, True, Source.OPERATOR, at=at)])
+        counted.append(book.read(store, at + 1))
+    assert counted == [1, 1, 1]
+
+
+def test_what_was_drawn_with_less_than_is_explored_now_is_left_out(store: Store) -> None:
+    filled(store, 50, 0.5)
+    book = Book(trusted_only=True, limits={"default": 0.05}, least_inclusion=0.9)
+    book.read(store, LATER)
+    assert [error.n for error in book.errors()] == [0]
+
+
+def test_decisions_that_are_not_the_releases_own_do_not_count(store: Store) -> None:
+    filled(store, 40, 0.5)
+    book = Book(trusted_only=True, counts=lambda row: row.threshold == 0.7)
+    assert book.read(store, LATER) == 0
+
+
+def test_a_revised_label_is_not_unlooked_but_told(store: Store) -> None:
+    names = filled(store, 3, 1.0)
+    book = Book(trusted_only=True)
+    book.read(store, AT + 2e4)
+    store.put([wish(names[0], False, Source.OPERATOR, at=AT + 2e4, revise=True)])
+    assert (book.read(store, AT + 2e4 + 1), book.revised) == (0, 1)
+    fresh = Book(trusted_only=True)
+    assert fresh.read(store, AT + 2e4 + 1) == 3
+    assert float(fresh.honesties.recent("default", "cheap", "cheap@0123456789ab")[1].sum()) == 2

@@ -1,20 +1,14 @@
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Sequence
-
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
-from gateway.monitor.drift import Shift
 from gateway.monitor.metrics import MonitorMetrics
 from gateway.monitor.reference import Reference, tier_reference
 from gateway.monitor.rollout import Action, Stage
 from gateway.monitor.rollout_metrics import RolloutMetrics
 from gateway.monitor.slo import Calibration, Objective, Slos
 from gateway.monitor.watch import Watch
-from gateway.monitor.windows import Windows
 from gateway.nouns import Features, Floats, Hop, Reason
 
 NAMES, PLACE = ("lp_mean", "length"), ("default", "small")
@@ -32,49 +26,34 @@ def traffic(n: int, shift: float = 0.0, seed: int = 1) -> list[Hop]:
     ]
 
 
-class Heard:
-    """What looks told, and in which thread."""
-
-    def __init__(self) -> None:
-        self.shifts: list[Shift] = []
-        self.threads: set[str] = set()
-
-    def __call__(self, shifts: Sequence[Shift], windows: Windows) -> None:
-        self.shifts += shifts
-        self.threads.add(threading.current_thread().name)
-
-
-def watch(told: Heard, every_seconds: float = 3600.0) -> Watch:
+def watch() -> Watch:
     reference = Reference({PLACE: tier_reference("s@1", NAMES, rows(1_500))})
-    return Watch(reference, Slos(), told, rows=200, every_seconds=every_seconds)
+    return Watch(reference, Slos(), rows=200)
 
 
 def test_nothing_is_judged_before_a_window_is_full_and_a_shift_is_told_when_it_is() -> None:
-    told = Heard()
-    one = watch(told)
+    one = watch()
     for hop in traffic(199, 1.0):
         one.note("default", [hop])
     assert one.look() == []
+    assert one.latest == {}
     one.note("default", traffic(1, 1.0))
     assert {shift.what for shift in one.look() if shift.drifted} >= {"lp_mean", "length", "p_correct"}
-    assert told.shifts
+    assert one.looks == 1
+    assert any(shift.drifted for shift in one.latest[PLACE])
 
 
-def test_looks_are_taken_in_a_thread_of_their_own() -> None:
-    told = Heard()
-    one = watch(told, every_seconds=0.05)
-    for hop in traffic(200):
-        one.note("default", [hop])
-    one.start()
-    until = time.monotonic() + 30
-    while not told.threads and time.monotonic() < until:
-        time.sleep(0.02)
-    one.stop()
-    assert told.threads == {"monitor"}
+def test_the_latest_look_is_what_counts() -> None:
+    one = watch()
+    for shift in (1.0, 0.0):
+        for hop in traffic(200, shift):
+            one.note("default", [hop])
+        one.look()
+    assert not any(shift.drifted for shift in one.latest[PLACE])
 
 
 def test_what_clients_do_wrong_burns_no_budget() -> None:
-    one = watch(Heard())
+    one = watch()
     for status in (200, 200, 404, 422, 499, 503):
         one.ended(status, 20.0, tiers_asked=2, now=10.0)
     seen = {name: budget.seen(10.0, 60.0) for name, budget in one.budgets.items()}
@@ -84,12 +63,11 @@ def test_what_clients_do_wrong_burns_no_budget() -> None:
 
 
 def test_metrics_say_what_a_look_found() -> None:
-    registry, told = CollectorRegistry(), Heard()
-    metrics, one = MonitorMetrics(registry), watch(told)
+    registry = CollectorRegistry()
+    metrics, one = MonitorMetrics(registry), watch()
     for hop in traffic(200, 1.0):
         one.note("default", [hop])
-    one.look()
-    metrics.looked(told.shifts, one.windows.missed)
+    metrics.looked(one.look(), one.windows.missed)
     metrics.judged([], {"default": Calibration.BROKEN})
     rollouts = RolloutMetrics(registry)
     rollouts.stepped("small", Action.ROLLBACK)

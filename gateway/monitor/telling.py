@@ -1,0 +1,217 @@
+"""What the monitors have seen, as alarms and as plain JSON. Pure: everything comes in as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gateway.monitor.alarms import Alarm, Alarms, Kind
+from gateway.monitor.drift import Shift
+from gateway.monitor.evidence import Findings, Place, Served
+from gateway.monitor.labels import ErrorVerdict
+from gateway.monitor.settings import Monitors
+from gateway.monitor.slo import MIN_EVENTS, PAIRS, Budget, Calibration, Objective
+from gateway.monitor.watch import Watch
+from gateway.store.telling import moment
+
+Json = dict[str, Any]
+
+NAMED = 3  # drifted features that an alarm names; the report has all
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """As of one look. certificates: by policy that carries one, why it does not hold, "" where it does.
+
+    withheld: by tier, why it runs without its calibrator.  kept: whether there is a store.
+    """
+
+    served: Served
+    wanted: Monitors
+    watch: Watch
+    found: Findings
+    certificates: Mapping[str, str]
+    withheld: Mapping[str, str]
+    kept: bool
+
+
+def alarms(seen: Seen, monotonic: float) -> list[Alarm]:
+    """Everything that is wrong now."""
+    found = [
+        _drifted(shifts)
+        for (policy, tier), shifts in seen.watch.latest.items()
+        if any(shift.drifted for shift in shifts) and _comparable(seen, policy, tier)
+    ]
+    for place in seen.found.places:
+        found += _dishonest(place)
+    for error in seen.found.errors:
+        if error.violated:
+            told = f"errors among accepted answers are at least {error.low:.2%}, above {error.limit:.2%}"
+            found.append(Alarm(Kind.ACCEPTED_ERROR, "", error.policy, told, page=True))
+    found += [Alarm(Kind.CERTIFICATE, "", policy, why) for policy, why in seen.certificates.items() if why]
+    found += [
+        Alarm(Kind.CALIBRATOR, tier, policy, f"it runs without its calibrator: {why}")
+        for policy, tiers in seen.served.items()
+        for tier, why in seen.withheld.items()
+        if tier in tiers
+    ]
+    for objective, budget in seen.watch.budgets.items():
+        found += _burning(objective, budget, monotonic)
+    if seen.kept and seen.found.unknown.startswith("labels cannot be read"):
+        found.append(Alarm(Kind.UNREAD, "", "", seen.found.unknown))
+    return found
+
+
+def _comparable(seen: Seen, policy: str, tier: str) -> bool:
+    """Whether the reference is of the calibrator that is served."""
+    known, now = seen.watch.reference.tiers.get((policy, tier)), seen.served.get(policy, {}).get(tier)
+    return known is not None and now is not None and known.calibrator == now[0]
+
+
+def _drifted(shifts: Sequence[Shift]) -> Alarm:
+    worst = sorted((shift for shift in shifts if shift.drifted), key=lambda shift: -shift.effect)
+    told = "; ".join(f"{one.what}: effect {one.effect:.3f}, p = {one.p_value:.1g}" for one in worst[:NAMED])
+    rest = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
+    first = shifts[0]
+    why = f"{told}{rest} (n = {first.n:,} against {first.n_reference:,})"
+    return Alarm(Kind.DRIFT, first.tier, first.policy, why)
+
+
+def _dishonest(place: Place) -> list[Alarm]:
+    verdict, seen = place.verdict, place.seen
+    told = (
+        f"claimed {seen.claimed:.1%}, right {seen.right:.1%} [{seen.low:.1%}, {seen.high:.1%}] of the latest {seen.n:,}"
+    )
+    found = []
+    if verdict.overconfident:
+        why = f"over-confident, proven on {verdict.n:,} labels (log wealth {verdict.log_over:.1f}); {told}"
+        found.append(Alarm(Kind.OVERCONFIDENT, verdict.tier, verdict.policy, why, page=True))
+    if verdict.underconfident:
+        why = f"under-confident, proven on {verdict.n:,} labels (log wealth {verdict.log_under:.1f}); {told}"
+        found.append(Alarm(Kind.UNDERCONFIDENT, verdict.tier, verdict.policy, why))
+    return found
+
+
+def _burning(objective: Objective, budget: Budget, monotonic: float) -> list[Alarm]:
+    pairs = budget.alarms(monotonic)
+    if not pairs:
+        return []
+    worst = max(pairs, key=lambda pair: pair.burn)
+    bad, n = budget.seen(monotonic, worst.short_seconds)
+    why = (
+        f"{objective}: {bad:,} of {n:,} bad in {worst.short_seconds / 60:g} minutes, "
+        f"{budget.burn(monotonic, worst.long_seconds):.1f} times the budget over {worst.long_seconds / 3600:g} h"
+    )
+    return [Alarm(Kind.SLO, "", "", why, what=str(objective), page=worst.page)]
+
+
+def report(seen: Seen, alarms: Alarms, wall: float, monotonic: float) -> Json:
+    """Everything, for `GET /admin/monitors`. wall: seconds since 1970."""
+    found = seen.found
+    return {
+        "at": moment(wall),
+        "alarms": alarms.told(),
+        "policies": [
+            {
+                "policy": policy,
+                "calibration": str(found.states.get(policy, Calibration.UNKNOWN)),
+                "certificate": _certificate(seen, policy),
+                "not_valid": alarms.voiding(policy),
+            }
+            for policy in seen.served
+        ],
+        "monitors": {
+            "drift": [_drift(seen, policy, tier) for policy, tiers in seen.served.items() for tier in tiers],
+            "labels": {
+                "unknown": found.unknown or None,
+                "by": seen.wanted.labels_by,
+                "of": seen.wanted.labels_of,
+                "needed": seen.wanted.slos.min_labels,
+                "read_at": None if found.read_at is None else moment(found.read_at),
+                "newest_at": None if found.newest_at is None else moment(found.newest_at),
+                "revised": found.revised,
+                "tests": [_test(place, seen) for place in found.places],
+                "accepted_error": [_error(error, seen) for error in found.errors],
+            },
+        },
+        "slos": [_slo(objective, budget, monotonic) for objective, budget in seen.watch.budgets.items()],
+    }
+
+
+def _certificate(seen: Seen, policy: str) -> Json | None:
+    if policy not in seen.certificates:
+        return None
+    return {"holds": not seen.certificates[policy], "why": seen.certificates[policy] or None}
+
+
+def _drift(seen: Seen, policy: str, tier: str) -> Json:
+    watch, place = seen.watch, (policy, tier)
+    label, _ = seen.served[policy][tier]
+    known = watch.reference.tiers.get(place)
+    told: Json = {"policy": policy, "tier": tier, "calibrator": label, "state": "unknown", "why": None}
+    if known is None:
+        told["why"] = "the reference has no such tier" if watch.reference.tiers else "no reference is configured"
+        return told
+    if known.calibrator != label:
+        told["why"] = f"the reference is of {known.calibrator}, served is {label}"
+        return told
+    waiting, shifts = watch.windows.waiting().get(place, 0), watch.latest.get(place)
+    told |= {"rows": waiting, "rows_needed": seen.wanted.rows, "n_reference": len(known.rows)}
+    if not shifts:
+        told["why"] = f"{waiting:,} of {seen.wanted.rows:,} rows for a first look"
+        return told
+    drifted = [shift for shift in shifts if shift.drifted]
+    return told | {
+        "state": "drifted" if drifted else "quiet",
+        "n": shifts[0].n,
+        "looks": watch.looks,
+        "out_of_distribution": next(shift.effect for shift in shifts if shift.what == "ood"),
+        "largest_effect": max(shift.effect for shift in shifts if shift.what != "ood"),
+        "drifted": [asdict(shift) for shift in drifted],
+    }
+
+
+def _test(place: Place, seen: Seen) -> Json:
+    verdict = place.verdict
+    state = "broken" if verdict.overconfident or verdict.underconfident else "holds"
+    if state == "holds" and (seen.found.unknown or verdict.n < seen.wanted.slos.min_labels):
+        state = "unknown"
+    rolling = None if place.rolling is None else asdict(place.rolling) | {"outside": place.rolling.outside}
+    return {
+        "policy": verdict.policy,
+        "tier": verdict.tier,
+        "calibrator": verdict.calibrator or None,
+        "state": state,
+        "n": verdict.n,
+        "log_wealth_over": verdict.log_over,
+        "log_wealth_under": verdict.log_under,
+        "overconfident": verdict.overconfident,
+        "underconfident": verdict.underconfident,
+        "latest": asdict(place.seen),
+        "rolling": rolling,
+    }
+
+
+def _error(error: ErrorVerdict, seen: Seen) -> Json:
+    state = "broken" if error.violated else "holds"
+    if state == "holds" and (seen.found.unknown or error.labels < seen.wanted.slos.min_labels):
+        state = "unknown"
+    return asdict(error) | {"state": state}
+
+
+def _slo(objective: Objective, budget: Budget, monotonic: float) -> Json:
+    pairs = budget.alarms(monotonic)
+    windows = sorted({seconds for pair in PAIRS for seconds in (pair.long_seconds, pair.short_seconds)})
+    counted = {seconds: budget.seen(monotonic, seconds) for seconds in windows}
+    enough = any(n >= MIN_EVENTS for _, n in counted.values())
+    return {
+        "objective": str(objective),
+        "budget": budget.share,
+        "state": "burning" if pairs else "holds" if enough else "unknown",
+        "page": any(pair.page for pair in pairs),
+        "windows": [
+            {"seconds": seconds, "bad": bad, "n": n, "burn": budget.burn(monotonic, seconds)}
+            for seconds, (bad, n) in counted.items()
+        ],
+    }

@@ -1,0 +1,235 @@
+"""Monitors of a real gateway, on recorded answers: quiet while traffic stays, loud when it shifts, deaf to faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from gateway.certificate import Certificate, CertifiedStep
+from gateway.monitor import reference as references
+from gateway.monitor.labels import ROUTED
+from gateway.monitor.reference import Reference, tier_reference
+from gateway.nouns import Floats
+from tests.faults.ask import ask
+from tests.faults.gateway import Gateway, running, until, write_artifact
+from tests.faults.upstream import Upstream
+from tests.store.test_feedback import SECRETS, bearer, planned
+from tests.test_certificate import certificate
+
+RECORDED = json.loads((Path(__file__).parents[1] / "data/pocket/lp_mean.json").read_text())
+LOOK_SECONDS = 30.0  # until a look of one a second has been taken, on a machine that stalls
+
+
+def answers(split: str) -> list[tuple[float, bool]]:
+    """Mean log-prob and whether it was right, of each."""
+    rows = RECORDED["splits"][split]
+    return [(nats, bool(right)) for nats, right in zip(rows["lp_mean"], rows["right"], strict=True)]
+
+
+def p_of(nats: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-(RECORDED["slope"] * nats + RECORDED["intercept"]))))
+
+
+class Run:
+    """A gateway whose first tier answers as pocket-nano did."""
+
+    def __init__(self, gateway: Gateway, plan: dict[str, Any]) -> None:
+        self.gateway = gateway
+        self.client = httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20)
+        self.root = httpx2.Client(base_url=gateway.url, headers=bearer("root"), timeout=20)
+        self.admin = httpx2.Client(
+            base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=bearer("root"), timeout=20
+        )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self.client, self.root, self.admin):
+            each.close()
+
+    def serve(self, nats: Sequence[float], **more: Any) -> list[httpx2.Response]:
+        """One request per answer."""
+
+        def one(value: float) -> httpx2.Response:
+            body = ask({"nats": value, **more}, {"nats": -0.01})
+            return self.client.post("/v1/chat/completions", json=body)
+
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(one, nats))
+
+    def labelled(self, rows: Sequence[tuple[float, bool]]) -> None:
+        """Serve them, and have an operator say which were right."""
+        served = self.serve([nats for nats, _ in rows])
+        items = [
+            {"id": answer.headers["x-route-id"], "label": right, "source": "operator"}
+            for answer, (_, right) in zip(served, rows, strict=True)
+        ]
+        assert self.root.post("/v1/feedback", json={"items": items}).status_code == 201
+
+    def report(self) -> dict[str, Any]:
+        told = self.admin.get("/admin/monitors")
+        assert told.status_code == 200
+        found: dict[str, Any] = told.json()
+        return found
+
+    def drift(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.report()["monitors"]["drift"][0]
+        return found
+
+    def whole(self) -> dict[str, Any]:
+        """The test of what clients were told; empty before its first label."""
+        tests = self.report()["monitors"]["labels"]["tests"]
+        return next((test for test in tests if test["tier"] == ROUTED), {})
+
+    def kinds(self) -> set[str]:
+        return {alarm["kind"] for alarm in self.report()["alarms"]}
+
+    def metrics(self) -> str:
+        return self.admin.get("/metrics").text
+
+
+def prepared(folder: Path, url: str, **changes: Any) -> dict[str, Any]:
+    """A cascade whose first tier accepts all, so that what it says of itself is what clients get."""
+    label = write_artifact(folder / "cheap.json", slope=RECORDED["slope"], intercept=RECORDED["intercept"])
+    nats = np.array(RECORDED["splits"]["validation"]["lp_mean"])
+    rows = np.column_stack([nats, p_of(nats)])
+    references.dump(Reference({("default", "cheap"): tier_reference(label, ("lp_mean",), rows)}), folder / "then.npz")
+    plan = planned(url, **changes)
+    plan["policies"] = {"default": {"steps": [{"tier": "cheap", "accept_at": 0.0}, {"tier": "dear"}]}}
+    plan["monitors"] = {"reference": "then.npz", "rows": 200, "every_seconds": 1, "slos": {"min_labels": 100}}
+    return plan
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def run(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("watched")
+    plan = prepared(folder, upstream.url)
+    with running(folder, plan, **SECRETS) as gateway, Run(gateway, plan) as one:
+        yield one
+
+
+def test_nothing_is_called_fine_before_it_was_looked_at(run: Run) -> None:
+    report = run.report()
+    assert report["alarms"] == []
+    assert report["policies"] == [{"policy": "default", "calibration": "unknown", "certificate": None, "not_valid": []}]
+    assert [(place["tier"], place["state"]) for place in report["monitors"]["drift"]] == [
+        ("cheap", "unknown"), ("dear", "unknown")
+    ]  # fmt: skip
+    assert "nothing is explored" in report["monitors"]["labels"]["unknown"]
+
+
+def test_stationary_traffic_is_quiet_and_so_are_faults_of_servers(run: Run) -> None:
+    first, second = [nats for nats, _ in answers("test")[:200]], [nats for nats, _ in answers("test")[200:400]]
+    run.serve(first)
+    until(lambda: run.drift()["state"] == "quiet", LOOK_SECONDS)
+    run.serve([-0.3] * 40, fault="hang_up")
+    run.serve([-0.3] * 40, fault="500")
+    run.serve([-0.3] * 40, fault="no_logprobs")
+    assert run.drift()["rows"] == 0
+    run.serve(second)
+    until(lambda: run.drift()["looks"] == 2, LOOK_SECONDS)
+    assert run.drift()["state"] == "quiet"
+    assert run.kinds() <= {"slo"}  # answers that a fault sent on to the next tier are escalations all the same
+
+
+def test_a_request_that_bends_its_own_route_is_not_compared(run: Run) -> None:
+    before = run.drift()["rows"]
+    body = ask({"nats": -0.3}, route={"max_tier": "cheap"})
+    assert run.client.post("/v1/chat/completions", json=body).status_code == 200
+    assert run.client.post("/v1/chat/completions", json=ask({"nats": -0.3}) | {"model": "cheap"}).status_code == 200
+    run.serve([-0.03])
+    until(lambda: run.drift()["rows"] != before, LOOK_SECONDS)
+    assert run.drift()["rows"] == before + 1
+
+
+def test_shifted_traffic_is_loud_without_a_label(run: Run) -> None:
+    run.serve([nats for nats, _ in answers("reworded")])
+    until(lambda: "drift" in run.kinds(), LOOK_SECONDS)
+    [alarm] = [alarm for alarm in run.report()["alarms"] if alarm["kind"] == "drift"]
+    assert (alarm["tier"], alarm["slice"]) == ("cheap", "default")
+    assert "effect" in alarm["why"]
+    assert alarm["since"].startswith("20")
+    assert run.report()["policies"][0]["not_valid"] == [alarm["why"]]
+    assert 'confidence_gateway_drifted{policy="default",tier="cheap"} 1.0' in run.metrics()
+    assert 'confidence_gateway_alarms{kind="drift"} 1.0' in run.metrics()
+    assert any(line["event"] == "alarm" and line["kind"] == "drift" for line in run.gateway.lines())
+
+
+def test_nobody_sees_monitors_without_an_admins_key(run: Run) -> None:
+    assert run.admin.get("/admin/monitors", headers=bearer("alice")).status_code == 401
+    assert run.client.get("/admin/monitors").status_code == 404
+
+
+def certified(folder: Path, url: str) -> dict[str, Any]:
+    """The same with exploration, and a certificate for its policy."""
+    plan = prepared(folder, url, exploration={"share": 1.0, "waiting": 1000})
+    label = write_artifact(folder / "cheap.json", slope=RECORDED["slope"], intercept=RECORDED["intercept"])
+    known = certificate()
+    steps = [
+        CertifiedStep(tier="cheap", accept_at=0.0, calibrator=label),
+        CertifiedStep(tier="dear", calibrator="none"),
+    ]
+    held = Certificate.sealed(
+        issued=known.issued, steps=steps, data=known.data, chosen=known.chosen, promises=known.promises,
+        assumptions=known.assumptions,
+    )  # fmt: skip
+    plan["policies"]["default"]["certificate"] = held.model_dump(mode="json", exclude_none=True)
+    return plan
+
+
+def promised(run: Run) -> bool:
+    """Whether an answer says that its policy is certified."""
+    body = ask({"nats": -0.01}, route={"debug": True})
+    found: bool = run.client.post("/v1/chat/completions", json=body).json()["route"]["certified"]
+    return found
+
+
+def test_labels_withdraw_a_certificate_and_neither_reload_nor_restart_brings_it_back(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    plan = certified(tmp_path, upstream.url)
+    with running(tmp_path, plan, **SECRETS) as gateway, Run(gateway, plan) as run:
+        assert promised(run)
+        run.labelled(answers("test")[:150])
+        until(lambda: run.whole().get("n") == 150, LOOK_SECONDS)
+        assert promised(run)
+        assert run.kinds() == set()
+        assert run.report()["policies"][0]["calibration"] == "holds"
+        whole = run.whole()
+        assert whole["state"] == "holds"
+        assert whole["latest"]["low"] < whole["latest"]["right"] < whole["latest"]["high"]
+
+        run.labelled(answers("reworded"))
+        until(lambda: not promised(run), LOOK_SECONDS)
+        until(lambda: {"overconfident", "certificate"} <= run.kinds(), LOOK_SECONDS)
+        [policy] = run.report()["policies"]
+        assert policy["calibration"] == "broken"
+        assert "claims more than" in policy["certificate"]["why"]
+        assert 'confidence_gateway_certificate_holds{policy="default"} 0.0' in run.metrics()
+        assert any(line["event"] == "certificate withdrawn" for line in gateway.lines())
+        assert run.admin.post("/admin/reload").status_code == 200
+        assert not promised(run)
+
+        looser = json.loads(json.dumps(plan))  # another release: what the old one did is not held against it
+        looser["policies"]["default"]["steps"][0]["accept_at"] = 0.05
+        looser["policies"]["default"].pop("certificate")
+        (tmp_path / "cascade.yaml").write_text(json.dumps(looser))
+        assert run.admin.post("/admin/reload").status_code == 200
+        until(lambda: run.report()["policies"][0]["calibration"] == "unknown", LOOK_SECONDS)
+    with running(tmp_path, plan, **SECRETS) as gateway, Run(gateway, plan) as run:
+        assert not promised(run)
+        assert "overconfident" in run.kinds()
