@@ -264,7 +264,7 @@ def test_kill_9_at_any_moment_loses_rows_in_flight_at_most(tmp_path: Path) -> No
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
-    data = question_file(tmp_path, 200, seconds=0.05)
+    data = question_file(tmp_path, 4000, seconds=0.05)  # more than a slow machine gets through before the signal
     with Upstream() as upstream:
         config_file(tmp_path, upstream.url)
         process = started(tmp_path, data)

@@ -18,7 +18,7 @@ import httpx2
 
 from gateway import ids
 from gateway.store.sqlite import Sqlite
-from tests.faults.gateway import ROOT, write_artifact
+from tests.faults.gateway import ROOT, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.test_feedback import SEAL, SECRETS, bearer, planned
 
@@ -77,6 +77,7 @@ def test_no_acknowledged_label_is_lost_when_killed_and_no_batch_is_torn(tmp_path
             senders = [Sender(url, batch, 10 * round_ + batch) for batch in (1, 1, 40)]
             for sender in senders:
                 sender.start()
+            until(lambda now=senders: any(one.acknowledged for one in now), 15)
             threading.Event().wait(chance.uniform(0.05, 0.7))
             process.kill()
             process.wait()
