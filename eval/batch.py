@@ -148,13 +148,11 @@ def width(replies: Replies) -> int:
         if line.response is None:
             continue
         try:
-            body = msgspec.json.decode(line.response.body, type=_reply.Reply)
+            choices = _reply.READ_REPLY.decode(line.response.body).choices
+            told = [_reply.READ_LEAN.decode(choice.logprobs) for choice in choices]
         except msgspec.DecodeError:
             continue
-        entries = [
-            entry for choice in body.choices for entry in (choice.logprobs.content if choice.logprobs else None) or ()
-        ]
-        smallest += [len(entry.top_logprobs) for entry in entries]
+        smallest += [len(entry.top_logprobs) for one in told if one is not None for entry in one.content or ()]
     return min(smallest, default=0)
 
 

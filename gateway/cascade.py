@@ -130,7 +130,7 @@ async def take_hop(
 
     async def once(turn: Turn) -> Completion | Stopped:
         turns.append(turn)
-        return await put(tier, replace(needed, fresh=turn.fresh), turn)
+        return await put(tier, replace(needed, fresh=True) if turn.fresh else needed, turn)
 
     def failed(reason: Reason, error: EngineError) -> Hop:
         cost = sum((charge(turn.prompt_tokens, turn.tokens, tier.prices) for turn in turns), Cost())
@@ -187,9 +187,14 @@ def stopped(tier: Tier, given_up: Stopped) -> Hop:
 
 def as_needed(ask: Ask, tier: Tier) -> Ask:
     """The ask with the evidence that the tier's calibrators and the client need between them, and no more."""
-    judges = (tier,) if tier.rival is None else (tier, tier.rival.tier)
-    top_k = max(ask.top_k, *(one.top_k for one in judges))
-    return replace(ask, top_k=top_k, evidence=ask.texts or any(one.calibrator is not None for one in judges))
+    top_k, calibrated = tier.top_k, tier.calibrator is not None
+    if tier.rival is not None:
+        other = tier.rival.tier
+        top_k, calibrated = max(top_k, other.top_k), calibrated or other.calibrator is not None
+    top_k, evidence = max(ask.top_k, top_k), ask.texts or calibrated
+    if top_k == ask.top_k and evidence == ask.evidence:
+        return ask
+    return replace(ask, top_k=top_k, evidence=evidence)
 
 
 def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import logging
 import secrets
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 FIRST_LOOK_SECONDS = 5.0  # what clients wait for monitors to read labels of before
 FAREWELL_SECONDS = 1.0  # the end of the grace, in which those whose time is up are told
+GC_THRESHOLD = (10_000, 20, 20)  # a reply with candidates is thousands of objects, none of them in a cycle
 KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so that they, not we, close first
 
 
@@ -266,6 +268,13 @@ class Process(uvicorn.Server):
             raise ConfigError(f"cannot listen any more: {error.strerror or error}") from None
         sys.stdout.write(self._invitation)
         sys.stdout.flush()
+
+    async def main_loop(self) -> None:
+        """What was loaded stays for good: the collector need not look at it again and again."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
+        await super().main_loop()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

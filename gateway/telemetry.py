@@ -5,13 +5,16 @@ Label values come from the configuration and from our own words only, so no clie
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TextIO
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -25,11 +28,22 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SHARES = tuple(step / 20 for step in range(1, 21))
 PREFIX = "confidence_gateway"
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FLUSH_SECONDS = 0.1  # for so long a log line may wait for others to be written with
 
 # What every log record carries anyway, uvicorn's in colour too; the rest of its fields are ours.
 USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
+BLANK = vars(logging.makeLogRecord({"name": log.name, "msg": "hop"}))  # what every hop's record has in common
 
-Family = TypeVar("Family", Counter, Histogram)
+
+class TierSeries(NamedTuple):
+    """What every hop of a tier adds to. Looking them up in their families costs more than to count."""
+
+    seconds: Histogram
+    confidence: Histogram
+    prompt_tokens: Counter
+    completion_tokens: Counter
+    usd: Counter
+    retries: Counter
 
 
 class Telemetry:
@@ -44,7 +58,8 @@ class Telemetry:
         def histogram(name: str, told: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"{PREFIX}_{name}", told, labels, registry=registry, buckets=buckets)
 
-        self._known: dict[tuple[object, ...], Counter | Histogram] = {}
+        self._known: dict[tuple[object, ...], Counter] = {}
+        self._tiers: dict[str, TierSeries] = {}
         self._requests = counter(
             "requests", "requests by HTTP status and why the answer was served", "status", "reason"
         )
@@ -116,36 +131,51 @@ class Telemetry:
     def _watch(self, gauge: str, tier: str, look: Callable[[], float]) -> None:
         self._guards[gauge].labels(tier).set_function(look)
 
-    def _series(self, family: Family, *labels: str) -> Family:
-        """One series of a family, remembered: looking it up there costs more than to count."""
+    def _series(self, family: Counter, *labels: str) -> Counter:
+        """One series of a family, remembered."""
         key = (family, *labels)
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = family.labels(*labels)
-        return known  # type: ignore[return-value]
+        return known
+
+    def _of(self, tier: str) -> TierSeries:
+        """A tier's, remembered."""
+        known = self._tiers.get(tier)
+        if known is None:
+            known = self._tiers[tier] = TierSeries(
+                self._hop_seconds.labels(tier),
+                self._confidence.labels(tier),
+                self._tokens.labels(tier, "prompt"),
+                self._tokens.labels(tier, "completion"),
+                self._usd.labels(tier),
+                self._retries.labels(tier),
+            )
+        return known
 
     def note(self, hop: Hop, route_id: str) -> None:
         """One tier's turn."""
-        of = self._series
-        of(self._hops, hop.tier, hop.reason).inc()
-        of(self._hop_seconds, hop.tier).observe(hop.seconds)
-        of(self._tokens, hop.tier, "prompt").inc(hop.cost.prompt_tokens)
-        of(self._tokens, hop.tier, "completion").inc(hop.cost.completion_tokens)
-        of(self._usd, hop.tier).inc(hop.cost.usd)
-        of(self._retries, hop.tier).inc(len(hop.retried))
+        of = self._of(hop.tier)
+        self._series(self._hops, hop.tier, hop.reason).inc()
+        of.seconds.observe(hop.seconds)
+        of.prompt_tokens.inc(hop.cost.prompt_tokens)
+        of.completion_tokens.inc(hop.cost.completion_tokens)
+        of.usd.inc(hop.cost.usd)
+        if hop.retried:
+            of.retries.inc(len(hop.retried))
         if hop.given_up:
-            of(self._given_up, hop.tier).inc()
+            self._given_up.labels(hop.tier).inc()
         if isinstance(hop.error, EngineFull):
             self._shed.labels(hop.tier).inc()
         if hop.p_correct is not None:
-            of(self._confidence, hop.tier).observe(hop.p_correct)
+            of.confidence.observe(hop.p_correct)
         if hop.null_reason is not None:
             self._nulls.labels(hop.tier, hop.null_reason).inc()
         if hop.completion is not None and hop.completion.clamped_tokens:
             self._clamped.labels(hop.tier).inc(hop.completion.clamped_tokens)
         level = urgency(hop)
         if log.isEnabledFor(level):
-            log.log(level, "hop", extra=fields(hop, route_id))
+            log.handle(record(level, fields(hop, route_id)))
 
     def served(self, answer: Answer) -> None:
         """How a request that got an answer went."""
@@ -224,6 +254,14 @@ def fields(hop: Hop, route_id: str) -> dict[str, object]:
     return told
 
 
+def record(level: int, told: Mapping[str, object]) -> logging.LogRecord:
+    """A hop's log record, past a constructor that looks for threads, processes and source lines nobody is told of."""
+    made = logging.LogRecord.__new__(logging.LogRecord)
+    name = logging.getLevelName(level)
+    vars(made).update(BLANK, levelno=level, levelname=name, created=time.time(), **told)
+    return made
+
+
 class JsonLines(logging.Formatter):
     """One JSON object per line."""
 
@@ -243,8 +281,51 @@ class JsonLines(logging.Formatter):
             return json.dumps(line, default=str, skipkeys=True)
 
 
+class Together(logging.StreamHandler[TextIO]):
+    """Lines below a warning are written together where an event loop runs: the call to the system for each one would
+    cost more than the line. What waits is written before a warning, by `flush`, and when the process ends."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._waiting: list[str] = []
+        self._due = False  # whether a loop will write them
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._waiting.append(self.format(record))
+            if record.levelno >= logging.WARNING or not self._can_wait():
+                self.flush()
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+    def _can_wait(self) -> bool:
+        if not self._due:
+            try:
+                asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._in_time)
+            except RuntimeError:  # no loop runs in this thread
+                return False
+            self._due = True
+        return True
+
+    def _in_time(self) -> None:
+        self._due = False
+        try:
+            self.flush()
+        except (OSError, ValueError):  # nobody reads us any more; as at the end of a process, nobody is told
+            self._waiting.clear()
+
+    def flush(self) -> None:
+        with self.lock or nullcontext():
+            waiting, self._waiting = self._waiting, []
+            if waiting:
+                self.stream.write("\n".join(waiting) + "\n")
+            super().flush()
+
+
 def log_to_stderr(level: str) -> None:
     """For a process that is ours alone: everything logged goes to stderr as JSON lines."""
-    lines = logging.StreamHandler(sys.stderr)
+    lines = Together(sys.stderr)
     lines.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[lines], force=True)

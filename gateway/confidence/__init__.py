@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def find(spec: str) -> Feature:
         f"{name}({told})" if told else name,
         _bind_needs(module.NEEDS, bound),
         module.HIGHER,
-        lambda evidence: float(function(evidence, **bound)),
+        partial(function, **bound),
     )
 
 
@@ -131,13 +131,32 @@ def measure(specs: Iterable[str], evidence: Evidence) -> Features:
 
     Raises BadTrace when the trace lacks what a feature needs, ConfigError on a wrong name.
     """
-    found = [find(spec) for spec in specs]
-    for feature in found:
+    found = _find_all(tuple(specs))
+    for feature in found.demanding:
         _check_needs(feature, evidence)
-    values = np.array([feature.measure(evidence) for feature in found], dtype=np.float64)
-    if bool(np.isinf(values).any()):
-        raise BadTrace(f"infinite: {', '.join(f.spec for f, v in zip(found, values, strict=True) if np.isinf(v))}")
-    return Features(tuple(feature.spec for feature in found), values)
+    values = [measure(evidence) for measure in found.measures]
+    if any(map(math.isinf, values)):
+        raise BadTrace(f"infinite: {', '.join(n for n, v in zip(found.names, values, strict=True) if math.isinf(v))}")
+    return Features(found.names, np.array(values, dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Features that are measured together. demanding: those that need more than the chosen tokens."""
+
+    names: tuple[str, ...]
+    measures: tuple[Callable[[Evidence], float], ...]
+    demanding: tuple[Feature, ...]
+
+
+@lru_cache(maxsize=256)
+def _find_all(specs: tuple[str, ...]) -> _Found:
+    found = [find(spec) for spec in specs]
+    return _Found(
+        tuple(feature.spec for feature in found),
+        tuple(feature.measure for feature in found),
+        tuple(feature for feature in found if feature.needs != Needs()),
+    )
 
 
 def _check_needs(feature: Feature, evidence: Evidence) -> None:

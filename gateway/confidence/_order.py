@@ -1,4 +1,5 @@
-"""Order statistics by partition: O(T), and ten times faster than their NumPy namesakes on a few hundred values."""
+"""Means and order statistics of a few hundred values, past the Python that NumPy wraps around its reductions: there the
+wrapping costs more than the arithmetic."""
 
 from __future__ import annotations
 
@@ -22,11 +23,23 @@ def kept_ceil(size: int, share: float) -> int:
     return max(1, math.ceil(share * size - SLACK))
 
 
+def mean(values: Floats) -> float:
+    """values: (M,), M >= 1."""
+    return float(np.add.reduce(values)) / values.size
+
+
+def lowest(values: Floats) -> float:
+    """values: (M,), M >= 1."""
+    return float(np.minimum.reduce(values))
+
+
 def lowest_mean(values: Floats, kept: int) -> float:
-    """Mean of the `kept` lowest values. values: (M,), 1 <= kept <= M."""
+    """Mean of the `kept` lowest values, by partition: O(M). values: (M,), 1 <= kept <= M."""
     if kept == values.size:
-        return float(values.mean())
-    return float(np.partition(values, kept - 1)[:kept].mean())
+        return mean(values)
+    parted = values.copy()
+    parted.partition(kept - 1)
+    return mean(parted[:kept])
 
 
 def quantile(values: Floats, q: float) -> float:
@@ -34,5 +47,8 @@ def quantile(values: Floats, q: float) -> float:
     position = (values.size - 1) * q
     below = math.floor(position)
     above = min(below + 1, values.size - 1)
-    ordered = np.partition(values, (below, above))
+    if above == 0 or q == 0:
+        return lowest(values)
+    ordered = values.copy()
+    ordered.partition((below, above))
     return float(ordered[below] + (position - below) * (ordered[above] - ordered[below]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gateway.confidence._order import mean
 from gateway.nouns import Floats
 
 
@@ -13,6 +14,8 @@ def group_means(signal: Floats, window: int) -> Floats:
     An answer shorter than the window is one group. O(T) by prefix sums. Fu et al. 2025, arXiv:2508.15260.
     """
     if signal.size <= window:
-        return np.array([signal.mean()])
-    sums = np.concatenate(([0.0], np.cumsum(signal)))
+        return np.array([mean(signal)])
+    sums = np.empty(signal.size + 1)
+    sums[0] = 0.0
+    np.add.accumulate(signal, out=sums[1:])
     return np.asarray((sums[window:] - sums[:-window]) / window)

@@ -4,6 +4,7 @@ import math
 
 from gateway.confidence import Higher, Needs
 from gateway.confidence._answer import answer_tokens
+from gateway.confidence._order import lowest
 from gateway.nouns import Evidence
 
 NEEDS = Needs(tokens=True)
@@ -19,4 +20,4 @@ def feature(evidence: Evidence) -> float:
     Source: own; compare UQAC, arXiv:2503.19168
     """
     span = answer_tokens(evidence.trace)
-    return math.nan if span is None else float(evidence.trace.chosen[span].min())
+    return math.nan if span is None else lowest(evidence.trace.chosen[span])

@@ -4,6 +4,7 @@ import math
 
 from gateway.confidence import Higher, Needs
 from gateway.confidence._answer import result_tokens
+from gateway.confidence._order import lowest
 from gateway.nouns import Evidence
 
 NEEDS = Needs(tokens=True)
@@ -19,4 +20,4 @@ def feature(evidence: Evidence) -> float:
     Source: own
     """
     results = result_tokens(evidence.trace)
-    return float(evidence.trace.chosen[results].min()) if results.size else math.nan
+    return lowest(evidence.trace.chosen[results]) if results.size else math.nan

@@ -2,6 +2,7 @@
 
 from gateway.confidence import Higher, Needs
 from gateway.confidence._deepconf import STAND_IN, token_confidence
+from gateway.confidence._order import mean
 from gateway.nouns import Evidence
 
 NEEDS = Needs(stand_ins=(STAND_IN,))
@@ -16,4 +17,4 @@ def feature(evidence: Evidence, *, k: int = 20) -> float:
     Undefined: never
     Source: Fu et al. 2025, arXiv:2508.15260
     """
-    return float(token_confidence(evidence.trace, k).mean())
+    return mean(token_confidence(evidence.trace, k))

@@ -2,6 +2,7 @@
 
 from gateway.confidence import Higher, Needs
 from gateway.confidence._deepconf import STAND_IN, token_confidence
+from gateway.confidence._order import lowest
 from gateway.confidence._windows import group_means
 from gateway.nouns import Evidence
 
@@ -17,4 +18,4 @@ def feature(evidence: Evidence, *, k: int = 20, window: int = 32) -> float:
     Undefined: never
     Source: Fu et al. 2025, arXiv:2508.15260
     """
-    return float(group_means(token_confidence(evidence.trace, k), window).min())
+    return lowest(group_means(token_confidence(evidence.trace, k), window))

@@ -1,6 +1,7 @@
 """Mean lower bound of the entropy over the answer's tokens."""
 
 from gateway.confidence import Higher, Needs, _entropy
+from gateway.confidence._order import mean
 from gateway.nouns import Evidence
 
 NEEDS = Needs()
@@ -15,4 +16,4 @@ def feature(evidence: Evidence, *, k: int = 20) -> float:
     Undefined: never
     Source: own; the rest of the mass lies on tokens no likelier than the k-th
     """
-    return float(_entropy.lower(evidence.trace, k).mean())
+    return mean(_entropy.lower(evidence.trace, k))

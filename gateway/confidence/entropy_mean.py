@@ -1,6 +1,7 @@
 """Mean exact entropy over the answer's tokens, which only the engine knows."""
 
 from gateway.confidence import Higher, Needs
+from gateway.confidence._order import mean
 from gateway.nouns import Evidence
 
 NEEDS = Needs(signals=("entropy",))
@@ -15,4 +16,4 @@ def feature(evidence: Evidence) -> float:
     Undefined: never
     Source: Shannon 1948
     """
-    return float(evidence.trace.signals["entropy"].mean())
+    return mean(evidence.trace.signals["entropy"])

@@ -1,6 +1,7 @@
 """Mean over sliding windows of the emitted tokens' log-probs."""
 
 from gateway.confidence import Higher, Needs
+from gateway.confidence._order import mean
 from gateway.confidence._windows import group_means
 from gateway.nouns import Evidence
 
@@ -16,4 +17,4 @@ def feature(evidence: Evidence, *, window: int = 32) -> float:
     Undefined: never
     Source: DeepConf's group on emitted tokens; Fu et al. 2025, arXiv:2508.15260
     """
-    return float(group_means(evidence.trace.chosen, window).mean())
+    return mean(group_means(evidence.trace.chosen, window))

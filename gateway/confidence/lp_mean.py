@@ -1,6 +1,7 @@
 """Mean log-prob of the emitted tokens."""
 
 from gateway.confidence import Higher, Needs
+from gateway.confidence._order import mean
 from gateway.nouns import Evidence
 
 NEEDS = Needs()
@@ -15,4 +16,4 @@ def feature(evidence: Evidence) -> float:
     Undefined: never
     Source: "Chow-Average", Gupta et al. 2024, arXiv:2404.10136
     """
-    return float(evidence.trace.chosen.mean())
+    return mean(evidence.trace.chosen)

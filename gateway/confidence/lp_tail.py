@@ -1,6 +1,7 @@
 """Mean log-prob of the end of the answer."""
 
 from gateway.confidence import Higher, Needs
+from gateway.confidence._order import mean
 from gateway.nouns import Evidence
 
 NEEDS = Needs()
@@ -15,4 +16,4 @@ def feature(evidence: Evidence, *, window: int = 32) -> float:
     Undefined: never
     Source: DeepConf's tail on emitted tokens; Fu et al. 2025, arXiv:2508.15260
     """
-    return float(evidence.trace.chosen[-window:].mean())
+    return mean(evidence.trace.chosen[-window:])

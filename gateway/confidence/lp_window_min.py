@@ -1,6 +1,7 @@
 """The least likely window of emitted tokens."""
 
 from gateway.confidence import Higher, Needs
+from gateway.confidence._order import lowest
 from gateway.confidence._windows import group_means
 from gateway.nouns import Evidence
 
@@ -16,4 +17,4 @@ def feature(evidence: Evidence, *, window: int = 32) -> float:
     Undefined: never
     Source: DeepConf's lowest group on emitted tokens; Fu et al. 2025, arXiv:2508.15260
     """
-    return float(group_means(evidence.trace.chosen, window).min())
+    return lowest(group_means(evidence.trace.chosen, window))

@@ -2,6 +2,7 @@
 
 from gateway.confidence import Higher, Needs
 from gateway.confidence._margin import STAND_IN, margins
+from gateway.confidence._order import lowest
 from gateway.nouns import Evidence
 
 NEEDS = Needs(top_k=2, stand_ins=(STAND_IN,))
@@ -16,4 +17,4 @@ def feature(evidence: Evidence) -> float:
     Undefined: never
     Source: margin sampling, Scheffer et al. 2001; exact from two candidates
     """
-    return float(margins(evidence.trace).min())
+    return lowest(margins(evidence.trace))

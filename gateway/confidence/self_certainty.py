@@ -1,6 +1,7 @@
 """Mean distance of the next-token distribution from the uniform one, which only the engine knows."""
 
 from gateway.confidence import Higher, Needs
+from gateway.confidence._order import mean
 from gateway.nouns import Evidence
 
 NEEDS = Needs(signals=("self_certainty",))
@@ -15,4 +16,4 @@ def feature(evidence: Evidence) -> float:
     Undefined: never
     Source: Kang et al. 2025, arXiv:2502.18581
     """
-    return float(evidence.trace.signals["self_certainty"].mean())
+    return mean(evidence.trace.signals["self_certainty"])

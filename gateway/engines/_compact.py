@@ -87,13 +87,14 @@ def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | N
     )
 
 
+FLOAT16 = np.dtype("<f2")
 NAMES = ("top1", "confidence", "margin", "entropy", "self_certainty")
 
 
 def numbers(arrays: Arrays, tokens: int) -> Floats:
     """(5, tokens) float64, in the order of NAMES."""
     packed = [unpacked(name, getattr(arrays, name), tokens) for name in NAMES]
-    return np.frombuffer(b"".join(packed), dtype="<f2").astype(np.float64).reshape(len(NAMES), tokens)
+    return np.frombuffer(b"".join(packed), FLOAT16).astype(np.float64).reshape(len(NAMES), tokens)
 
 
 def unpacked(name: str, packed: str, tokens: int) -> bytes:

@@ -7,8 +7,10 @@ never the answer. Only the fields that are needed are decoded: that is most of w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -21,9 +23,11 @@ from gateway.nouns import Ability, Ask, Finish, Floats, Source, TokenTrace, Tool
 
 FLOOR_NATS = -9999.0  # vLLM sends max(x, -9999.0), because JSON has no infinity
 
-# How often these stand in a proper reply with one choice, unless its tokens happen to be these words: a reply with more
-# of them is looked at for keys that are said twice. The fast decoder would take the last one without a word.
-SAID_ONCE = {b'"choices"': 1, b'"message"': 1, b'"finish_reason"': 1, b'"model"': 1, b'"content"': 2}
+# These stand once in a proper reply with one choice, its log-probs apart, unless the answer is made of these words: a
+# reply with more of them is looked at for keys that are said twice. The decoder would take the last one without a word.
+SAID_ONCE = (b'"choices"', b'"message"', b'"finish_reason"', b'"model"', b'"content"')
+LOGPROBS_BEGIN = re.compile(rb'"logprobs"[ \t\r\n]*:[ \t\r\n]*')
+NULL = msgspec.Raw(b"null")
 
 FINISHES = {
     "stop": Finish.STOP,
@@ -35,24 +39,24 @@ FINISHES = {
 }
 
 
-class Candidate(msgspec.Struct):
+class Candidate(msgspec.Struct, gc=False):
     logprob: float
 
 
-class NamedCandidate(msgspec.Struct):
-    logprob: float
-    token: str
-    bytes: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class Entry(msgspec.Struct):
+class NamedCandidate(msgspec.Struct, gc=False):
     logprob: float
     token: str
-    bytes: msgspec.Raw = msgspec.Raw(b"null")  # a list of ints, read only where the token's text does not do
+    bytes: msgspec.Raw = NULL
+
+
+class Entry(msgspec.Struct, gc=False):
+    logprob: float
+    token: str
+    bytes: msgspec.Raw = NULL  # a list of ints, read only where the token's text does not do
     top_logprobs: list[Candidate] = []
 
 
-class NamedEntry(Entry):
+class NamedEntry(Entry, gc=False):
     top_logprobs: list[NamedCandidate] = []  # type: ignore[assignment]
 
 
@@ -91,12 +95,7 @@ class BareChoice(msgspec.Struct):
 
 
 class Choice(BareChoice):
-    logprobs: Logprobs | None = None
-    confidence: Confidence | None = None
-
-
-class NamedChoice(BareChoice):
-    logprobs: NamedLogprobs | None = None
+    logprobs: msgspec.Raw = NULL  # nearly all of a reply, and read apart from the rest
     confidence: Confidence | None = None
 
 
@@ -111,12 +110,9 @@ class Reply(BareReply):
     choices: list[Choice]  # type: ignore[assignment]
 
 
-class NamedReply(BareReply):
-    choices: list[NamedChoice]  # type: ignore[assignment]
-
-
-READ_LEAN = msgspec.json.Decoder(Reply)
-READ_NAMED = msgspec.json.Decoder(NamedReply)
+READ_REPLY = msgspec.json.Decoder(Reply)
+READ_LEAN = msgspec.json.Decoder(Logprobs | None)
+READ_NAMED = msgspec.json.Decoder(NamedLogprobs | None)
 READ_BYTES = msgspec.json.Decoder(list[int])
 LOGPROB = attrgetter("logprob")
 READ_BARE = msgspec.json.Decoder(BareReply)
@@ -140,11 +136,8 @@ class Answered(msgspec.Struct, frozen=True):
 
 def read(body: bytes, ask: Ask, engine: str) -> Answered:
     """Raises EngineGarbled when the body is no finished chat completion."""
-    reply, no_trace = decode(body, ask, engine)
-    if not reply.choices:
-        raise EngineGarbled(engine, "a reply without choices")
+    reply, entries, no_trace = decode(body, ask, engine)
     choice = reply.choices[0]
-    entries = getattr(getattr(choice, "logprobs", None), "content", None) or ()
     usage = reply.usage or Usage()
     confidence = getattr(choice, "confidence", None)
     text, reason, calls = choice.message.content, choice.finish_reason, calls_of(choice.message, ask)
@@ -194,22 +187,49 @@ def assemble(
     return Answered(text, finish, model, usage.prompt_tokens, tokens, trace, no_trace, confidence, calls)
 
 
-def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, str]:
-    """The reply, and why its log-probs could not be read ("" when they could, or when there are none)."""
-    if any(body.count(key) > most for key, most in SAID_ONCE.items()):
-        check_twins(body, engine)
+def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, Sequence[Entry], str]:
+    """The reply, which has a choice, the first one's log-probs, and why these could not be read ("" when they could, or
+    when there are none)."""
+    trouble, raw = "", NULL
+    reply: BareReply | None = None
     try:
-        return (READ_NAMED if ask.texts else READ_LEAN).decode(body), ""
+        reply = with_logprobs = READ_REPLY.decode(body)
+        raw = with_logprobs.choices[0].logprobs if with_logprobs.choices else NULL
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         trouble = f"unreadable log-probs: {error}"
+    if says_twice(body, raw):
+        check_twins(body, engine)
+    if reply is None:
+        reply = decode_bare(body, engine)
+    if not reply.choices:
+        raise EngineGarbled(engine, "a reply without choices")
     try:
-        return READ_BARE.decode(body), trouble
+        told = (READ_NAMED if ask.texts else READ_LEAN).decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        return reply, (), f"unreadable log-probs: {error}"
+    return reply, (told and told.content) or (), trouble
+
+
+def decode_bare(body: bytes, engine: str) -> BareReply:
+    """What is left of a reply whose evidence cannot be read."""
+    try:
+        return READ_BARE.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass
     try:  # some servers write NaN and Infinity, which is no JSON, but no reason to lose a good answer either
-        return msgspec.convert(json.loads(body, object_pairs_hook=no_twins), BareReply), trouble
+        return msgspec.convert(json.loads(body, object_pairs_hook=no_twins), BareReply)
     except (ValueError, RecursionError) as error:
         raise EngineGarbled(engine, f"no chat completion ({type(error).__name__})") from None
+
+
+def says_twice(body: bytes, logprobs: msgspec.Raw) -> bool:
+    """Whether a key may be said twice. The log-probs are most of a long body, and only one of the keys is theirs."""
+    told = bytes(logprobs)
+    begin = LOGPROBS_BEGIN.search(body)
+    rest = body
+    if begin is not None and body.startswith(told, begin.end()):
+        rest = body[: begin.end()] + body[begin.end() + len(told) :]
+    return told.count(b'"content"') > 1 or any(rest.count(key) > 1 for key in SAID_ONCE)
 
 
 def check_twins(body: bytes, engine: str) -> None:
@@ -335,17 +355,30 @@ def read_top(body: Sequence[Entry], ask: Ask) -> tuple[Floats | None, tuple[tupl
     k = ask.top_k
     if k == 0:
         return None, ()
-    rows = [sorted(map(LOGPROB, entry.top_logprobs), reverse=True)[:k] for entry in body]
-    fewest = min(map(len, rows))
-    if fewest < k:
-        raise BadTrace(f"asked for {k} candidates a token, got {fewest}")
-    top = np.array(rows, dtype=np.float64)
+    told = [entry.top_logprobs for entry in body]
+    widths = set(map(len, told))
+    if min(widths) < k:
+        raise BadTrace(f"asked for {k} candidates a token, got {min(widths)}")
+    if len(widths) > 1:
+        top = np.array([sorted(map(LOGPROB, row), reverse=True)[:k] for row in told], dtype=np.float64)
+    else:
+        flat = np.fromiter(map(LOGPROB, chain.from_iterable(told)), np.float64)
+        top = falling_along(flat.reshape(len(told), -1))[:, :k]
     if not ask.texts:
         return top, ()
     falling = [sorted(entry.top_logprobs, key=LOGPROB, reverse=True)[:k] for entry in body]
     return top, tuple(tuple(token_bytes(candidate) for candidate in row) for row in falling)  # type: ignore[arg-type]
 
 
+def falling_along(rows: Floats) -> Floats:
+    """Each row from its largest to its smallest; servers mostly send them so. (T, K)"""
+    if bool((rows[:, 1:] <= rows[:, :-1]).all()):
+        return rows
+    return np.asarray(-np.sort(-rows, axis=1))
+
+
 def clamped_tokens(trace: TokenTrace | None) -> int:
     """How many tokens carry vLLM's floor instead of a log-prob."""
-    return 0 if trace is None else int((trace.chosen <= FLOOR_NATS).sum())
+    if trace is None or np.minimum.reduce(trace.chosen) > FLOOR_NATS:
+        return 0  # nearly always
+    return int((trace.chosen <= FLOOR_NATS).sum())

@@ -129,7 +129,8 @@ class Chat:
         if self._live.draining:
             raise Draining
         snapshot, headers, route_id = held.snapshot, Headers(scope=scope), story.number
-        config, server = snapshot.config, snapshot.config.server
+        config = snapshot.config
+        server = config.server
         client = held.keyring.who(headers.get("authorization"))
         visit.enter(client)
         body = await limits.read_json(scope, receive, max_bytes=int(server.max_body_mib * 2**20))
@@ -140,20 +141,17 @@ class Chat:
         debug = overrides.debug(request, headers.get("x-route-debug", ""), config)
         deadline = began + overrides.seconds(request, config)
         pin = server.sampler == "pin"
-        ask, ignored = wire.to_ask(request, deadline, pin=pin)
+        needs = wire.needed(request, pin=pin)
+        trace = story.traceparent
+        ask, ignored = wire.to_ask(request, deadline, pin=pin, needs=needs, decision=route_id, trace=trace)
         route = canaried(route, partial(place, held, client.name, ask))
         estimate = Estimate.of(ask.characters, ask.max_tokens, request.choices)
-        wanted = overrides.apply(route, request, config, estimate, wire.needs(request, pin=pin))
+        wanted = overrides.apply(route, request, config, estimate, needs)
         route = visit.reserve(wanted, estimate)
         mode = overrides.mode(route, request, config)
         call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode, self._form)
         story.asked(client.name, ask, route, mode)
-        return Asked(
-            call,
-            replace(ask, decision=route_id, trace=story.traceparent),
-            route,
-            partial(seal, held, route_id, client.name),
-        )
+        return Asked(call, ask, route, partial(seal, held, route_id, client.name))
 
     def _noting(self, visit: Visit, story: Story) -> cascade.Observer:
         def note(hop: Hop) -> None:

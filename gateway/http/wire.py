@@ -16,6 +16,7 @@ from gateway.nouns import GREEDY, Ability, Ask, Message, Mode, Sampling, ToolCal
 
 VLLM_SAMPLER = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
 SAMPLER_FIELDS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", *VLLM_SAMPLER)
+SAMPLING_FIELDS = frozenset(SAMPLER_FIELDS) | {"seed", "stop"}
 
 # Never taken: each would let a client run code, reach an address or read memory on the model server.
 REFUSED = frozenset(
@@ -320,8 +321,8 @@ class Request(BaseModel):
             told[Ability.WITH_IDS] = "return_token_ids"
         return told
 
-    def fields_passed_on(self) -> dict[str, Any]:
-        """What a server gets as it is, once it is known that its tier takes it."""
+    def fields_passed_on(self, needs: Mapping[Ability, str]) -> dict[str, Any]:  # noqa: ARG002  chats look at them
+        """What a server gets as it is, once it is known that its tier takes it. needs: the request's."""
         return {"return_token_ids": True} if self.return_token_ids else {}
 
 
@@ -388,12 +389,14 @@ class ChatRequest(Request):
                 told[ability] = str(ability)
         return told
 
-    def fields_passed_on(self) -> dict[str, Any]:
-        names = [str(ability) for ability in self.needs() if ability in type(self).model_fields]
+    def fields_passed_on(self, needs: Mapping[Ability, str]) -> dict[str, Any]:
+        if not needs:
+            return {}
+        names = [str(ability) for ability in needs if ability in type(self).model_fields]
         if self.tools:
             names += [name for name in ("tool_choice", "parallel_tool_calls") if getattr(self, name) is not None]
         told = self.model_dump(include=set(names), exclude_none=True, by_alias=True)
-        return super().fields_passed_on() | told
+        return super().fields_passed_on(needs) | told
 
 
 Kind = TypeVar("Kind", bound=Request)
@@ -437,11 +440,22 @@ def check_extra(extra: dict[str, Any]) -> None:
             raise RequestError(400, f"{name} is not supported.", param=name, code="unsupported_parameter")
 
 
-def to_ask(request: Request, deadline: float, *, pin: bool) -> tuple[Ask, list[str]]:
+def to_ask(
+    request: Request,
+    deadline: float,
+    *,
+    pin: bool,
+    needs: Mapping[Ability, str] | None = None,
+    decision: str = "",
+    trace: str = "",
+) -> tuple[Ask, list[str]]:
     """The ask, and the fields of the request that were ignored.
 
     deadline: seconds on the loop's clock.  pin: keep to the calibrators' sampler whatever the client says.
+    needs: of this request, where they are known already.  decision, trace: as in the Ask.
     """
+    if needs is None:
+        needs = needed(request, pin=pin)
     ignored = request.unknown
     if pin:
         ignored = sorted({*ignored, *(name for name in SAMPLER_FIELDS if getattr(request, name) is not None)})
@@ -453,14 +467,16 @@ def to_ask(request: Request, deadline: float, *, pin: bool) -> tuple[Ask, list[s
         sampling=sampling(request, pin=pin),
         top_k=request.candidates,
         texts=request.wants_logprobs,
+        decision=decision,
         prompt=prompt,
-        needs=frozenset(needs(request, pin=pin)),
-        fields=request.fields_passed_on(),
+        needs=frozenset(needs),
+        fields=request.fields_passed_on(needs),
+        trace=trace,
     )
     return ask, ignored
 
 
-def needs(request: Request, *, pin: bool) -> Mapping[Ability, str]:
+def needed(request: Request, *, pin: bool) -> Mapping[Ability, str]:
     """What a tier must be able to do for the request, each with the field that says so."""
     told = request.needs()
     if pin:
@@ -470,6 +486,8 @@ def needs(request: Request, *, pin: bool) -> Mapping[Ability, str]:
 
 def sampling(request: Request, *, pin: bool) -> Sampling:
     """What was asked for; what was not is as the calibrators had it."""
+    if request.model_fields_set.isdisjoint(SAMPLING_FIELDS):
+        return GREEDY  # nearly always, and to make another costs more than to look
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if pin:
         return Sampling(seed=request.seed, stop=stop)

@@ -23,6 +23,7 @@ from calibrators import artifact
 from calibrators._linear import Linear
 from calibrators.base import Missing, Preprocess
 from calibrators.platt import Platt
+from gateway.telemetry import FLUSH_SECONDS
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 20.0
@@ -136,7 +137,10 @@ class Gateway:
         return socket.create_connection((address.hostname, address.port or 80), timeout=10)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it has logged."""
+        """What it has logged, once lines that wait to be written together have been."""
+        seen = -1
+        while seen != (seen := self.log.stat().st_size):
+            time.sleep(2 * FLUSH_SECONDS)
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
