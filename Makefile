@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench soak clean
+.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench bench-offline soak clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +13,7 @@ LOCKED := $(foreach extra,cli calibrate eval report local demo sign postgres ote
 TORCH  ?= torch==2.13.0
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.run ## ask the pocket cascade 48 held-out questions over HTTP; no GPU, no model hub
 	$(BIN)/confgate demo
@@ -53,13 +53,16 @@ rehearsal: $(VENV)/.test ## the commands of docs/gsm8k.md against stand-ins for 
 	$(BIN)/python -m pytest tests/eval/test_rehearsal.py -m rehearsal
 
 # Ray and what it brings live in an environment of their own. On a machine whose cores are all busy its nodes do not start.
-test-cluster: $(VENV)/.test ## collect on a Ray cluster of two nodes and kill one
+test-cluster: ## collect on a Ray cluster of two nodes and kill one
 	$(PYTHON) -m venv .venv-cluster
 	.venv-cluster/bin/python -m pip install -q -e '.[cli,calibrate,eval,ray]' pytest pytest-timeout hypothesis
 	.venv-cluster/bin/python -m pytest tests/cluster
 
 bench: $(VENV)/.test .bench/.done ## what a decision costs beside other gateways (10 minutes, 1 GB; writes docs/results/bench.md)
 	$(BIN)/python -m tests.bench.bench --peers .bench --out docs/results
+
+bench-offline: $(VENV)/.test ## how fast fits, predictions, grades and sweeps are (half a minute; writes docs/results/offline.md)
+	$(BIN)/python -m tests.bench.offline --out docs/results
 
 SOAK_SECONDS ?= 600
 soak: $(VENV)/.test ## ten minutes of flapping upstreams and clients who leave (SOAK_SECONDS=... for another time)

@@ -21,12 +21,14 @@ ray = pytest.importorskip("ray", reason="make test-cluster installs it")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.filterwarnings("default")]
 
 PLAN = Plan(concurrency=4, top_k=3)
-# A busy machine takes a minute to start a process, and its nodes must not count as dead for that.
+# A busy machine takes a minute to start a process, and its nodes must not count as dead for that: a silent node has
+# twenty times ten seconds. One that was killed refuses to answer at once: it is gone after twenty times half a second.
 PATIENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_raylet_start_wait_time_s": "180",
     "RAY_worker_register_timeout_seconds": "180",
     "RAY_health_check_failure_threshold": "20",
+    "RAY_health_check_period_ms": "500",
 }
 
 

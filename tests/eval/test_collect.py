@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -261,6 +262,32 @@ def test_kill_9_at_any_moment_loses_rows_in_flight_at_most(tmp_path: Path) -> No
     one, other = (list(records.read(tmp_path / name / "out" / "records.parquet")) for name in "ab")
     assert facts(one) == facts(other)
     assert {path.name for path in (tmp_path / "b" / "out").iterdir()} == {"lock", "manifest.json", "records.parquet"}
+
+
+def finish_until(folder: Path, url: str, n: int, step: str) -> None:
+    """A collector that is killed in the middle of writing the table, or between that and giving up the journal."""
+
+    def end(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(*{"table": (records, "_table"), "journal": (Journal, "discard")}[step], end)
+    collect_in(folder, url, n)
+
+
+@pytest.mark.parametrize("step", ["table", "journal"])
+def test_kill_9_while_it_finishes_costs_no_answer(tmp_path: Path, step: str) -> None:
+    with Upstream() as upstream:
+        forked = multiprocessing.get_context("forkserver")
+        process = forked.Process(target=finish_until, args=(tmp_path, upstream.url, 6, step))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert lines(tmp_path) == 12
+        assert (tmp_path / "out" / "records.parquet").exists() == (step == "journal")
+        found = collected(tmp_path, upstream, questions(tmp_path, 6, seconds=0.002))
+        assert len(upstream.asked("small")) == len(upstream.asked("large")) == 6
+    assert len({(row.question, row.tier) for row in found}) == len(found) == 12
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"lock", "manifest.json", "records.parquet"}
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
