@@ -37,6 +37,7 @@ from gateway.snapshot import open_engines
 MOST_DEATHS = 3  # of workers over the same block: then it is the block, or the cluster, and not chance
 LOOK_SECONDS = 5.0
 CLOSE_SECONDS = 60.0  # for a model server to drain
+SOME_CORE = 0.001  # a thousand workers find room on one core, and none on a node without
 INSTALL = "pip install 'confidence-gateway[ray]', on every node"
 
 
@@ -118,11 +119,13 @@ def collect(
 ) -> Path:
     """`eval.collect.collect` on the Ray cluster that this process is connected to.
 
-    workers: per tier; None takes one for every node that is alive.  start_servers: every worker of a tier that says how
+    workers: per tier; None takes one for every node that computes.  start_servers: every worker of a tier that says how
     it is served starts that model server itself, on GPUs of its own.  Raises what that does, and ClusterFailed.
     """
     if not questions:
         raise ConfigError("no questions to ask")
+    if nodes() == 0:
+        raise ClusterFailed("no node of this Ray cluster has a core to compute on; join one with `ray start`")
     folder.mkdir(parents=True, exist_ok=True)
     with Journal(folder) as journal, Crew(config, plan, start_servers=start_servers) as crew:
         manifest = asyncio.run(describe(config, questions, crew.engines(), plan))
@@ -168,7 +171,8 @@ def connect() -> None:
 
 
 def nodes() -> int:
-    return sum(bool(node["Alive"]) for node in _ray().nodes())
+    """How many nodes compute. A head that Ray was given no cores of (`ray start --head --num-cpus 0`) does not."""
+    return sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in _ray().nodes())
 
 
 class Crew:
@@ -276,13 +280,14 @@ class Crew:
         return next(entry for entry in self._config.tiers if entry.name == tier)
 
     def _worker(self, entry: TierEntry) -> Any:
-        """Needs no core of its own, or no tier would start on a small cluster; but whole GPUs where it uses them."""
+        """Needs no core of its own, or no tier would start on a small cluster, only a node that has any; but whole GPUs
+        where it uses them."""
         gpus = int(str(getattr(entry.engine, "device", "")).startswith("cuda"))
         starts = self._start_servers and entry.serve is not None and entry.engine.kind == "openai_http"
         if starts and entry.serve is not None:
             gpus = entry.serve.tensor_parallel
         alone = self._config.model_copy(update={"tiers": (entry,)})
-        made = self._ray.remote(Answering).options(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")
+        made = self._ray.remote(Answering).options(num_cpus=SOME_CORE, num_gpus=gpus, scheduling_strategy="SPREAD")
         self._workers.append(made.remote(alone, self._plan, start_server=starts))
         return self._workers[-1]
 

@@ -66,7 +66,7 @@ class Killer:
 
 
 def at_work(nodes: list[Any]) -> Any:
-    """A node on which a worker is. Two workers are spread over three nodes, so one of the two is never on the head."""
+    """A node on which a worker is; the head computes nothing, so it has none."""
     from ray._private.state import actors
 
     busy = {actor["Address"]["NodeID"] for actor in actors(actor_state_name="ALIVE").values()}
