@@ -41,6 +41,7 @@ NEEDED = {
     "validity": ("conditions", "checks"),
 }
 REFETCH = "fetch the file again or fit anew with `confgate fit`"
+MAKE_KEY = "`openssl genpkey -algorithm ed25519 -out maker.pem`"
 REFIT = "serve what it was fitted on, or fit anew on this server's answers with `confgate fit`"
 
 
@@ -234,8 +235,12 @@ def dump(artifact: Artifact, path: Path | str) -> None:
         os.close(folder)
 
 
-def load(path: Path | str) -> Artifact:
-    """Read and check. Raises ArtifactMissing, ArtifactCorrupt or ArtifactTooNew; never runs anything from the file."""
+def load(path: Path | str, signers: Sequence[str] = ()) -> Artifact:
+    """Read and check; never runs anything from the file.
+
+    signers: public keys, 64 hex digits each; where there are any, the artifact must be signed by one of them.
+    Raises ArtifactMissing, ArtifactCorrupt or ArtifactTooNew, and ArtifactMismatch for who signed it.
+    """
     try:
         with Path(path).open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -244,41 +249,68 @@ def load(path: Path | str) -> Artifact:
         raise ArtifactMissing(
             f"{path}: {why}; check the path in the cascade file, or fit with `confgate fit`"
         ) from error
-    return Artifact._from_document(_parse(raw, str(path)), str(path))
+    artifact = Artifact._from_document(_parse(raw, str(path)), str(path))
+    if signers:
+        verify(artifact, *map(bytes.fromhex, signers))
+    return artifact
 
 
 def sign(artifact: Artifact, private_key: bytes) -> Artifact:
     """The same artifact with an Ed25519 signature over its hash. private_key: the 32 raw bytes."""
-    ed25519 = _ed25519()
-    key = ed25519.Ed25519PrivateKey.from_private_bytes(private_key)
+    key = _ed25519().Ed25519PrivateKey.from_private_bytes(private_key)
     return replace(
         artifact,
         signature={
             "algorithm": "ed25519",
-            "public_key": key.public_key().public_bytes_raw().hex(),
+            "public_key": public_key(private_key),
             "value": key.sign(_signed_bytes(artifact)).hex(),
         },
     )
 
 
-def verify(artifact: Artifact, public_key: bytes) -> None:
-    """Raises ArtifactMismatch unless the artifact carries this key's signature. public_key: the 32 raw bytes.
+def public_key(private_key: bytes) -> str:
+    """The other half, 64 hex digits. private_key: the 32 raw bytes."""
+    key = _ed25519().Ed25519PrivateKey.from_private_bytes(private_key)
+    return cast(str, key.public_key().public_bytes_raw().hex())
 
-    The key comes from the operator, never from the file: the one in the file only makes the message useful.
-    """
-    if artifact.signature is None:
-        raise ArtifactMismatch(f"{artifact.label} is not signed, and a signature by {public_key.hex()} is required")
-    ed25519 = _ed25519()
+
+def read_private_key(path: Path | str) -> bytes:
+    """The 32 raw bytes of a key as `openssl genpkey -algorithm ed25519` writes it. Raises ArtifactError."""
+    serialization = _cryptography("serialization")
     try:
-        value = bytes.fromhex(artifact.signature["value"])
-        ed25519.Ed25519PublicKey.from_public_bytes(public_key).verify(value, _signed_bytes(artifact))
-    except (
-        Exception
-    ) as error:  # InvalidSignature lives in a package that may not be installed; a bad key is a ValueError
+        key = serialization.load_pem_private_key(Path(path).read_bytes(), password=None)
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, TypeError) as error:  # no PEM, another kind of PEM, or one under a password
+        raise ArtifactError(f"{path}: no open private key in PEM; {MAKE_KEY} makes one") from error
+    if not isinstance(key, _ed25519().Ed25519PrivateKey):
+        raise ArtifactError(f"{path}: a key of another kind than Ed25519; {MAKE_KEY} makes one")
+    return cast(bytes, key.private_bytes_raw())
+
+
+def verify(artifact: Artifact, *public_keys: bytes) -> None:
+    """Raises ArtifactMismatch unless the artifact carries a signature by one of these keys. Each: the 32 raw bytes.
+
+    The keys come from the operator, never from the file: the one in the file only makes the message useful.
+    """
+    wanted = " or ".join(key.hex() for key in public_keys)
+    if artifact.signature is None:
         raise ArtifactMismatch(
-            f"{artifact.label}: not signed by {public_key.hex()} but, it says, by {artifact.signature['public_key']}; "
-            "get it from its maker again, or trust that key if you know it"
-        ) from error
+            f"{artifact.label} is not signed, and a signature by {wanted} is required; get it signed with "
+            "`confgate sign` by who holds that key"
+        )
+    ed25519 = _ed25519()
+    for key in public_keys:
+        try:
+            value = bytes.fromhex(artifact.signature["value"])
+            ed25519.Ed25519PublicKey.from_public_bytes(key).verify(value, _signed_bytes(artifact))
+        except Exception:  # noqa: S112  InvalidSignature lives in a package that may not be here; a bad key: ValueError
+            continue
+        return
+    raise ArtifactMismatch(
+        f"{artifact.label}: not signed by {wanted} but, it says, by {artifact.signature['public_key']}; "
+        "get it from its maker again, or trust that key if you know it"
+    )
 
 
 def _signed_bytes(artifact: Artifact) -> bytes:
@@ -287,9 +319,13 @@ def _signed_bytes(artifact: Artifact) -> bytes:
 
 
 def _ed25519() -> ModuleType:
+    return _cryptography("asymmetric.ed25519")
+
+
+def _cryptography(module: str) -> ModuleType:
     """Imported on use: few artifacts travel, and everyone else should not need the package."""
     try:
-        return importlib.import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
+        return importlib.import_module(f"cryptography.hazmat.primitives.{module}")
     except ImportError as error:
         raise ArtifactError(
             "signatures need the package `cryptography`: pip install 'confidence-gateway[sign]'"

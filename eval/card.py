@@ -164,7 +164,7 @@ async def opened(config: Config, name: str, manifests: Sequence[Manifest]) -> Po
             raise ConfigError(f"tier {entry.name} has no calibrator, so there is no confidence to make a card of")
         for manifest in manifests:
             engine = Absent(entry.name, identity(manifest, entry.name))
-            tiers[entry.name] = await calibrated(bare_tier(entry, engine), entry, 0.0)
+            tiers[entry.name] = await calibrated(bare_tier(entry, engine), entry, 0.0, config.signers)
     return policy(name, config.policies[name], tiers)
 
 

@@ -194,7 +194,7 @@ def open_tiers(config: Config, manifests: Sequence[Manifest], wanted: Sequence[s
     for entry in entries:
         for manifest in manifests:
             bare = snapshot.bare_tier(entry, Absent(entry.name, identity(manifest, entry.name)))
-            tier = asyncio.run(snapshot.calibrated(bare, entry, 0.0))
+            tier = asyncio.run(snapshot.calibrated(bare, entry, 0.0, config.signers))
         tiers.append(tier)
         if entry.calibrator is None:
             notes.append(f"{entry.name} has no calibrator, so no answer of it is accepted before the last step")

@@ -58,7 +58,7 @@ def label_of(entry: TierEntry, config: Config) -> str:
     for what a policy wants of it that it has not learned."""
     if entry.calibrator is None:
         return "none"
-    artifact = artifacts.load(entry.calibrator)
+    artifact = artifacts.load(entry.calibrator, config.signers)
     confidence.needs(artifact.features)
     artifact.calibrator()
     known = early_abort(artifact)

@@ -484,6 +484,11 @@ class Config(Written):
         description="a calibrator that is missing, broken or not this server's: escalate runs the tier without a "
         "confidence, refuse does not start",
     )
+    signers: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = Field(
+        default=(),
+        description="Ed25519 public keys, as `confgate sign` prints them; where any is listed, every calibrator that a "
+        "tier names must be signed by one of them",
+    )
     on_bad_certificate: Literal["withdraw", "refuse"] = Field(
         default="withdraw",
         description="a policy's certificate that does not speak of what is served: withdraw serves without it, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -86,7 +86,7 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
         for entry in config.tiers:
             tier = bare_tier(entry, opened[entry.name].engine, before)
             try:
-                tiers[entry.name] = await calibrated(tier, entry, patience_ends)
+                tiers[entry.name] = await calibrated(tier, entry, patience_ends, config.signers)
                 check_early_abort(config, *learned(tiers[entry.name]))
             except (artifacts.ArtifactError, EngineError, ConfigError) as error:
                 if config.on_bad_artifact == "refuse":
@@ -112,7 +112,7 @@ async def healed(snapshot: Snapshot) -> Snapshot:
     for entry in snapshot.config.tiers:
         if entry.name in snapshot.away:
             try:
-                better = await calibrated(tiers[entry.name], entry, patience_ends=0.0)
+                better = await calibrated(tiers[entry.name], entry, 0.0, snapshot.config.signers)
                 check_early_abort(snapshot.config, *learned(better))
             except EngineError:
                 continue
@@ -182,17 +182,17 @@ def bare_tier(entry: TierEntry, engine: Engine, before: Snapshot | None = None) 
     )
 
 
-async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float) -> Tier:
+async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float, signers: Sequence[str] = ()) -> Tier:
     """The tier with its calibrator, when the artefact belongs to what the engine serves.
 
-    patience_ends: until when a server may stay away, seconds on the loop's clock.
+    patience_ends: until when a server may stay away, seconds on the loop's clock.  signers: Config.signers.
     Raises ArtifactError naming the difference, EngineError when the engine is not there to be compared with, and
     ConfigError when the artefact wants a feature that we do not have.
     """
     paths = [path for path in (entry.calibrator, entry.prefix_calibrator) if path is not None]
     if not paths:
         return tier
-    found = [artifacts.load(path) for path in paths]
+    found = [artifacts.load(path, signers) for path in paths]
     served = await identity(tier.engine, patience_ends)
     if entry.calibrator is not None:
         artifact = found.pop(0)

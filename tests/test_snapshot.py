@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from calibrators import artifact as artifacts
 from gateway import config
 from gateway.errors import ConfigError
 from gateway.nouns import Source
@@ -56,6 +57,24 @@ def test_an_artefact_of_something_else_is_refused_or_withheld(
         snapshot = opened(tmp_path, cascade(upstream.url, on_bad_artifact="escalate"))
     assert snapshot.tiers["cheap"].calibrator is None
     assert words in snapshot.withheld["cheap"]
+
+
+def test_where_signers_are_named_only_their_calibrators_are_used(tmp_path: Path) -> None:
+    path, maker, stranger = tmp_path / "cheap.json", bytes([1]) * 32, bytes([2]) * 32
+    write_artifact(path)
+    named = {"signers": [artifacts.public_key(maker)]}
+    with Upstream() as upstream:
+        for signed, said in ((None, "is not signed"), (stranger, "not signed by"), (maker, None)):
+            if signed is not None:
+                artifacts.dump(artifacts.sign(artifacts.load(path), signed), path)
+            if said is None:
+                assert opened(tmp_path, cascade(upstream.url, **named)).withheld == {}
+                continue
+            with pytest.raises(ConfigError, match=f"tier cheap: .*{said}"):
+                opened(tmp_path, cascade(upstream.url, **named))
+            snapshot = opened(tmp_path, cascade(upstream.url, on_bad_artifact="escalate", **named))
+            assert snapshot.tiers["cheap"].calibrator is None
+            assert said in snapshot.withheld["cheap"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\x80\x04pickle", b"[]"])

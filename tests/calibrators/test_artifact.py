@@ -345,6 +345,42 @@ def test_a_signature_binds_the_whole_artifact_to_its_maker(tmp_path: Path) -> No
         verify(sealed(), public)
 
 
+def test_one_of_several_keys_is_enough_and_a_loader_that_knows_keys_takes_no_other(tmp_path: Path) -> None:
+    ours, theirs, strange = (home.public_key(bytes([n]) * 32) for n in (1, 2, 3))
+    path = tmp_path / "a.json"
+    dump(sealed(), path)
+    with pytest.raises(ArtifactMismatch, match=f"is not signed, and a signature by {ours} or {theirs} is required"):
+        load(path, [ours, theirs])
+    dump(sign(sealed(), bytes([2]) * 32), path)
+    assert load(path, [ours, theirs]).signature == load(path).signature
+    with pytest.raises(ArtifactMismatch, match=f"not signed by {strange} but, it says, by {theirs}"):
+        load(path, [strange])
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "words", "absent"])
+def test_a_private_key_is_read_as_openssl_writes_it_and_other_files_are_refused(tmp_path: Path, kind: str) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+    path, secret = tmp_path / "maker.pem", bytes(range(32))
+    made = {
+        "ed25519": lambda: ed25519.Ed25519PrivateKey.from_private_bytes(secret),
+        "rsa": lambda: rsa.generate_private_key(65537, 2048),
+    }
+    if kind in made:
+        plain = serialization.NoEncryption()
+        pkcs8 = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+        path.write_bytes(made[kind]().private_bytes(*pkcs8, plain))
+    elif kind == "words":
+        path.write_text("a key")
+    if kind == "ed25519":
+        assert home.read_private_key(path) == secret
+        return
+    said = {"rsa": "another kind than Ed25519", "words": "no open private key in PEM", "absent": "No such file"}[kind]
+    with pytest.raises(ArtifactError, match=said):
+        home.read_private_key(path)
+
+
 def test_signing_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise ImportError(name)
