@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from gateway import ids
 from gateway.engines._replicas import Replicas
 from gateway.errors import ConfigError
-from gateway.http import hosts
+from gateway.http import console, hosts
 from gateway.http.doors import Stamp, excuse_all
 from gateway.http.errors import RequestError
 from gateway.http.journal import Journal
@@ -98,6 +98,8 @@ def create_admin(
         return JSONResponse({"status": "draining"}, 202)
 
     app.include_router(routes)
+    app.include_router(console.data(live, journal), dependencies=[Depends(admin)])
+    app.include_router(console.page())
     excuse_all(app)
     return Stamp(hosts.Hosts(app, lambda: live.admin_hosts))
 

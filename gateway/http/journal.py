@@ -35,6 +35,11 @@ class Journal:
         self._traces, self._monitoring = traces, monitoring
 
     @property
+    def keeps(self) -> bool:
+        """Whether there is a store."""
+        return self._desk is not None
+
+    @property
     def desk(self) -> Desk:
         """Raises StoreDown where nothing is kept."""
         if self._desk is None:

@@ -73,6 +73,9 @@ ROUTES = [
     ("GET", "/admin/monitors"),
     ("GET", "/admin/decisions"),
     ("GET", "/admin/decisions/AQGX"),
+    ("GET", "/admin/console/data"),
+    ("GET", "/admin/console/decisions"),
+    ("GET", "/admin/console/replay?policy=default&tier=cheap"),
     ("POST", "/admin/reload"),
     ("POST", "/admin/drain"),
 ]

@@ -1,0 +1,208 @@
+"""The console in a real Chromium, in front of a real gateway with traffic that was explored and labelled."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.console.conftest import EVIL, REQUESTS, Running, sign_in, visit
+from tests.faults.ask import ask
+from tests.faults.gateway import SURE, UNSURE, running, write_artifact
+from tests.faults.upstream import Upstream
+from tests.store.test_feedback import SECRETS, bearer, planned
+
+
+def test_it_asks_no_foreign_host_and_complains_of_nothing(context: BrowserContext, served: Running) -> None:
+    seen = visit(context)
+    sign_in(seen.page, served.url)
+    seen.page.wait_for_timeout(300)
+    assert {url.split("/admin")[0] for url in seen.asked} == {served.admin}
+    assert not any("sk-" in url for url in seen.asked), "a key in an address"
+    unexpected = [told for told in seen.complaints if "401" not in told and "404" not in told]
+    assert unexpected == []  # 401: it asked without a key first; 404: what is not configured
+
+
+def test_without_a_key_or_with_a_wrong_one_it_asks_for_one_and_keeps_it_in_the_tab_alone(
+    context: BrowserContext, served: Running
+) -> None:
+    page = visit(context).page
+    page.goto(served.url)
+    field = page.get_by_label("Admin key")
+    expect(field).to_be_focused()
+    expect(page.locator("#figures")).to_be_hidden()
+    for wrong in ("sk-alice", "nonsense"):
+        field.fill(wrong)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert").first).to_contain_text("Incorrect API key")
+        assert page.evaluate("sessionStorage.length") == 0
+    field.fill("sk-root")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#tiles")).to_contain_text("Requests")
+    assert page.evaluate("JSON.stringify(localStorage)").count("sk-") == 0
+    assert "sk-root" not in page.content()
+    page.reload()
+    expect(page.locator("#tiles")).to_contain_text("Requests")
+    page.get_by_role("button", name="Sign out").click()
+    expect(field).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_tiles_show_what_the_gateway_counted_with_intervals_and_n(page: Page, served: Running) -> None:
+    told = served.get("/admin/console/data").json()
+    assert told["traffic"]["n"] == REQUESTS + 1
+    tiles = page.locator("#tiles")
+    expect(tiles).to_contain_text(f"Requests{REQUESTS + 1}")
+    for one in told["traffic"]["tiers"]:
+        expect(tiles).to_contain_text(f"{one['tier']}{100 * one['value']:.1f} % [{100 * one['low']:.1f} %")
+    saved = told["saving"]["figure"]
+    expect(tiles).to_contain_text(f"{100 * saved['value']:.1f} %")
+    expect(tiles).to_contain_text(f"n = {saved['n']} explored decisions")
+    expect(tiles).to_contain_text(re.compile(r"\d+ ms median.*\[.*\].*p95"))
+
+
+def test_charts_have_names_and_tables_with_the_same_numbers(page: Page, served: Running) -> None:
+    told = served.get("/admin/console/data").json()
+    routed = next(one for one in told["calibration"] if one["tier"] == "")["drawn"]
+    page.get_by_text("Reliability as a table").click()
+    table = page.locator("#reliability-table table")
+    expect(table.locator("tbody tr")).to_have_count(len(routed["bins"]))
+    first = routed["bins"][0]
+    expect(table.locator("tbody tr").first).to_contain_text(f"{100 * first['value']:.1f} %")
+    expect(page.locator("#reliability svg .dot").first).to_be_visible()
+    expect(page.locator("#reliability")).to_contain_text(f"n = {routed['n']}")
+    unnamed = page.eval_on_selector_all("svg[role=img]", "all => all.filter(one => !one.getAttribute('aria-label'))")
+    assert unnamed == []
+    assert page.locator("#histograms svg .right").count() > 0
+    page.locator("#labels").select_option("all")
+    expect(page.locator("#reliability")).to_contain_text("chooses by the truth")
+
+
+def test_the_slider_replays_another_threshold_and_says_what_is_not_known(page: Page, served: Running) -> None:
+    told = served.get("/admin/console/replay", policy="default", tier="cheap").json()
+    slider, there = page.get_by_role("slider"), page.locator("svg .there[data-threshold]")
+    expect(there).to_have_attribute("data-threshold", "0.8")
+    row = page.locator("#replay-readout tbody tr").nth(1)
+    before = row.inner_text()
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    expect(there).to_have_attribute("data-threshold", "0.81")
+    page.keyboard.press("Home")
+    expect(there).to_have_attribute("data-threshold", "0")
+    lowest = told["points"][0]
+    assert lowest["shares"] == [1.0, 0.0]
+    expect(row).to_contain_text("cheap 100 %, dear 0 %")
+    expect(row).to_contain_text(f"{100 * lowest['most']['value']:.1f} %")
+    expect(row).not_to_have_text(before)
+    assert "accuracy" in (slider.get_attribute("aria-valuetext") or "")
+    page.keyboard.press("End")
+    if told["points"][-1]["unknown"]:
+        expect(page.locator("#replay-readout")).to_contain_text("Accuracy is a range where it is not known")
+    expect(page.locator("#replay-readout")).to_contain_text(f"Replayed on {told['rows']} explored decisions")
+    page.get_by_role("button", name="Back to the policy").click()
+    expect(there).to_have_attribute("data-threshold", "0.8")
+
+
+def test_what_models_and_clients_wrote_stays_text(context: BrowserContext, served: Running) -> None:
+    seen = visit(context)
+    sign_in(seen.page, served.url)
+    seen.page.locator("#decisions button.link").first.click()
+    dialog = seen.page.get_by_role("dialog")
+    expect(dialog.locator("pre").last).to_have_text(EVIL)
+    expect(dialog.locator("pre").first).to_contain_text("<script>")
+    expect(dialog).to_contain_text("<img src=x")
+    assert dialog.locator("img, script").count() == 0
+    assert seen.page.evaluate("window.pwned") is None
+    assert not [told for told in seen.complaints if "401" not in told and "404" not in told]
+    assert (
+        seen.page.evaluate("try { document.body.innerHTML = '<b>x</b>'; 'markup' } catch (error) { error.name }")
+        == "TypeError"
+    ), "the page's policy forbids making markup of text"
+
+
+def test_a_keyboard_alone_reaches_everything_in_order(page: Page) -> None:
+    order = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    assert order == ["skip", "window", "policy", "pause", "sign-out", "theme"]
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.classList.contains('link')"):
+            break
+    number = page.evaluate("document.activeElement.textContent")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text(number)
+    expect(page.get_by_role("dialog")).to_contain_text("Hops in order")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert page.evaluate("document.activeElement.textContent") == number, "the focus comes back"
+
+
+def test_new_figures_leave_the_focus_and_open_tables_where_they_were(page: Page, served: Running) -> None:
+    page.get_by_text("Curve as a table").click()
+    page.locator("#decisions button.link").nth(3).focus()
+    number = page.evaluate("document.activeElement.dataset.key")
+    before = page.locator("#status").inner_text()
+    page.get_by_role("button", name="Pause").dispatch_event("click")  # looks at once
+    expect(page.locator("#status")).not_to_have_text(before)
+    assert page.evaluate("document.activeElement.dataset.key") == number
+    expect(page.locator("#replay-table table")).to_be_visible()
+
+
+def test_without_a_store_the_page_shows_what_the_metrics_tell(
+    context: BrowserContext, tmp_path: Path, upstream: Upstream
+) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    plan = planned(upstream.url)
+    del plan["store"]
+    with running(tmp_path, plan, **SECRETS) as gateway:
+        for nats in (SURE, UNSURE):
+            body = ask({"nats": nats})
+            httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=bearer("alice"), timeout=20)
+        page = visit(context).page
+        page.goto(f"http://127.0.0.1:{plan['admin']['port']}/admin/console/")
+        page.get_by_label("Admin key").fill("sk-root")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("No store is configured")
+        expect(page.locator("#tiles")).to_contain_text(re.compile("Requests2.*cheap50.0 %.*dear50.0 %"))
+        expect(page.locator("#tiers")).to_contain_text("cheap@")
+        expect(page.get_by_role("heading", name="Recent decisions")).to_be_hidden()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+def test_axe_finds_nothing_wrong_and_nothing_sticks_out(
+    scheme: Any, width: int, browser: Browser, served: Running
+) -> None:
+    with browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    ) as context:
+        context.set_default_timeout(20_000)
+        page = visit(context).page
+        page.goto(served.url)
+        expect(page.get_by_label("Admin key")).to_be_focused()
+        assert wrong(page) == []
+        sign_in(page, served.url)
+        assert wrong(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.locator("#decisions button.link").first.click()
+        expect(page.get_by_role("dialog").locator("table").first).to_be_visible()
+        assert wrong(page) == []
+        page.keyboard.press("Escape")
+        page.get_by_label("Theme").select_option("light" if scheme == "dark" else "dark")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+
+
+def wrong(page: Page) -> list[str]:
+    """What axe-core complains of, by the rules of WCAG 2.2 AA and good practice."""
+    found = Axe().run(page)
+    return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}" for one in found.response["violations"]]
