@@ -12,6 +12,14 @@ class Heading:
 
 
 @dataclass(frozen=True, slots=True)
+class Banner:
+    """What nobody may overlook. bad: it speaks against what the document claims."""
+
+    text: str
+    bad: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     text: str
 
@@ -53,4 +61,4 @@ class Gallery:
     figures: tuple[Figure, ...]
 
 
-Block = Heading | Text | Bullets | Table | Figure | Gallery
+Block = Heading | Banner | Text | Bullets | Table | Figure | Gallery

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from calibrators._blocks import Block, Bullets, Figure, Gallery, Heading, Table, Text
+from calibrators._blocks import Banner, Block, Bullets, Figure, Gallery, Heading, Table, Text
 
 
 def write(heading: str, blocks: Sequence[Block]) -> str:
@@ -17,6 +17,8 @@ def _block(block: Block) -> str:
     match block:
         case Heading(level, text):
             return f"{'#' * level} {_escaped(text)}"
+        case Banner(text):
+            return f"# **{_escaped(text)}**"
         case Text(text):
             return _escaped(text)
         case Bullets(items):

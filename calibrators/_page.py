@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from calibrators._blocks import Block, Bullets, Figure, Gallery, Heading, Table, Text
+from calibrators._blocks import Banner, Block, Bullets, Figure, Gallery, Heading, Table, Text
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --dim: #59636e; --rule: #d5dae0; --soft: #f4f6f8;
@@ -19,6 +19,9 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p, ul { max-width: 75ch; }
+p.banner { max-width: none; margin: 1rem 0; padding: .6rem 1rem; border: 3px solid var(--dim); color: var(--dim);
+  font-size: 2.6rem; font-weight: 700; line-height: 1.15; }
+p.banner.bad { border-color: var(--bad); color: var(--bad); }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: 13.5px; }
 th, td { padding: .22rem .8rem .22rem 0; text-align: left; vertical-align: top; border-top: 1px solid var(--rule); }
@@ -89,6 +92,8 @@ def _block(block: Block) -> str:
     match block:
         case Heading(level, text):
             return f"<h{level}>{escape(text)}</h{level}>"
+        case Banner(text, bad):
+            return f'<p class="banner{" bad" if bad else ""}" role="status">{escape(text)}</p>'
         case Text(text):
             return f"<p>{_words(text)}</p>"
         case Bullets(items):

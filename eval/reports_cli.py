@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from eval.cli import listed, moment, one_line
+from gateway import remote
 from gateway.cli import AsJson, ConfigFile
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -20,12 +21,18 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 Sources = Annotated[
     list[Path], typer.Option("--records", "-r", help="Folder of `collect`, or its records.parquet; may be repeated.")
 ]
+MaybeSources = Annotated[
+    list[Path] | None,
+    typer.Option("--records", "-r", help="Folder of `collect`, or its records.parquet; may be repeated."),
+]
+Running = Annotated[str | None, typer.Option("--live", help="Ask this gateway's admin listener instead, http://...")]
+Key = Annotated[str | None, typer.Option("--key", help="With --live: env:NAME or file:PATH of an admin's key.")]
 Created = Annotated[str | None, typer.Option(help="ISO time to write down, to make the same again byte by byte.")]
 
 
 @app.command()
 def card(
-    records: Sources,
+    records: MaybeSources = None,
     config: ConfigFile = Path("cascade.yaml"),
     out: Annotated[Path, typer.Option(help="Folder for card.md, card.json and card.html.")] = Path("card"),
     policy: Annotated[str, typer.Option(help="Which policy of the configuration.")] = "default",
@@ -37,12 +44,23 @@ def card(
     resamples: Annotated[int, typer.Option(min=100, help="Of each bootstrap.")] = 2_000,
     created: Created = None,
     seed: Annotated[int, typer.Option(help="Of resamples and simulations.")] = 0,
+    live: Running = None,
+    key: Key = None,
+    form: Annotated[str, typer.Option("--format", help="With --live: md, html or json.")] = "md",
     as_json: AsJson = False,
 ) -> None:
     """Replay the cascade over recorded answers and write its calibration card: what is claimed, and where that ends.
 
+    With --live, print what a running gateway claims now, and on what evidence.
+
     Example:  confgate card -c deploy/pocket/cascade.yaml --records runs/pocket --out docs/results/pocket-card
     """
+    if live is not None:
+        wanted = "json" if as_json else form
+        typer.echo(remote.ask(live, "/admin/card", key, {"policy": policy, "format": wanted}), nl=False)
+        return
+    if not records:
+        raise typer.BadParameter("name recorded answers with --records, or a running gateway with --live")
     with one_line():
         from eval import card as cards
         from gateway import config as configs
@@ -106,7 +124,7 @@ def objectives(
 
 @app.command()
 def monitors(
-    records: Sources,
+    records: MaybeSources = None,
     config: ConfigFile = Path("cascade.yaml"),
     out: Annotated[Path | None, typer.Option(help="File for the measured page, Markdown.")] = None,
     write: Annotated[
@@ -121,13 +139,27 @@ def monitors(
     streams: Annotated[int, typer.Option(min=10, help="Simulated streams.")] = 1_000,
     tolerance: Annotated[float, typer.Option(min=0, max=0.5, help="A gap of confidence that is no alarm.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of orders and simulations.")] = 0,
+    live: Running = None,
+    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay recorded answers as traffic: write the reference for drift, and measure false alarms and delays.
 
+    With --live, print what the monitors of a running gateway say; exits with 1 while an alarm is on.
+
     Example:  confgate monitors -c deploy/pocket/cascade.yaml -r runs/pocket/validation -r runs/pocket/test
     -r runs/pocket/shifted --out docs/results/monitors.md
     """
+    if live is not None:
+        from gateway.monitor import telling
+
+        report = remote.ask(live, "/admin/monitors", key)
+        typer.echo(report if as_json else telling.as_text(json.loads(report)))
+        if json.loads(report)["alarms"]:
+            raise typer.Exit(1)
+        return
+    if not records:
+        raise typer.BadParameter("name recorded answers with --records, or a running gateway with --live")
     with one_line():
         from eval import monitors as measuring
         from gateway import config as configs

@@ -14,6 +14,8 @@ from gateway.certificate import certificate_fault
 from gateway.config import Config, Step, TierEntry
 from gateway.errors import ConfigError
 from gateway.http.auth import Keyring
+from gateway.monitor import reference as references
+from gateway.monitor import tested
 from gateway.snapshot import check_early_abort, early_abort, open_cascade, source
 
 Row = dict[str, Any]
@@ -40,6 +42,14 @@ def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
         tiers.append(row)
     if mistakes and config.on_bad_artifact == "refuse":
         raise ConfigError("\n".join(mistakes))
+    for key, load in (("reference", references.load), ("card", tested.load)):
+        there = getattr(config.monitors, key)
+        try:
+            if there is not None:
+                load(there)
+        except ConfigError as error:
+            line, where = configs.locate(text, path, ("monitors", key))
+            raise ConfigError(f"{path}:{line}: {where}: {error}") from None
     certificates = standings(config, labels)
     bad = [one for one in certificates if not one["holds"] and all(s.tier in labels for s in steps_of(config, one))]
     if bad and config.on_bad_certificate == "refuse":

@@ -16,6 +16,7 @@ from gateway.certificate import Standing, Withdrawn, standing
 from gateway.config import Config, PolicyEntry, TierEntry
 from gateway.errors import ConfigError, EngineDown, EngineError
 from gateway.monitor import reference as references
+from gateway.monitor import tested
 from gateway.monitor.reference import Reference
 from gateway.nouns import Ability, EarlyAbort, Engine, Mix, Mode, Policy, Prefix, Prices, Source, Tier
 from gateway.resilience.guard import Guard
@@ -39,7 +40,7 @@ class Snapshot:
     withheld: tiers that run without their calibrator, and why.  away: those of them whose server could not be asked
     who it is.  engines: by tier, shared with the snapshot that comes after where it wants the same.
     certificates: of the policies that carry one, and whether it holds.  withdrawn: those of them that hold no longer
-    since they were loaded.  reference: what drift is measured from.
+    since they were loaded.  reference: what drift is measured from.  tested: what a card measured offline.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Snapshot:
     certificates: Mapping[str, Standing] = field(default_factory=dict)
     withdrawn: Mapping[str, Withdrawn] = field(default_factory=dict)
     reference: Reference = references.NOTHING
+    tested: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -74,10 +76,11 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
     before: what is in service now. A tier that is the same in both keeps its engine, and its guard what it has learnt.
     Raises ConfigError for a model that does not exist, and, unless on_bad_artifact is escalate, for a calibrator that
     is missing, broken or fitted on something else than what its engine serves; and for a certificate of another
-    policy, when on_bad_certificate is refuse; and for a reference that cannot be read.
+    policy, when on_bad_certificate is refuse; and for a reference or a card that cannot be read.
     """
     path = config.monitors.reference
     reference = references.NOTHING if path is None else references.load(path)
+    offline = None if config.monitors.card is None else tested.load(config.monitors.card)
     async with open_shared(config, before) as opened:
         patience_ends = asyncio.get_running_loop().time() + config.server.start_seconds
         tiers: dict[str, Tier] = {}
@@ -103,7 +106,7 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
             if config.on_bad_certificate == "refuse" and not ours:
                 advice = "or set on_bad_certificate: withdraw to serve without it"
                 raise ConfigError(f"the certificate of policy {name}: {found.why} ({advice})")
-        yield Snapshot(config, tiers, policies, withheld, frozenset(away), opened, certificates, reference=reference)
+        yield Snapshot(config, tiers, policies, withheld, frozenset(away), opened, certificates, {}, reference, offline)
 
 
 async def healed(snapshot: Snapshot) -> Snapshot:

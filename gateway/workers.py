@@ -32,9 +32,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway import config as configs
+from gateway.card import NOT_VALID
 from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.http.live import Lasting
+from gateway.monitor.telling import joined
 from gateway.resilience.ledger import Ledger
 from gateway.serving import Berth, Beside, invitation, listen, new_loop, run, settings, url
 from gateway.telemetry import MEDIA_TYPE, PREFIX, log_to_stderr
@@ -220,6 +222,10 @@ class Supervisor:
             return JSONResponse({"error": problem}, 503, {"retry-after": "1"})
         if request.url.path == "/metrics":
             return Response(summed([answer.decode() for *_, answer in told]), media_type=MEDIA_TYPE)
+        if request.url.path == "/admin/monitors":
+            return JSONResponse(joined([(seat, json.loads(answer)) for seat, _, _, answer in told]))
+        if request.url.path == "/admin/card":  # each has seen a part of the traffic: what speaks against it counts
+            told.sort(key=lambda one: NOT_VALID.encode() not in one[-1])
         lists = [(seat, json.loads(answer)) for seat, _, kind, answer in told if kind == "application/json"]
         if lists and all(isinstance(rows, list) for _, rows in lists):
             return JSONResponse([{"worker": seat} | row for seat, rows in lists for row in rows])

@@ -60,6 +60,17 @@ def test_check_names_file_and_line_of_a_missing_artefact(tmp_path: Path) -> None
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("key", ["reference", "card"])
+def test_check_names_what_monitors_cannot_read_with_its_line(key: str, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    (tmp_path / "rubbish").write_text("{}")
+    path = Path(write(tmp_path, monitors={key: "rubbish"}))
+    line = next(n for n, row in enumerate(path.read_text().splitlines(), 1) if "rubbish" in row)
+    code, _, err = confgate_ends("check", "-c", str(path))
+    assert code == 1
+    assert err.startswith(f"{path}:{line}: monitors.{key}: ")
+
+
 def test_check_live_finds_an_artefact_of_another_model(tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json", model="another")
     with Upstream() as upstream:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Response
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from gateway import card as cards
 from gateway import ids
 from gateway.engines._replicas import Replicas
 from gateway.errors import ConfigError
@@ -25,6 +26,8 @@ from gateway.store.base import DecisionRow
 from gateway.telemetry import MEDIA_TYPE, Telemetry
 
 Json = dict[str, Any]
+
+CARD_TYPES = {"html": "text/html", "md": "text/markdown", "json": "application/json"}
 
 
 def create_admin(
@@ -60,10 +63,26 @@ def create_admin(
         now = asyncio.get_running_loop().time()
         return [state(tier, now) | {"withheld": snapshot.withheld.get(name)} for name, tier in snapshot.tiers.items()]
 
+    def looked() -> Json:
+        if not monitoring.report:
+            raise RequestError(503, "The monitors have not looked yet; try again.", code="not_looked_yet")
+        return monitoring.report
+
     @routes.get("/admin/monitors")
     async def monitors() -> Json:
         """What the monitors found at their latest look: alarms, the state of each, how fast budgets burn."""
-        return monitoring.report
+        return looked()
+
+    @routes.get("/admin/card")
+    async def card(policy: str = "default", format: Literal["html", "md", "json"] = "html") -> Response:  # noqa: A002
+        """What is claimed of a policy's confidence as of now, on what evidence, and what is not known."""
+        report = looked()
+        try:
+            made = cards.make(live.snapshot, report, policy)
+        except ConfigError as error:
+            raise RequestError(404, str(error), param="policy", code="no_such_policy") from None
+        written = {"html": made.html, "md": made.markdown, "json": made.json}[format]()
+        return Response(written, media_type=CARD_TYPES[format])
 
     @routes.get("/admin/decisions")
     async def decisions(

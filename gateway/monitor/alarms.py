@@ -73,7 +73,11 @@ class Alarms:
 
     def voiding(self, policy: str) -> list[str]:
         """Why what was claimed of a policy is not true now; [] where nothing speaks against it."""
-        return [alarm.why for _, alarm in self._on.values() if alarm.kind in VOIDS and alarm.slice == policy]
+        return [
+            f"{alarm.tier}: {alarm.why}" if alarm.tier else alarm.why
+            for _, alarm in self._on.values()
+            if alarm.kind in VOIDS and alarm.slice == policy
+        ]
 
     def told(self) -> list[Mapping[str, Any]]:
         """For JSON, the oldest first."""

@@ -41,6 +41,7 @@ class Findings:
     """As of `read_at`, seconds since 1970; None before the first reading.
 
     states: by policy.  unknown: why nothing current can be said, "" where it can.  newest_at: of the labels counted.
+    first_at: of the answers that they are about.
     """
 
     states: Mapping[str, Calibration] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class Findings:
     errors: tuple[ErrorVerdict, ...] = ()
     read_at: float | None = None
     newest_at: float | None = None
+    first_at: float | None = None
     revised: int = 0
     unknown: str = ""
 
@@ -80,6 +82,7 @@ class Evidence:
             self._impossible = "nothing is explored, and labels of other answers do not count: see monitors.labels_of"
         self._rng = np.random.default_rng(0)
         self._failed = 0
+        self._places: dict[tuple[str, str, str], Place] = {}
         self.findings = Findings(self._states(unknown=True), unknown=self._impossible or "labels were not read yet")
 
     def _ours(self, decision: DecisionRow) -> bool:
@@ -106,12 +109,21 @@ class Evidence:
             tuple(self._book.errors()),
             read_at,
             self._book.newest_at or None,
+            self._book.first_at or None,
             self._book.revised,
             unknown,
         )
         return self.findings
 
     def _place(self, verdict: Verdict) -> Place:
+        """Measured anew only when there are new labels: the limits of rolling figures are simulated."""
+        about = (verdict.policy, verdict.tier, verdict.calibrator)
+        known = self._places.get(about)
+        if known is None or known.verdict.n != verdict.n:
+            known = self._places[about] = self._measured(verdict)
+        return known
+
+    def _measured(self, verdict: Verdict) -> Place:
         p, right = self._book.honesties.recent(verdict.policy, verdict.tier, verdict.calibrator)
         try:
             rolling = labels.rolling(p, right, self._rng) if p.size > 1 else None

@@ -65,7 +65,8 @@ class Book:
     counts: whether a decision is the release's own; it may look at anything but the truth.
     limits: by policy, the objective for accepted errors.  least_inclusion: of exploring; what was drawn with less, by
     an earlier configuration, is left out.
-    newest_at: of the labels that counted; seconds since 1970, 0 without any.
+    newest_at: of the labels that counted; seconds since 1970, 0 without any.  first_at: when the first of the answers
+    that they are about was given, likewise.
     """
 
     trusted_only: bool
@@ -78,6 +79,7 @@ class Book:
     counts: Callable[[DecisionRow], bool] = everything
     honesties: Honesties = field(init=False)
     newest_at: float = 0.0
+    first_at: float = 0.0
     revised: int = 0
     _errors: dict[str, AcceptedError] = field(default_factory=dict)
     _labels_at: float = field(init=False)
@@ -132,6 +134,7 @@ class Book:
                 continue
             self._counted[number] = row.right
             self.newest_at = max(self.newest_at, one.label.at)
+            self.first_at = min(self.first_at or one.label.decided_at, one.label.decided_at)
             rows.append(row)
         self.honesties.note(rows)
         return len(rows)

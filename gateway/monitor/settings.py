@@ -19,6 +19,10 @@ class Monitors(Written):
         description="what traffic looked like when calibrators were trusted, from `confgate monitors --write`; "
         "without it nothing is said about drift",
     )
+    card: Path | None = Field(
+        default=None,
+        description="the card.json of `confgate card`, whose tested shifts the live card repeats; without it none are",
+    )
     rows: int = Field(default=500, ge=200, le=20_000, description="of each tier, in one look at drift")
     every_seconds: float = Field(default=15, ge=1, le=3600, description="between two looks, if there is something new")
     labels_by: Literal["operators", "everybody"] = Field(
@@ -33,7 +37,7 @@ class Monitors(Written):
     look_back_days: float = Field(default=30, gt=0, le=730, description="of labels and decisions read at the start")
     slos: Slos = Slos()
 
-    @field_validator("reference")
+    @field_validator("reference", "card")
     @classmethod
     def _beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         return None if path is None else resolve(path, info)

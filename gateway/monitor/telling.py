@@ -13,7 +13,7 @@ from gateway.monitor.labels import ErrorVerdict
 from gateway.monitor.settings import Monitors
 from gateway.monitor.slo import MIN_EVENTS, PAIRS, Budget, Calibration, Objective
 from gateway.monitor.watch import Watch
-from gateway.store.telling import moment
+from gateway.store.telling import moment, table
 
 Json = dict[str, Any]
 
@@ -100,8 +100,8 @@ def _burning(objective: Objective, budget: Budget, monotonic: float) -> list[Ala
     worst = max(pairs, key=lambda pair: pair.burn)
     bad, n = budget.seen(monotonic, worst.short_seconds)
     why = (
-        f"{objective}: {bad:,} of {n:,} bad in {worst.short_seconds / 60:g} minutes, "
-        f"{budget.burn(monotonic, worst.long_seconds):.1f} times the budget over {worst.long_seconds / 3600:g} h"
+        f"{bad:,} of {n:,} bad in {span(worst.short_seconds)}, "
+        f"{budget.burn(monotonic, worst.long_seconds):.1f} times the budget over {span(worst.long_seconds)}"
     )
     return [Alarm(Kind.SLO, "", "", why, what=str(objective), page=worst.page)]
 
@@ -129,6 +129,7 @@ def report(seen: Seen, alarms: Alarms, wall: float, monotonic: float) -> Json:
                 "of": seen.wanted.labels_of,
                 "needed": seen.wanted.slos.min_labels,
                 "read_at": None if found.read_at is None else moment(found.read_at),
+                "first_at": None if found.first_at is None else moment(found.first_at),
                 "newest_at": None if found.newest_at is None else moment(found.newest_at),
                 "revised": found.revised,
                 "tests": [_test(place, seen) for place in found.places],
@@ -215,3 +216,115 @@ def _slo(objective: Objective, budget: Budget, monotonic: float) -> Json:
             for seconds, (bad, n) in counted.items()
         ],
     }
+
+
+def joined(reports: Sequence[tuple[int, Json]]) -> Json:
+    """Those of several workers, each with its number, as one. Each sees its own part of the traffic, so drift and
+    budgets are listed for each; labels are everybody's, so the report that read them last speaks for all.
+    """
+    latest = max((one for _, one in reports), key=lambda one: one["monitors"]["labels"]["read_at"] or "")
+    alarms: dict[tuple[str, ...], Json] = {}
+    for seat, one in reports:
+        for alarm in one["alarms"]:
+            about = tuple(str(alarm[name]) for name in ("kind", "tier", "slice", "what"))
+            known = alarms.setdefault(about, alarm | {"workers": []})
+            known["workers"].append(seat)
+            known["since"] = min(known["since"], alarm["since"])
+    void = {
+        policy["policy"]: list(dict.fromkeys(why for _, one in reports for why in _void(one, policy["policy"])))
+        for policy in latest["policies"]
+    }
+    return latest | {
+        "alarms": sorted(alarms.values(), key=lambda alarm: str(alarm["since"])),
+        "policies": [policy | {"not_valid": void[policy["policy"]]} for policy in latest["policies"]],
+        "monitors": {
+            "drift": [{"worker": seat} | place for seat, one in reports for place in one["monitors"]["drift"]],
+            "labels": latest["monitors"]["labels"],
+        },
+        "slos": [{"worker": seat} | slo for seat, one in reports for slo in one["slos"]],
+    }
+
+
+def _void(report: Json, policy: str) -> list[str]:
+    return [why for one in report["policies"] if one["policy"] == policy for why in one["not_valid"]]
+
+
+def as_text(report: Json) -> str:
+    """The same for people."""
+    parts = [f"as of {report['at']}"]
+    alarms = [
+        {"since": one["since"], "kind": one["kind"], "policy": one["slice"] or "-", "tier": one["tier"] or "-"}
+        | {"why": one["why"]}
+        for one in report["alarms"]
+    ]
+    parts.append(table(alarms) if alarms else "no alarms")
+    parts.append(
+        table(
+            [
+                {"policy": one["policy"], "calibration": one["calibration"], "certificate": _held(one["certificate"])}
+                for one in report["policies"]
+            ]
+        )
+    )
+    labels = report["monitors"]["labels"]
+    parts.append(f"labels: {labels['unknown'] or _counted(labels)}")
+    if labels["tests"]:
+        parts.append(table([_test_line(one) for one in labels["tests"]]))
+    parts.append(table([_drift_line(one) for one in report["monitors"]["drift"]]))
+    parts.append(table([_slo_line(one) for one in report["slos"]]))
+    return "\n\n".join(parts)
+
+
+def _held(certificate: Json | None) -> str:
+    return "none" if certificate is None else "holds" if certificate["holds"] else str(certificate["why"])
+
+
+def _counted(labels: Json) -> str:
+    whose = "of explored answers" if labels["of"] == "explored" else "of all answers"
+    return f"by {labels['by']}, {whose}, read at {labels['read_at']}; {labels['needed']:,} are needed"
+
+
+def _test_line(one: Json) -> Json:
+    seen = one["latest"]
+    return {
+        "policy": one["policy"],
+        "tier": one["tier"],
+        "state": one["state"],
+        "labels": f"{one['n']:,}",
+        "claimed": f"{seen['claimed']:.1%}",
+        "right": f"{seen['right']:.1%} [{seen['low']:.1%}, {seen['high']:.1%}] of {seen['n']:,}",
+        "wealth over": f"e^{one['log_wealth_over']:.1f}",
+        "under": f"e^{one['log_wealth_under']:.1f}",
+    }
+
+
+def _drift_line(one: Json) -> Json:
+    drifted = ", ".join(shift["what"] for shift in one.get("drifted", ()))
+    return _worker(one) | {
+        "policy": one["policy"],
+        "tier": one["tier"],
+        "drift": one["state"],
+        "n": f"{one['n']:,} against {one['n_reference']:,}" if "n" in one else "-",
+        "largest effect": f"{one['largest_effect']:.3f}" if "n" in one else "-",
+        "out of distribution": f"{one['out_of_distribution']:.1%}" if "n" in one else "-",
+        "": drifted or one["why"] or "-",
+    }
+
+
+def _slo_line(one: Json) -> Json:
+    burns = {f"burn in {span(w['seconds'])}": f"{w['burn']:.1f} ({w['bad']:,}/{w['n']:,})" for w in one["windows"]}
+    return _worker(one) | {
+        "objective": one["objective"],
+        "state": one["state"],
+        "budget": f"{one['budget']:.1%}",
+        **burns,
+    }
+
+
+def span(seconds: float) -> str:
+    """5 min, 6 h."""
+    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:g} h"
+
+
+def _worker(one: Json) -> Json:
+    return {"worker": str(one["worker"])} if "worker" in one else {}

@@ -71,6 +71,7 @@ ROUTES = [
     ("GET", "/admin/config"),
     ("GET", "/admin/tiers"),
     ("GET", "/admin/monitors"),
+    ("GET", "/admin/card"),
     ("GET", "/admin/decisions"),
     ("GET", "/admin/decisions/AQGX"),
     ("GET", "/admin/console/data"),

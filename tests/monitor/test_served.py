@@ -18,7 +18,7 @@ from gateway.monitor.labels import ROUTED
 from gateway.monitor.reference import Reference, tier_reference
 from gateway.nouns import Floats
 from tests.faults.ask import ask
-from tests.faults.gateway import Gateway, running, until, write_artifact
+from tests.faults.gateway import Gateway, confgate_ends, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.test_feedback import SECRETS, bearer, planned
 from tests.test_certificate import certificate
@@ -163,10 +163,44 @@ def test_shifted_traffic_is_loud_without_a_label(run: Run) -> None:
     assert (alarm["tier"], alarm["slice"]) == ("cheap", "default")
     assert "effect" in alarm["why"]
     assert alarm["since"].startswith("20")
-    assert run.report()["policies"][0]["not_valid"] == [alarm["why"]]
+    assert run.report()["policies"][0]["not_valid"] == [f"cheap: {alarm['why']}"]
     assert 'confidence_gateway_drifted{policy="default",tier="cheap"} 1.0' in run.metrics()
     assert 'confidence_gateway_alarms{kind="drift"} 1.0' in run.metrics()
     assert any(line["event"] == "alarm" and line["kind"] == "drift" for line in run.gateway.lines())
+
+
+def test_the_live_card_says_in_large_letters_that_it_is_not_valid_now(run: Run) -> None:
+    page = run.admin.get("/admin/card")
+    assert page.headers["content-type"].startswith("text/html")
+    assert '<p class="banner bad" role="status">NOT VALID NOW</p>' in page.text
+    assert "<script" not in page.text
+    words = run.admin.get("/admin/card", params={"format": "md"}).text
+    assert "\n# **NOT VALID NOW**\n" in words
+    told = run.admin.get("/admin/card", params={"format": "json"}).json()
+    assert told["standing"] == "NOT VALID NOW"
+    assert told["why"] == run.report()["policies"][0]["not_valid"]
+    assert [step["accept_at"] for step in told["routing"]["steps"]] == [0.0, None]
+    assert told["versions"]["reference_sha256"]
+    assert any("nothing is explored" in one for one in told["unknown"])
+    assert any("monitors.card" in one for one in told["unknown"])
+    assert run.admin.get("/admin/card", params={"policy": "nobody"}).status_code == 404
+    assert run.admin.get("/admin/card", params={"format": "pdf"}).status_code == 422
+
+
+def test_commands_print_what_a_running_gateway_says(run: Run) -> None:
+    where = ("--live", str(run.admin.base_url), "--key", "env:ROOT_KEY")
+    code, out, err = confgate_ends("monitors", *where, **SECRETS)
+    assert (code, err) == (1, "")  # an alarm is on
+    assert "drift" in out
+    assert "calibration" in out
+    code, out, _ = confgate_ends("monitors", *where, "--json", **SECRETS)
+    assert (code, json.loads(out)["alarms"][0]["kind"]) == (1, "drift")
+    code, out, _ = confgate_ends("card", *where, **SECRETS)
+    assert (code, "NOT VALID NOW" in out) == (0, True)
+    code, out, err = confgate_ends("card", "--live", str(run.admin.base_url))
+    assert (code, out) == (1, "")
+    assert "name an admin's key" in err
+    assert "Traceback" not in confgate_ends("monitors", "--live", "http://127.0.0.1:1")[2]
 
 
 def test_nobody_sees_monitors_without_an_admins_key(run: Run) -> None:
@@ -204,8 +238,8 @@ def test_labels_withdraw_a_certificate_and_neither_reload_nor_restart_brings_it_
     plan = certified(tmp_path, upstream.url)
     with running(tmp_path, plan, **SECRETS) as gateway, Run(gateway, plan) as run:
         assert promised(run)
-        run.labelled(answers("test")[:150])
-        until(lambda: run.whole().get("n") == 150, LOOK_SECONDS)
+        run.labelled(answers("test")[:100])
+        until(lambda: run.whole().get("n") == 100, LOOK_SECONDS)
         assert promised(run)
         assert run.kinds() == set()
         assert run.report()["policies"][0]["calibration"] == "holds"
@@ -213,9 +247,10 @@ def test_labels_withdraw_a_certificate_and_neither_reload_nor_restart_brings_it_
         assert whole["state"] == "holds"
         assert whole["latest"]["low"] < whole["latest"]["right"] < whole["latest"]["high"]
 
-        run.labelled(answers("reworded"))
+        run.labelled(answers("reworded")[:150])
         until(lambda: not promised(run), LOOK_SECONDS)
         until(lambda: {"overconfident", "certificate"} <= run.kinds(), LOOK_SECONDS)
+        assert "CERTIFICATE WITHDRAWN" in run.admin.get("/admin/card").text
         [policy] = run.report()["policies"]
         assert policy["calibration"] == "broken"
         assert "claims more than" in policy["certificate"]["why"]

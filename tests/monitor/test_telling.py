@@ -1,0 +1,87 @@
+"""Reports: of several workers as one, and for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import ConfigError
+from gateway.monitor import tested
+from gateway.monitor.alarms import Alarm, Alarms, Kind
+from gateway.monitor.telling import as_text, joined
+
+Json = dict[str, Any]
+
+
+def report(*alarms: Alarm, at: float = 1e9, read_at: str | None = None) -> Json:
+    on = Alarms()
+    on.found(alarms, at)
+    return {
+        "at": "2026-11-22T00:00:00.000+00:00",
+        "alarms": on.told(),
+        "policies": [
+            {"policy": "default", "calibration": "unknown", "certificate": None, "not_valid": on.voiding("default")}
+        ],
+        "monitors": {
+            "drift": [{"policy": "default", "tier": "small", "calibrator": "s@1", "state": "unknown", "why": "few"}],
+            "labels": {"unknown": "away", "by": "operators", "of": "explored", "needed": 300, "read_at": read_at,
+                       "tests": [], "accepted_error": []},
+        },
+        "slos": [{"objective": "latency", "budget": 0.05, "state": "unknown", "windows": []}],
+    }  # fmt: skip
+
+
+DRIFT = Alarm(Kind.DRIFT, "small", "default", "far away")
+
+
+def test_an_alarm_of_any_worker_is_an_alarm_of_all_and_says_whose_it_is() -> None:
+    whole = joined([(0, report(read_at="2026-01-01")), (1, report(DRIFT, at=5.0)), (2, report(DRIFT, at=3.0))])
+    [alarm] = whole["alarms"]
+    assert (alarm["kind"], alarm["workers"]) == ("drift", [1, 2])
+    assert alarm["since"].startswith("1970-01-01T00:00:03")
+    assert whole["policies"][0]["not_valid"] == ["small: far away"]
+    assert [place["worker"] for place in whole["monitors"]["drift"]] == [0, 1, 2]
+    assert whole["monitors"]["labels"]["read_at"] == "2026-01-01"
+    assert "worker" in as_text(whole)
+
+
+def test_an_alarm_keeps_the_time_it_began_at_until_it_ends() -> None:
+    on = Alarms()
+    for at, found in ((1.0, [DRIFT]), (2.0, [DRIFT]), (3.0, []), (4.0, [DRIFT])):
+        on.found(found, at)
+        told = on.told()
+        assert len(told) == len(found)
+    assert told[0]["since"].startswith("1970-01-01T00:00:04")
+    on.found([DRIFT], 5.0)
+    assert on.told()[0]["since"].startswith("1970-01-01T00:00:04")
+
+
+def test_burning_budgets_and_under_confidence_void_no_claim() -> None:
+    on = Alarms()
+    on.found(
+        [Alarm(Kind.SLO, "", "", "slow", what="latency"), Alarm(Kind.UNDERCONFIDENT, "small", "default", "too low")],
+        1.0,
+    )
+    assert on.voiding("default") == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "another"}', "\x00", '{"schema": 5}'])
+def test_what_is_no_card_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "card.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is no card"):
+        tested.load(path)
+    with pytest.raises(ConfigError, match="is no card"):
+        tested.load(tmp_path / "gone.json")
+
+
+def test_the_card_that_is_shipped_tells_its_shifts() -> None:
+    found = tested.load(Path(__file__).parents[2] / "docs/results/pocket-card/card.json")
+    names = [whole["name"] for whole in found["wholes"]]
+    assert names[0] == "test"
+    assert {"reworded", "more_steps"} <= set(names)
+    assert all(0 <= whole["right"]["value"] <= 1 for whole in found["wholes"])
+    json.dumps(found)
