@@ -41,6 +41,7 @@ ELSEWHERE = {
     "verify": Elsewhere("eval.verify_cli", "eval,calibrate", "Compare what the gateway serves with what was scored."),
     "sign": Elsewhere("eval.sign_cli", "sign", "Sign calibrators that travel with an Ed25519 key."),
     "card": Elsewhere("eval.reports_cli", "eval,calibrate", "Write the cascade's calibration card from its records."),
+    "rollout": Elsewhere("gateway.rollout_cli", "cli", "Calibrators on trial, promoted and taken back, while serving."),
     "objectives": Elsewhere("eval.reports_cli", "eval,calibrate", "Compare robust objectives on unseen shifts."),
     "monitors": Elsewhere("eval.reports_cli", "eval,calibrate", "Measure how quiet and how loud the monitors are."),
 }

@@ -34,6 +34,7 @@ from gateway.certificate import Certificate
 from gateway.errors import ConfigError
 from gateway.fleet.settings import Fleet, Serve
 from gateway.ids import Seal
+from gateway.monitor.rollout_settings import Rollout
 from gateway.monitor.settings import Monitors
 from gateway.resilience.breaker import Rules
 from gateway.resilience.guard import Limits
@@ -479,6 +480,9 @@ class Config(Written):
     monitors: Monitors = Field(
         default=Monitors(), description="whether traffic is what it was, and labels bear out what was claimed"
     )
+    rollout: Rollout | None = Field(
+        default=None, description="how tiers get other calibrators while they serve, and lose those that do harm"
+    )
     on_bad_artifact: Literal["escalate", "refuse"] = Field(
         default="refuse",
         description="a calibrator that is missing, broken or not this server's: escalate runs the tier without a "
@@ -516,6 +520,19 @@ class Config(Written):
     def _what_is_learnt_is_kept(self) -> Self:
         if self.exploration is not None and self.store is None:
             raise wrong("what is explored must be kept somewhere: say where under store", at=("exploration",))
+        return self
+
+    @model_validator(mode="after")
+    def _a_rollout_has_evidence(self) -> Self:
+        if self.rollout is None:
+            return self
+        if self.store is None:
+            raise wrong("what a calibrator on trial shows must be kept: say where under store", at=("rollout",))
+        if all(tier.calibrator is None for tier in self.tiers):
+            raise wrong("no tier has a calibrator that another could replace", at=("rollout",))
+        if self.rollout.labels_of == "explored" and self.exploration is None:
+            told = "labels of explored decisions are to count, and none is explored: say exploration, or labels_of: all"
+            raise wrong(told, at=("rollout", "labels_of"))
         return self
 
     @model_validator(mode="after")

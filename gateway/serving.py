@@ -28,9 +28,10 @@ from gateway.http import protocol
 from gateway.http.admin import create_admin
 from gateway.http.app import create_app
 from gateway.http.journal import Journal
-from gateway.http.live import Lasting, Live, open_generation
+from gateway.http.live import Lasting, Live, as_it_is, open_generation
 from gateway.monitoring import Monitoring
 from gateway.resilience.ledger import Ledger
+from gateway.rolling import Rolling
 from gateway.snapshot import Snapshot
 from gateway.store.desk import DAY_SECONDS, Aside, Desk
 from gateway.store.story import Keep
@@ -124,9 +125,13 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
     loop = asyncio.get_running_loop()
     monitoring = Monitoring(telemetry.registry, None if desk is None else Aside(desk, loop))
     first = await open_generation(config, lasting.spare)
+    rolling = None
+    if config.rollout is not None and desk is not None:
+        rolling = Rolling(config.rollout, Aside(desk, loop), telemetry.registry)
+        first.snapshot = await rolling.dress(first.snapshot)
     monitoring.serve(first.snapshot)
     await asyncio.to_thread(monitoring.start, FIRST_LOOK_SECONDS)
-    live = Live(first, read, lasting, watch, monitoring.amended)
+    live = Live(first, read, lasting, watch, monitoring.amended, as_it_is if rolling is None else rolling.dress)
     monitoring.changed = partial(loop.call_soon_threadsafe, live.amend)
     live.amend()  # for what was found just before it could be told
     try:
@@ -143,13 +148,22 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
                 jobs.append(group.create_task(desk.run()))
             if explorer is not None:
                 jobs.append(group.create_task(explorer.run()))
+            if rolling is not None:
+                rolling.redress = live.redress
+                jobs.append(group.create_task(rolling.run()))
             beside = None
             if berth.lifeline is not None:
                 stop = partial(public.handle_exit, signal.SIGTERM, None)
                 asyncio.get_running_loop().add_reader(berth.lifeline, stop)
             if berth.admin is not None:
                 private = create_admin(
-                    live, telemetry, journal, monitoring, group, partial(public.handle_exit, signal.SIGTERM, None)
+                    live,
+                    telemetry,
+                    journal,
+                    monitoring,
+                    rolling,
+                    group,
+                    partial(public.handle_exit, signal.SIGTERM, None),
                 )
                 beside = Beside(settings(private, config.server))
                 jobs.append(group.create_task(beside.serve([berth.admin])))

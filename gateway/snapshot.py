@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -30,6 +30,10 @@ RETRY_SECONDS = 0.5  # between looks at a server that is still loading; vLLM tak
 PREFIX = "prefix"  # the span of artefacts fitted on the first k tokens is written prefix-k
 NONE: Mapping[str, Withdrawn] = {}
 TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template", "span", "fields"})
+
+
+# What of a tier comes with its calibrator; see with_calibrator
+BROUGHT = ("features", "calibrator", "calibrator_id", "source", "top_k", "after", "cut", "fitted_for", "early_abort")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,8 +131,13 @@ async def healed(snapshot: Snapshot) -> Snapshot:
                 del withheld[entry.name]
                 log.warning("calibrator no longer withheld", extra={"tier": entry.name})
             away.remove(entry.name)
-    if away == snapshot.away:
-        return snapshot
+    return snapshot if away == snapshot.away else changed(snapshot, tiers, withheld, away)
+
+
+def changed(
+    snapshot: Snapshot, tiers: Mapping[str, Tier], withheld: Mapping[str, str], away: Collection[str]
+) -> Snapshot:
+    """The snapshot with other tiers; policies and certificates are made anew from them."""
     policies, certificates = certified(snapshot.config, tiers, snapshot.withdrawn)
     return replace(
         snapshot, tiers=tiers, policies=policies, withheld=withheld, away=frozenset(away), certificates=certificates
@@ -183,6 +192,16 @@ def bare_tier(entry: TierEntry, engine: Engine, before: Snapshot | None = None) 
         guard=guard,
         abilities=abilities,
     )
+
+
+def bared(tier: Tier) -> Tier:
+    """The tier without what its calibrator of whole answers brought; it says nothing about how sure it is."""
+    return like(tier, Tier(tier.name, tier.engine))
+
+
+def like(tier: Tier, other: Tier) -> Tier:
+    """The tier with the calibrator of whole answers that another one has."""
+    return replace(tier, rival=None, **{name: getattr(other, name) for name in BROUGHT})
 
 
 async def calibrated(tier: Tier, entry: TierEntry, patience_ends: float, signers: Sequence[str] = ()) -> Tier:

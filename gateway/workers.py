@@ -49,6 +49,7 @@ WEAKEST = frozenset(f"{PREFIX}_{name}" for name in ("certificate_holds", "store_
 RESTART_SECONDS, RESTART_MAX_SECONDS = 0.2, 10.0  # before a dead worker is replaced; doubles while it dies young
 YOUNG_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
+ONCE = frozenset({("POST", "/admin/rollout")})  # what one worker does, all the others read from the shared folder
 KILL_SECONDS = 5.0  # beyond the grace, for a worker that does not end
 
 Json = dict[str, Any]
@@ -217,6 +218,8 @@ class Supervisor:
             if status >= 400:
                 return Response(answer, status, media_type=kind)
             told.append((worker.orders.seat, status, kind, answer))
+            if (request.method, request.url.path) in ONCE:
+                break
         if not told:
             problem = {"message": "No worker is ready.", "type": "server_error", "param": None, "code": None}
             return JSONResponse({"error": problem}, 503, {"retry-after": "1"})

@@ -14,13 +14,14 @@ from gateway import card as cards
 from gateway import ids
 from gateway.engines._replicas import Replicas
 from gateway.errors import ConfigError
-from gateway.http import console, hosts
+from gateway.http import console, hosts, rollouts
 from gateway.http.doors import Stamp, excuse_all
 from gateway.http.errors import RequestError
 from gateway.http.journal import Journal
 from gateway.http.live import Live
 from gateway.monitoring import Monitoring
 from gateway.nouns import Tier
+from gateway.rolling import Rolling
 from gateway.store import telling
 from gateway.store.base import DecisionRow
 from gateway.telemetry import MEDIA_TYPE, Telemetry
@@ -35,6 +36,7 @@ def create_admin(
     telemetry: Telemetry,
     journal: Journal,
     monitoring: Monitoring,
+    rolling: Rolling | None,
     group: asyncio.TaskGroup,
     drain: Callable[[], object],
 ) -> ASGIApp:
@@ -116,6 +118,7 @@ def create_admin(
         drain()
         return JSONResponse({"status": "draining"}, 202)
 
+    routes.include_router(rollouts.router(live, rolling))
     app.include_router(routes)
     app.include_router(console.data(live, journal), dependencies=[Depends(admin)])
     app.include_router(console.page())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -76,12 +76,17 @@ async def open_generation(config: Config, spare: bytes, before: Snapshot | None 
         return Generation(snapshot, keyring, seal, stack.pop_all())
 
 
+async def as_it_is(snapshot: Snapshot) -> Snapshot:
+    return snapshot
+
+
 class Live:
     """The current generation, and whether the process still takes requests.
 
     read: the configuration as it is written now.
     amended: makes of a snapshot what may come into service, with what has been found out since its configuration was
     written; the very same one where that is nothing.
+    dress: gives a snapshot the calibrators that rollouts have come to; never raises.
     changed: called with every snapshot that comes into service.
     """
 
@@ -92,9 +97,10 @@ class Live:
         lasting: Lasting,
         changed: Callable[[Snapshot], object] = lambda _: None,
         amended: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
+        dress: Callable[[Snapshot], Awaitable[Snapshot]] = as_it_is,
     ) -> None:
         self._now, self._read, self.lasting = first, read, lasting
-        self._changed, self._amended = changed, amended
+        self._changed, self._amended, self._dress = changed, amended, dress
         self._lock = asyncio.Lock()
         self.draining = False  # no new requests; set once, by whoever ends the process
         first.snapshot = amended(first.snapshot)
@@ -136,7 +142,7 @@ class Live:
             config = self._read()
             check_listeners(self.snapshot.config, config)
             following = await open_generation(config, self.lasting.spare, self.snapshot)
-            following.snapshot = self._amended(following.snapshot)
+            following.snapshot = self._amended(await self._dress(following.snapshot))
             old, self._now = self._now, following
             self._changed(self.snapshot)
             group.create_task(old.close())
@@ -160,7 +166,13 @@ class Live:
             async with self._lock:
                 now = self._now
                 better = await healed(now.snapshot) if now.snapshot.away else now.snapshot
-                self._enter(now, better)
+                self._enter(now, better if better is now.snapshot else await self._dress(better))
+
+    async def redress(self) -> None:
+        """Serve by what rollouts have come to now. Requests that have begun keep what they began with."""
+        async with self._lock:
+            now = self._now
+            self._enter(now, await self._dress(now.snapshot))
 
     async def close(self) -> None:
         await self._now.close()
@@ -176,6 +188,8 @@ def check_listeners(now: Config, then: Config) -> None:
         changed.append("store")
     if now.tracing != then.tracing:
         changed.append("tracing")
+    if (now.rollout and now.rollout.folder) != (then.rollout and then.rollout.folder):
+        changed.append("rollout.folder")
     if now.keys.ledger != then.keys.ledger:
         changed.append("keys.ledger")
     if changed:

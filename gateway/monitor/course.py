@@ -53,6 +53,16 @@ def take(path: Path, state: State, step: Step, *, who: str, at: float, candidate
     return following
 
 
+def note(
+    path: Path, state: State, action: str, *, who: str, at: float, why: tuple[str, ...], facts: Mapping[str, object]
+) -> None:
+    """Write down what was seen and is no step. Raises RolloutRefused when the state is no longer the last."""
+    number, last = _last(path)
+    if last != state:
+        raise RolloutRefused("somebody took another step meanwhile; look at the rollout again")
+    _write(path, number, state, who=who, at=at, action=action, why=why, facts=facts)
+
+
 def _write(
     path: Path,
     number: int,

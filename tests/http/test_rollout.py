@@ -1,0 +1,268 @@
+"""Rollouts in a gateway that serves: real processes, real labels, and the folder that they share with the terminal."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from calibrators import artifact as artifacts
+from gateway.monitor.rollouts import Rollouts
+from tests.faults.ask import ask
+from tests.faults.gateway import SURE, UNSURE, Gateway, cascade, free_port, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+ADMIN = {"authorization": "Bearer sk-root"}
+ENVIRONMENT = {"ROOT_KEY": "sk-root", "ROUTE_SECRET": "0123456789abcdef0123456789abcdef"}
+ROLLOUT: dict[str, Any] = {
+    "folder": "rollout", "poll_seconds": 0.2, "settle_seconds": 0.5, "labels_of": "all", "share": 0.5, "max_flips": 1,
+    "min_shadow": 20, "min_labels": 40, "worse_accepted": 0.2, "worse_cost": None, "probe": None,
+}  # fmt: skip
+
+
+class Run:
+    """A gateway, its folder, and both of its doors."""
+
+    def __init__(self, gateway: Gateway, folder: Path, port: int) -> None:
+        self.gateway, self.folder = gateway, folder
+        self.rollouts = Rollouts(folder / "rollout")
+        self.public = httpx2.Client(base_url=gateway.url, timeout=10)
+        self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ADMIN, timeout=10)
+
+    def told(self) -> dict[str, Any]:
+        return self.admin.get("/admin/rollout").raise_for_status().json()["tiers"]["cheap"]  # type: ignore[no-any-return]
+
+    def act(self, action: str, **more: Any) -> httpx2.Response:
+        return self.admin.post("/admin/rollout", json={"tier": "cheap", "action": action, "why": "a test", **more})
+
+    def put(self, name: str, **how: Any) -> str:
+        """An artefact in the registry; its label."""
+        path = self.folder / f"{name}.json"
+        label = write_artifact(path, **how)
+        self.rollouts.registry.put(
+            artifacts.load(path), parent=None, who="test", at="2026-01-01T00:00:00+00:00", why=""
+        )
+        return label
+
+    def ask(self, nats: float = SURE, *, right: bool | None = None, say: str = "?") -> dict[str, str]:
+        """One answer's headers; its label by an operator, if there is to be one."""
+        body = ask({"nats": nats, "text": say}, {"text": say})
+        headers = self.public.post("/v1/chat/completions", json=body).raise_for_status().headers
+        if right is not None:
+            label = {"id": headers["x-route-id"], "label": right, "source": "operator"}
+            self.public.post("/v1/feedback", json=label, headers=ADMIN).raise_for_status()
+        return dict(headers)
+
+
+@contextmanager
+def served(folder: Path, upstream: Upstream, **rollout: Any) -> Iterator[Run]:
+    port = free_port()
+    write_artifact(folder / "cheap.json")
+    plan = cascade(
+        upstream.url,
+        keys={"allow_anonymous": True, "admins": [{"name": "root", "key": "env:ROOT_KEY"}]},
+        admin={"port": port},
+        ids={"secret": "env:ROUTE_SECRET"},
+        store={"sqlite": "decisions.sqlite"},
+        rollout=ROLLOUT | rollout,
+    )
+    with running(folder, plan, **ENVIRONMENT) as gateway:
+        run = Run(gateway, folder, port)
+        with run.public, run.admin:
+            yield run
+
+
+@pytest.fixture
+def run(tmp_path: Path, upstream: Upstream) -> Iterator[Run]:
+    with served(tmp_path, upstream) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Run]:
+    """For tests that leave the first calibrator live and none on trial."""
+    with served(tmp_path_factory.mktemp("rollout"), upstream) as made:
+        yield made
+
+
+def test_a_bad_calibrator_promoted_by_hand_is_rolled_back_by_its_labels_and_no_request_is_lost(run: Run) -> None:
+    good = run.ask()["x-route-calibrator"]
+    bad = run.put("bad", intercept=12.0)
+    assert run.act("live", artefact=bad).status_code == 200
+    assert run.ask(UNSURE)["x-route-calibrator"] == bad  # p = .98 for what the good one puts at .02
+    statuses: list[int] = []
+    ending = threading.Event()
+
+    def load() -> None:
+        with httpx2.Client(base_url=run.gateway.url, timeout=10) as client:
+            while not ending.is_set():
+                told = client.post("/v1/chat/completions", json=ask({"nats": UNSURE}))
+                statuses.append(told.status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(load)
+        try:
+            labels = 0
+            while run.told()["live"] == bad:
+                run.ask(UNSURE, right=False, say="wrong")
+                labels += 1
+                assert labels < 200
+            until(lambda: run.ask()["x-route-calibrator"] == good, 20)
+        finally:
+            ending.set()
+    assert set(statuses) == {200}
+    back = run.told()["history"][-1]
+    assert (back["action"], back["who"].split("@")[0]) == ("rollback", "gateway")
+    assert "over-confident" in back["why"][0]
+    assert run.told()["live"] == good
+    decided = next(
+        line for line in run.gateway.lines() if line["event"] == "rollout step" and line["action"] == "rollback"
+    )
+    worn = next(line for line in reversed(run.gateway.lines()) if line["event"] == "calibrator put in service")
+    seconds = (dt.datetime.fromisoformat(worn["time"]) - dt.datetime.fromisoformat(back["at"])).total_seconds()
+    assert worn["calibrator"] == good
+    assert seconds < 10
+    assert decided["audit_sha256"] == run.rollouts.history("cheap")[-1].sha256
+    print(f"{len(statuses)} requests, none lost; on {labels} labels, in service {seconds:.2f} s after the decision")
+
+
+def test_a_better_calibrator_goes_by_shadow_and_canary_to_live_on_its_evidence(run: Run) -> None:
+    old = run.ask()["x-route-calibrator"]
+    new = run.put("new", intercept=2.7)  # .85 where the old one says .95; in truth it is .7
+    run.act("shadow", artefact=new).raise_for_status()
+    assert (run.told()["stage"], run.told()["candidate"]) == ("shadow", new)
+    arms, asked, told = set(), 0, run.told()
+    while told["live"] == old:
+        for _ in range(20):
+            asked += 1
+            headers = run.ask(SURE, right=asked % 10 < 7, say=f"a {asked}")
+            arms.add((told["stage"], headers["x-route-calibrator"]))
+        told = run.told()
+        assert asked < 2000, told["evidence"]
+    assert run.told()["live"] == new
+    assert [event["action"] for event in run.told()["history"]] == ["begin", "shadow", "canary", "promote"]
+    assert {("canary", new), ("canary", old)} <= arms
+
+
+def test_steps_by_hand_are_logged_with_who_and_why_and_impossible_ones_refused(lasting: Run) -> None:
+    run = lasting
+    new = run.put("new", intercept=3.0)
+    assert run.act("rollback").status_code == 409
+    assert run.act("shadow", artefact="ffffffffffff").status_code == 404
+    assert run.act("canary").status_code == 409
+    assert run.admin.post("/admin/rollout", json={"tier": "nobody", "action": "stop", "why": "x"}).status_code == 404
+    assert run.act("sing").status_code in (400, 422)
+    assert run.admin.post("/admin/rollout", json={"tier": "cheap", "action": "stop"}).status_code in (400, 422)
+    assert run.admin.get("/admin/rollout", headers={"authorization": "Bearer sk-eve"}).status_code == 401
+    assert run.act("offer", artefact=new).status_code == 200
+    assert run.act("offer", artefact=new).status_code == 409
+    assert run.act("canary", share=0.25).json()["share"] == 0.25
+    assert run.act("stop").json()["stage"] == "none"
+    last = run.told()["history"][-1]
+    assert (last["who"], last["why"], last["action"]) == ("root", ["a test"], "reject")
+
+
+def test_a_conversation_stays_in_its_arm_and_arms_have_their_share(lasting: Run) -> None:
+    run = lasting
+    new = run.put("new", intercept=3.9)
+    run.act("offer", artefact=new).raise_for_status()
+    run.act("canary", share=0.5).raise_for_status()
+
+    def arm(first: str, *more: dict[str, str]) -> str:
+        body = {"model": "auto", "messages": [{"role": "user", "content": first}, *more]}
+        return run.public.post("/v1/chat/completions", json=body).headers["x-route-calibrator"]
+
+    arms = [arm(f"question {number}") for number in range(40)]
+    assert 8 <= arms.count(new) <= 32  # 4 standard deviations and more
+    later = [{"role": "assistant", "content": "well"}, {"role": "user", "content": "and?"}]
+    assert [arm(f"question {number}", *later) for number in range(40)] == arms
+    run.act("stop").raise_for_status()
+
+
+def test_what_the_trial_says_is_kept_with_the_hop_and_decides_nothing(lasting: Run) -> None:
+    run = lasting
+    new = run.put("new", intercept=-20.0)
+    run.act("shadow", artefact=new).raise_for_status()
+    headers = run.ask(SURE)
+    assert headers["x-route-tier"] == "cheap"
+
+    def kept() -> dict[str, Any]:
+        return run.admin.get(f"/admin/decisions/{headers['x-route-id']}").json()  # type: ignore[no-any-return]
+
+    until(lambda: "hops" in kept())
+    [hop] = kept()["hops"]
+    assert hop["rival"] == new
+    assert hop["rival_p"] == pytest.approx(0.0, abs=1e-6)
+    assert hop["p_correct"] == pytest.approx(0.953, abs=0.01)
+    run.act("stop").raise_for_status()
+
+
+def test_a_step_in_the_folder_reaches_a_running_gateway_and_outlives_it(tmp_path: Path, upstream: Upstream) -> None:
+    with served(tmp_path, upstream) as run:
+        new = run.put("new", intercept=3.0)
+        run.rollouts.act("cheap", "live", who="ops", at=time.time(), why="from a terminal", artefact=new)  # type: ignore[arg-type]
+        until(lambda: run.ask()["x-route-calibrator"] == new, 10)
+        run.admin.post("/admin/reload").raise_for_status()
+        assert run.ask()["x-route-calibrator"] == new  # though the file names the old one
+    with served(tmp_path, upstream) as run:
+        assert run.ask()["x-route-calibrator"] == new
+        assert run.act("rollback").status_code == 200
+        assert run.ask()["x-route-calibrator"] != new
+
+
+def test_a_registry_that_is_broken_leaves_what_runs_running_and_says_so(lasting: Run) -> None:
+    run = lasting
+    before = run.ask()["x-route-calibrator"]
+    log = run.rollouts.course("cheap")
+    whole = log.read_bytes()
+    log.write_bytes(whole.replace(b'"begin"', b'"bogus"'))
+    until(lambda: "error" in run.told(), 10)
+    assert "changed" in run.told()["error"]
+    assert run.ask()["x-route-calibrator"] == before
+    assert run.act("rollback").status_code == 503
+    metrics = run.admin.get("/metrics").text
+    assert 'confidence_gateway_rollout_broken{tier="cheap"} 1.0' in metrics
+    log.write_bytes(whole)
+    until(lambda: "error" not in run.told(), 10)
+    new = run.put("new", intercept=3.0)
+    path = run.rollouts.find(new).path
+    path.chmod(0o644)
+    path.write_text("{}")
+    assert run.act("live", artefact=new).status_code in (404, 422)
+    assert run.ask()["x-route-calibrator"] == before
+
+
+def test_after_the_last_rollback_everything_escalates_until_another_is_promoted(run: Run) -> None:
+    old = run.ask()["x-route-calibrator"]
+    while run.told()["live"] == old:
+        run.ask(SURE, right=False, say="wrong")
+    assert run.told()["history"][-1]["action"] == "safe"
+    headers = run.ask(SURE)
+    assert (headers["x-route-tier"], headers.get("x-route-calibrator", "none")) == ("dear", "none")
+    new = run.put("new", intercept=3.0)
+    run.act("live", artefact=new).raise_for_status()
+    assert run.ask(SURE)["x-route-tier"] == "cheap"
+
+
+def test_a_rollout_without_evidence_is_a_mistake_in_the_file(tmp_path: Path, upstream: Upstream) -> None:
+    from gateway import config
+    from gateway.errors import ConfigError
+
+    write_artifact(tmp_path / "cheap.json")
+    for changes, told in (
+        ({}, "store"),
+        ({"store": {"sqlite": "d.sqlite"}}, "labels_of"),
+    ):
+        plan = cascade(upstream.url, rollout={"folder": "r"}, **changes)
+        with pytest.raises(ConfigError, match=told):
+            config.parse(json.dumps(plan), tmp_path / "cascade.yaml")
