@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 LEAST_LABELS = 20  # below, no diagram is drawn
 BIN_LABELS, MOST_BINS = 20, 10  # of a reliability diagram; each bin holds as many labels as the next
-CELLS = 20  # of a histogram over [0, 1]
+CELLS = 20  # of a histogram
 SLICES = 40  # of the strip of requests over time
 DRAWS = 500  # of labels from p itself, for the band that true probabilities would stay in
 
@@ -166,8 +166,9 @@ def reliability(p: Floats, right: Floats, rng: np.random.Generator) -> list[Json
 
 
 def cells(p: Floats, right: Floats) -> list[Json]:
-    """Right and wrong answers by probability, in equal steps. (N,) each."""
-    edges = np.linspace(0, 1, CELLS + 1)
+    """Right and wrong answers by probability, in equal steps from the tenth below the smallest to 1. (N,) each."""
+    lowest = min(0.9, np.floor(10 * p.min()) / 10) if p.size else 0.0
+    edges = np.linspace(lowest, 1, CELLS + 1)
     rights, wrongs = (np.histogram(p[right == one], edges)[0].tolist() for one in (1, 0))
     return [
         {"from": low, "to": high, "right": hits, "wrong": misses}

@@ -59,11 +59,11 @@ def test_tiles_show_what_the_gateway_counted_with_intervals_and_n(page: Page, se
     tiles = page.locator("#tiles")
     expect(tiles).to_contain_text(f"Requests{REQUESTS + 1}")
     for one in told["traffic"]["tiers"]:
-        expect(tiles).to_contain_text(f"{one['tier']}{100 * one['value']:.1f} % [{100 * one['low']:.1f} %")
+        expect(tiles).to_contain_text(f"{one['tier']}{100 * one['value']:.1f} % [{100 * one['low']:.1f}, ")
     saved = told["saving"]["figure"]
     expect(tiles).to_contain_text(f"{100 * saved['value']:.1f} %")
     expect(tiles).to_contain_text(f"n = {saved['n']} explored decisions")
-    expect(tiles).to_contain_text(re.compile(r"\d+ ms median.*\[.*\].*p95"))
+    expect(tiles).to_contain_text(re.compile(r"\d ms ?median \[.*\].*p95 \["))
 
 
 def test_charts_have_names_and_tables_with_the_same_numbers(page: Page, served: Running) -> None:
@@ -123,6 +123,28 @@ def test_what_models_and_clients_wrote_stays_text(context: BrowserContext, serve
         seen.page.evaluate("try { document.body.innerHTML = '<b>x</b>'; 'markup' } catch (error) { error.name }")
         == "TypeError"
     ), "the page's policy forbids making markup of text"
+
+
+def test_the_live_card_is_shown_as_it_is_now(page: Page) -> None:
+    page.get_by_role("button", name="Live card of default").click()
+    expect(page.get_by_role("dialog")).to_contain_text("cheap@")
+    page.get_by_role("button", name="Close").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_alarms_are_told_as_they_come(page: Page, served: Running) -> None:
+    report = served.get("/admin/monitors").json()
+    assert report["alarms"] == []
+    alarms = page.locator("#alarms[aria-live=polite]")
+    expect(alarms).to_contain_text("None, as of")
+    alarm = {"since": report["at"], "kind": "overconfident", "tier": "cheap", "slice": "default", "page": True}
+    told = report | {"alarms": [alarm | {"why": "claimed 95 %, right 71 % <b>of</b> 500"}]}
+    page.route("**/admin/monitors", lambda route: route.fulfill(json=told))
+    page.get_by_role("button", name="Pause").click()
+    words = "Over-confident · cheap · default: claimed 95 %, right 71 % <b>of</b> 500"
+    expect(alarms.locator("li")).to_contain_text(words)
+    expect(page).to_have_title(re.compile(r"^\(!\)"))
+    page.unroute("**/admin/monitors")
 
 
 def test_a_keyboard_alone_reaches_everything_in_order(page: Page) -> None:

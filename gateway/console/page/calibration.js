@@ -1,7 +1,7 @@
 // Claimed against found, and the confidence of right and wrong answers.
 
-import { axis, bar, canvas, frame, legend, line, picture, text } from "./charts.js";
-import { count, empty, h, interval, percent, probability, s, table } from "./dom.js";
+import { axis, bar, canvas, frame, legend, line, picture, text, ticks } from "./charts.js";
+import { count, empty, h, percent, probability, s, table, within } from "./dom.js";
 
 /** What one may look at: [value, words] each. */
 export function places(told) {
@@ -28,7 +28,7 @@ export function reliability(told, place, labels) {
   const { gap } = diagram;
   const verdict = gap.low > 0 ? "It claims too much." : gap.high < 0 ? "It claims too little." : "No gap can be told from chance.";
   return [
-    h("p", {}, `Claimed ${percent(diagram.claimed)}, right ${percent(diagram.right.value)} ${interval(diagram.right, percent)}, n = ${count(diagram.n)}. `,
+    h("p", {}, `Claimed ${percent(diagram.claimed)}, right ${percent(diagram.right.value)} ${within(diagram.right)}, n = ${count(diagram.n)}. `,
       `Gap ${points(gap.value)} [${points(gap.low)}, ${points(gap.high)}]. `, h("strong", {}, verdict)),
     canvas((width) => draw(diagram, width)),
     legend(
@@ -40,7 +40,7 @@ export function reliability(told, place, labels) {
   ];
 }
 
-const points = (x) => `${x > 0 ? "+" : ""}${(100 * x).toFixed(1)} points`;
+const points = (x) => `${x > 0 ? "+" : x < 0 ? "−" : ""}${Math.abs(100 * x).toFixed(1)} points`;
 
 function draw(diagram, width) {
   const height = Math.min(420, Math.max(300, width * 0.62));
@@ -53,7 +53,7 @@ function draw(diagram, width) {
   const half = Math.min(5, (0.35 * (x.end - x.start)) / diagram.bins.length);
   for (const one of diagram.bins) marks.push(bar(x(one.claimed) - half, y(one.band_high), 2 * half, y(one.band_low) - y(one.band_high), "band"));
   for (const one of diagram.bins) {
-    const words = `claimed ${probability(one.claimed)}, right ${percent(one.value)} ${interval(one, percent)}, n = ${count(one.n)}`;
+    const words = `claimed ${probability(one.claimed)}, right ${percent(one.value)} ${within(one)}, n = ${count(one.n)}`;
     marks.push(line(x(one.claimed), y(one.low), x(one.claimed), y(one.high), "whisker"));
     marks.push(s("circle", { cx: x(one.claimed), cy: y(one.value), r: 4.5, class: "dot" }, s("title", {}, words)));
   }
@@ -72,7 +72,7 @@ function counts(cells, x, bottom, strip) {
   const high = (n) => (n / tallest) * (strip - 8);
   return [
     inside.flatMap((cell) => {
-      const words = `p from ${cell.from.toFixed(2)} to ${cell.to.toFixed(2)}: ${count(cell.right)} right, ${count(cell.wrong)} wrong`;
+      const words = `p from ${probability(cell.from)} to ${probability(cell.to)}: ${count(cell.right)} right, ${count(cell.wrong)} wrong`;
       const [left, width] = [x(Math.max(cell.from, x.low)) + 1, x(cell.to) - x(Math.max(cell.from, x.low)) - 2];
       return [
         cell.right ? bar(left, bottom - high(cell.right), width, high(cell.right), "right", words) : null,
@@ -91,7 +91,7 @@ export function reliabilityTable(told, place, labels) {
   return [table("Bins of equally many labels by rising probability",
     [["p from – to"], ["claimed", "n"], ["right", "n"], ["95 % interval", "n"], ["if p were true", "n"], ["n", "n"]],
     diagram.bins.map((one) => [
-      `${probability(one.p_low)} – ${probability(one.p_high)}`, probability(one.claimed), percent(one.value), interval(one, percent),
+      `${probability(one.p_low)} – ${probability(one.p_high)}`, probability(one.claimed), percent(one.value), within(one),
       `[${percent(one.band_low)}, ${percent(one.band_high)}]`, count(one.n),
     ]))];
 }
@@ -124,14 +124,14 @@ export function histograms(told, labels) {
 
 function drawCells(diagram, limits, tier, width) {
   const height = 170;
-  const x = axis(0, 1, 40, width - 10);
+  const x = axis(diagram.cells[0].from, 1, 40, width - 10);
   const up = Math.max(1, ...diagram.cells.map((cell) => cell.right));
   const down = Math.max(1, ...diagram.cells.map((cell) => cell.wrong));
   const y = axis(-down, up, height - 40, 8);
   const wrongs = diagram.cells.reduce((sum, cell) => sum + cell.wrong, 0);
   return picture(width, height, `${tier}: probabilities of ${count(diagram.n - wrongs)} right and ${count(wrongs)} wrong answers`,
     diagram.cells.flatMap((cell) => {
-      const words = `p from ${cell.from.toFixed(2)} to ${cell.to.toFixed(2)}: ${count(cell.right)} right, ${count(cell.wrong)} wrong`;
+      const words = `p from ${probability(cell.from)} to ${probability(cell.to)}: ${count(cell.right)} right, ${count(cell.wrong)} wrong`;
       const [left, wide] = [x(cell.from) + 0.5, x(cell.to) - x(cell.from) - 1];
       return [
         cell.right ? bar(left, y(cell.right), wide, y(0) - y(cell.right), "right", words) : null,
@@ -141,7 +141,7 @@ function drawCells(diagram, limits, tier, width) {
     line(x.start, y(0), x.end, y(0), "axis"),
     limits.map((limit) => line(x(limit), y.end, x(limit), y.start, "limit")),
     text(x.start - 6, y.end + 9, count(up), "end"), text(x.start - 6, y(0) + 4, "0", "end"), y.start - y(0) > 18 ? text(x.start - 6, y.start, count(down), "end") : null,
-    [0, 0.25, 0.5, 0.75, 1].map((at) => text(x(at), height - 22, at.toString(), at === 0 ? "start" : at === 1 ? "end" : "middle")),
+    ticks(x, 4).map((at) => text(x(at), height - 22, at.toFixed(x.low < 0.9 ? 1 : 2), at > 0.99 ? "end" : "middle")),
     text((x.start + x.end) / 2, height - 5, "p", "middle"));
 }
 
@@ -151,5 +151,5 @@ export function histogramsTable(told, labels) {
   return some.map((one) => table(`${one.tier}, ${one.calibrator}, n = ${count(one[labels].n)}`,
     [["p from – to"], ["right", "n"], ["wrong", "n"]],
     one[labels].cells.filter((cell) => cell.right || cell.wrong)
-      .map((cell) => [`${cell.from.toFixed(2)} – ${cell.to.toFixed(2)}`, count(cell.right), count(cell.wrong)])));
+      .map((cell) => [`${probability(cell.from)} – ${probability(cell.to)}`, count(cell.right), count(cell.wrong)])));
 }

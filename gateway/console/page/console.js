@@ -78,6 +78,10 @@ async function show(fresh, report, tiers, steps, rows) {
   }
   const shown = part(report, (one) => monitors.panels(one), () => monitors.panels(null));
   if (changed($("monitors"), report.told ?? report.refused.message)) swap($("monitors"), shown);
+  $("cards").hidden = !report.told;
+  if (changed($("cards"), told.policies)) {
+    swap($("cards"), told.policies.map(({ policy }) => h("button", { type: "button", "data-key": policy, "aria-haspopup": "dialog", onclick: () => decisions.card(policy) }, `Live card of ${policy}`)));
+  }
   if (changed($("tiers"), tiers.told ?? tiers.refused.message)) swap($("tiers"), part(tiers, (some) => [monitors.tiers(some)]));
   if (changed($("rollout"), steps.told ?? steps.refused.message)) {
     swap($("rollout"), part(steps, (one) => rollout.cards(one, look), () => [empty("Rollouts are not configured (", h("code", {}, "rollout:"), " in the configuration).")]));

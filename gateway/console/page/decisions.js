@@ -6,7 +6,7 @@ import { $, count, empty, h, moment, percent, probability, seconds, short, table
 export function list(rows) {
   if (!rows.length) return empty("No decision here.");
   return table("Newest first; a decision's number opens its whole story",
-    [["decision"], ["time"], ["policy"], ["hops, p against threshold"], ["status"], ["seconds", "n"], ["cost", "n"], ["right?"]],
+    [["decision"], ["time"], ["policy"], ["hops, p against threshold", "words"], ["status"], ["seconds", "n"], ["cost", "n"], ["right?"]],
     rows.map((row) => [
       h("button", { type: "button", class: "link", "data-key": row.number, "aria-haspopup": "dialog", onclick: () => story(row.number) }, row.number.slice(0, 10)),
       moment(row.at), row.policy || "–", hops(row), `${row.status}${row.explored ? " · explored" : ""}`,
@@ -30,13 +30,21 @@ function hops(row) {
   ];
 }
 
-async function story(number) {
+const story = (number) => opened(`Decision ${number}`, async () => whole(await ask(`/admin/decisions/${encodeURIComponent(number)}`)));
+
+/** What is claimed of a policy as of now, in the words of the live card. */
+export const card = (policy) => opened(`Live card of ${policy}`, async () => [
+  h("pre", { tabindex: "0", role: "group", "aria-label": "Live card" }, await ask(`/admin/card?${new URLSearchParams({ policy, format: "md" })}`, { text: true })),
+]);
+
+/** A dialog with what `load` brings. */
+async function opened(title, load) {
   const [dialog, body] = [$("story"), $("story-body")];
-  $("story-title").textContent = `Decision ${number}`;
+  $("story-title").textContent = title;
   body.replaceChildren(h("p", { class: "dim" }, "Loading …"));
   dialog.showModal();
   try {
-    body.replaceChildren(...whole(await ask(`/admin/decisions/${encodeURIComponent(number)}`)));
+    body.replaceChildren(...(await load()));
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     body.replaceChildren(h("p", { class: "bad", role: "alert" }, error.message));
@@ -47,7 +55,7 @@ function whole({ decision, hops: all, labels, truth: said }) {
   return [
     decision ? facts(decision, said) : empty("Its decision row is not there any more."),
     all.length ? h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Hops" }, table("Hops in order; shadows were asked afterwards, to learn from",
-      [["tier"], ["role"], ["reason"], ["p / threshold", "n"], ["model"], ["calibrator"], ["tokens", "n"], ["seconds", "n"], ["cost", "n"], ["comes to the same"], ["why"]],
+      [["tier"], ["role"], ["reason"], ["p / threshold", "n"], ["model"], ["calibrator"], ["tokens", "n"], ["seconds", "n"], ["cost", "n"], ["comes to the same"], ["why", "words"]],
       all.map((hop) => [hop.tier, hop.role, hop.reason, sure(hop), hop.model || "–", hop.calibrator, `${count(hop.prompt_tokens)} + ${count(hop.completion_tokens)}`,
         seconds(hop.seconds), usd(hop.usd), agreement(hop.agrees), [hop.null_reason, hop.note, hop.error].filter(Boolean).join("; ") || "–"]))) : null,
     ...all.filter((hop) => Object.keys(hop.features).length).map((hop) => h("details", {},
@@ -55,7 +63,7 @@ function whole({ decision, hops: all, labels, truth: said }) {
       table("As measured; – is undefined", [["feature"], ["value", "n"]],
         Object.entries(hop.features).map(([name, value]) => [name, value === null ? "–" : value.toPrecision(6)])))),
     labels.length ? table("Labels, oldest first; an operator's counts before a client's, a proxy's never",
-      [["label"], ["source"], ["by"], ["time"], ["comment"]],
+      [["label"], ["source"], ["by"], ["time"], ["comment", "words"]],
       labels.map((label) => [label.label ? "right" : "wrong", label.source, label.author, moment(label.at), label.comment ?? "–"])) : h("p", { class: "note" }, "No label."),
     ...["prompt", "answer"].filter((name) => decision?.[name] !== null && decision?.[name] !== undefined)
       .flatMap((name) => [h("h3", {}, name === "prompt" ? "Prompt, redacted" : "Answer, redacted"), h("pre", { tabindex: "0", role: "group", "aria-label": name }, decision[name])]),

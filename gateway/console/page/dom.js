@@ -75,6 +75,9 @@ export function seconds(x) {
   return `${x < 99.95 ? x.toPrecision(3) : Math.round(x)} s`;
 }
 
+/** "[low, high]" of a share, to stand behind its percentage. */
+export const within = (figure, digits = 1) => `[${(100 * figure.low).toFixed(digits)}, ${(100 * figure.high).toFixed(digits)}]`;
+
 /** "[low, high]" in the units of `write`. */
 export const interval = (figure, write) => `[${write(figure.low)}, ${write(figure.high)}]`;
 

@@ -1,7 +1,7 @@
 // Alarms, and what the monitors found at their latest look.
 
 import { bars } from "./traffic.js";
-import { count, empty, h, interval, moment, percent, short, table } from "./dom.js";
+import { count, empty, h, moment, percent, short, table, within } from "./dom.js";
 
 const KINDS = {
   drift: "Drift", overconfident: "Over-confident", underconfident: "Under-confident", accepted_error: "Accepted errors",
@@ -34,26 +34,27 @@ export function panels(report) {
   const { drift = [], labels = {} } = report.monitors ?? {};
   return [
     ...(report.policies ?? []).filter((one) => one.not_valid?.length).map((one) => h("p", { class: "bad" }, h("strong", {}, `What is claimed of ${one.policy} is not valid now: `), one.not_valid.join("; "))),
-    drift.length ? scroll("Drift", table("Drift: features and p beside the reference, no labels needed. Effect: Kolmogorov–Smirnov distance, alarm from 0.1 on",
-      [["policy · tier"], ["state"], ["largest effect", "n"], ["out of distribution", "n"], ["rows", "n"], ["reference", "n"], ["what drifted"]],
+    unwatched(drift) ? h("p", { class: "note" }, `Drift is not watched: ${drift[0].why}.`) : drift.length ? scroll("Drift", table("Drift: features and p beside the reference, no labels needed. Effect: Kolmogorov–Smirnov distance, alarm from 0.1 on",
+      [["policy · tier"], ["state"], ["largest effect", "n"], ["out of distribution", "n"], ["rows", "n"], ["reference", "n"], ["what drifted", "words"]],
       drift.map((one) => [`${one.policy} · ${one.tier}`, state(one.state), one.largest_effect === undefined ? "–" : short(one.largest_effect),
         one.out_of_distribution === undefined ? "–" : percent(one.out_of_distribution), one.n ? count(one.n) : one.rows_needed ? `${count(one.rows)} of ${count(one.rows_needed)}` : "–",
         one.n_reference ? count(one.n_reference) : "–", h("span", {}, one.why ?? (drifted(one.drifted ?? []) || "–"))]))) : empty("No drift is watched."),
     labels.tests?.length ? scroll("Tests of calibration", table(`Calibration by labels (${words(labels.by)}, ${words(labels.of)}); the test may be looked at after every label`,
       [["policy · tier"], ["calibrator"], ["state"], ["labels", "n"], ["claimed, latest", "n"], ["right, latest", "n"], ["log wealth over / under", "n"]],
       labels.tests.map((one) => [`${one.policy} · ${one.tier}`, one.calibrator ?? "all", state(one.state), count(one.n),
-        one.latest ? percent(one.latest.claimed) : "–", one.latest ? `${percent(one.latest.right)} ${interval(one.latest, percent)}` : "–",
+        one.latest ? percent(one.latest.claimed) : "–", one.latest ? `${percent(one.latest.right)} ${within(one.latest)}` : "–",
         `${one.log_wealth_over.toFixed(1)} / ${one.log_wealth_under.toFixed(1)}`]))) : h("p", { class: "note" }, labels.unknown ?? "No label has been judged yet."),
     labels.accepted_error?.length ? scroll("Accepted errors", table("Wrong answers among those accepted, against the objective",
       [["policy"], ["state"], ["at most", "n"], ["between", "n"], ["answers", "n"], ["labels", "n"]],
       labels.accepted_error.map((one) => [one.policy, state(one.state), percent(one.limit, 2), `[${percent(one.low, 2)}, ${percent(one.high, 2)}]`, count(one.n), count(one.labels)]))) : null,
     report.slos?.length ? scroll("Objectives", table("Objectives: how fast each uses up its budget (1 is just sustainable)",
-      [["objective"], ["state"], ["budget", "n"], ["windows: bad of all, burn rate"]],
+      [["objective"], ["state"], ["budget", "n"], ["windows: bad of all, burn rate", "words"]],
       report.slos.map((one) => [one.objective, state(one.state), percent(one.budget, 2),
-        one.windows.map((window) => `${span(window.seconds)}: ${count(window.bad)} of ${count(window.n)}${window.n ? `, ${short(window.burn)}×` : ""}`).join(" · ")]))) : null,
+        one.windows.every((window) => !window.n) ? "no request yet" : one.windows.map((window) => `${span(window.seconds)}: ${count(window.bad)} of ${count(window.n)}${window.n ? `, ${short(window.burn)}×` : ""}`).join(" · ")]))) : null,
   ];
 }
 
+const unwatched = (drift) => drift.length > 0 && drift.every((one) => one.state === "unknown" && one.why === drift[0].why && one.rows === undefined);
 const words = (told) => (Array.isArray(told) ? told.join(", ") : told ?? "–");
 const drifted = (some) => some.map((one) => `${one.what} ${short(one.effect)} (p = ${one.p_value.toPrecision(1)})`).join(", ");
 const span = (x) => (x < 3600 ? `${short(x / 60)} min` : x < 86400 ? `${short(x / 3600)} h` : `${short(x / 86400)} d`);
@@ -62,7 +63,7 @@ const scroll = (name, inside) => h("div", { class: "scroll", tabindex: "0", role
 /** Every tier as it is. */
 export function tiers(rows) {
   return table("As of now; with several workers, a row for each",
-    [["tier"], ["calibrator"], ["breaker"], ["in flight", "n"], ["waiting", "n"], ["remarks"]],
+    [["tier"], ["calibrator"], ["breaker"], ["in flight", "n"], ["waiting", "n"], ["remarks", "words"]],
     rows.map((one) => [
       one.worker === undefined ? one.tier : `${one.tier} (worker ${one.worker})`, one.calibrator,
       one.breaker === "open" ? h("span", { class: "bad" }, `open, ${short(one.barred_seconds)} s`) : "closed",

@@ -1,7 +1,7 @@
 // Cost and accuracy over one tier's threshold, replayed on explored decisions; the slider moves one point along it.
 
 import { area, axis, canvas, drawn, frame, legend, line, path, picture, text } from "./charts.js";
-import { count, empty, h, interval, percent, s, short, swap, table, usdPerThousand, $ } from "./dom.js";
+import { $, count, empty, h, interval, percent, s, short, swap, table, usdPerThousand, within } from "./dom.js";
 
 const accuracyOf = (point) => (point.least.value + point.most.value) / 2;
 
@@ -78,14 +78,14 @@ export function slid() {
 function readout(told, point) {
   const rows = [["the policy as it is", told.now], ["replayed", point]].map(([name, one]) => [
     name, `p ≥ ${short(one.threshold)}`, accuracy(one), bounds(one), usdPerThousand(one.usd.value), interval(one.usd, usdPerThousand),
-    one.saving ? percent(one.saving.value) : "–", one.saving ? interval(one.saving, percent) : "–",
+    one.saving ? percent(one.saving.value) : "–", one.saving ? within(one.saving) : "–",
     told.tiers.map((tier, place) => `${tier} ${percent(one.shares[place], 0)}`).join(", "),
   ]);
   const unknown = Math.max(told.now.unknown, point.unknown);
   return [
     h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "The policy and the replayed threshold" }, table(
       `Replayed on ${count(told.rows)} explored decisions, ${count(told.labelled)} of them labelled (worth ${count(Math.round(told.effective))} even draws); 95 % intervals`,
-      [["route"], [`accept ${told.tier} at`, "n"], ["accuracy", "n"], ["interval", "n"], ["cost per 1,000", "n"], ["interval", "n"], ["saved", "n"], ["interval", "n"], ["answered by"]], rows)),
+      [["route"], [`accept ${told.tier} at`, "n"], ["accuracy", "n"], ["interval", "n"], ["cost per 1,000", "n"], ["interval", "n"], ["saved", "n"], ["interval", "n"], ["answered by", "words"]], rows)),
     unknown > 0 ? h("p", { class: "note" },
       `Accuracy is a range where it is not known: for up to ${percent(unknown)} of the rows the tier that would have answered said something else than the wrong answer that was served, or something that cannot be compared. `,
       "The range runs from all of it wrong to all of it right.") : null,

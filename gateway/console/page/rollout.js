@@ -4,12 +4,11 @@ import { ask, Refused } from "./gate.js";
 import { $, count, empty, h, moment, percent, short, table } from "./dom.js";
 
 const STEPS = {
-  rollback: ["Roll back", "Put the last good calibrator back into service at once."],
+  rollback: ["Roll back", "Put the calibrator that was live before back into service at once. A trial ends with it."],
   live: ["Make live", "Let this calibrator decide for all requests."],
   canary: ["Start canary", "Let the candidate decide for a share of conversations."],
   shadow: ["Start shadow", "Compute this calibrator beside the live one; it decides nothing."],
-  stop: ["Stop the trial", "End the trial of the candidate; the live calibrator stays."],
-  offer: ["Offer", "Keep this artefact as a candidate."],
+  stop: ["Stop the trial", "End the trial of the candidate; the live calibrator stays in service."],
 };
 
 /** A card for every tier. told: of GET /admin/rollout. again: called when a step was taken. */
@@ -19,43 +18,57 @@ export function cards(told, again) {
   return [h("div", { class: "cards" }, tiers.map(([tier, state]) => card(tier, state, told.artefacts ?? [], again)))];
 }
 
-const name = (artefact) => (artefact === null || artefact === undefined || artefact === "" ? "none"
-  : typeof artefact === "string" ? artefact : artefact.label ?? artefact.id ?? artefact.artefact ?? JSON.stringify(artefact));
+const WORDS = {
+  seen: "decisions seen on trial", flipped: "of them decided otherwise", paired_labels: "labels with both verdicts", labels: "trusted labels of what decides",
+  log_wealth_over: "log wealth against over-confidence",
+};
 
 function card(tier, state, artefacts, again) {
-  const trial = state.candidate !== null && state.candidate !== undefined && state.candidate !== "";
+  const trial = Boolean(state.candidate);
   const facts = [
-    ["live", state.live ? name(state.live) : "none: everything goes to the largest tier"],
-    ["on trial", trial ? `${name(state.candidate)}, ${state.stage}${state.share ? ` for ${percent(state.share)} of conversations` : ""}` : "nothing"],
-    ...Object.entries(state.evidence ?? {}).filter(([, value]) => value !== null && typeof value !== "object").map(([key, value]) => [key.replaceAll("_", " "), typeof value === "number" ? short(value) : String(value)]),
-  ];
-  const history = state.history ?? [];
+    ["live", state.live ?? "none: everything goes to the largest tier"],
+    state.serving && state.serving !== state.live ? ["serving", state.serving] : null,
+    ["on trial", trial ? `${state.candidate}, ${state.stage}${state.share ? ` for ${percent(state.share)} of conversations` : ""}` : "nothing"],
+    state.since ? ["since", moment(state.since)] : null,
+    ...Object.entries(state.evidence ?? {}).filter(([key, value]) => key in WORDS && value !== null).map(([key, value]) => [WORDS[key], short(value)]),
+    state.earlier?.length ? ["live before", state.earlier.join(", ")] : null,
+    state.wants ? ["about to", `${state.wants.action}: ${state.wants.why.join("; ")}`] : null,
+  ].filter(Boolean);
   const step = (action) => h("button", {
     type: "button", class: action === "rollback" ? "danger" : null, "data-key": `${tier}:${action}`, "aria-haspopup": "dialog",
-    onclick: () => confirm(tier, action, artefacts, again),
+    onclick: () => confirm(tier, action, { artefacts: artefacts.filter((one) => one.label !== state.live), earlier: state.earlier?.[0] }, again),
   }, STEPS[action][0]);
-  const possible = ["rollback", ...(trial ? ["canary", "live", "stop"] : ["shadow"])];
+  const possible = [...(state.earlier?.length ? ["rollback"] : []), ...(trial ? (state.stage === "canary" ? ["live", "stop"] : ["canary", "live", "stop"]) : ["shadow"])];
   return h("section", { class: "card", "aria-label": `Rollout at ${tier}` },
     h("h3", {}, tier),
+    [state.error, state.mismatch].filter(Boolean).map((why) => h("p", { class: "bad" }, why)),
     h("dl", { class: "facts" }, facts.flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)])),
     h("div", { class: "choices" }, possible.map(step)),
-    history.length ? h("details", {}, h("summary", {}, `History, ${count(history.length)} steps`),
-      h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `History at ${tier}` }, table("Newest first; from the audit log", [["time"], ["step"], ["by"], ["why"]],
-        [...history].reverse().map((event) => [moment(event.at ?? event.time ?? ""), `${event.action ?? event.what ?? ""}`, event.who ?? "", h("span", {}, event.why ?? "")])))) : null);
+    history(tier, state.history ?? []));
+}
+
+function history(tier, events) {
+  if (!events.length) return null;
+  const rows = [...events].reverse().map((event) => (event.error
+    ? ["–", h("span", { class: "bad" }, event.error), "", ""]
+    : [moment(event.at), event.action, event.who, [event.why ?? []].flat().join("; ") || "–"]));
+  return h("details", {}, h("summary", {}, `History, the latest ${count(events.length)} steps`),
+    h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `History at ${tier}` },
+      table("Newest first; from the audit log", [["time"], ["step"], ["by"], ["why", "words"]], rows)));
 }
 
 let taking = null;
 
 /** Ask for the reason, then do it. */
-function confirm(tier, action, artefacts, again) {
+function confirm(tier, action, { artefacts, earlier }, again) {
   taking = { tier, action, again };
   const [words, what] = STEPS[action];
   $("confirm-title").textContent = `${words}: ${tier}`;
-  $("confirm-what").textContent = what;
+  $("confirm-what").textContent = action === "rollback" ? `${what} It will be ${earlier}.` : what;
   const more = [];
   if (action === "shadow") {
     more.push(h("label", { for: "confirm-artefact" }, "Artefact"),
-      h("select", { id: "confirm-artefact", required: true }, artefacts.filter((one) => !one.tier || one.tier === tier).map((one) => h("option", { value: one.sha256 ?? name(one) }, name(one)))));
+      h("select", { id: "confirm-artefact", required: true }, artefacts.filter((one) => !one.error).map((one) => h("option", { value: one.sha256 }, `${one.label} (${one.kind}, by ${one.who})`))));
   }
   if (action === "canary") {
     more.push(h("label", { for: "confirm-share" }, "Share of conversations, percent"), h("input", { id: "confirm-share", type: "number", min: "0.1", max: "100", step: "any", value: "5", required: true }));

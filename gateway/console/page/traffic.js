@@ -1,7 +1,7 @@
 // The tiles: what came in, who answered, what it cost and how long it took.
 
 import { bar, drawn, picture } from "./charts.js";
-import { count, h, interval, moment, percent, seconds, short, usdPerThousand } from "./dom.js";
+import { count, h, interval, moment, percent, seconds, short, usdPerThousand, within } from "./dom.js";
 
 function tile(name, figure, ...said) {
   return h("div", { class: "tile" }, h("h3", {}, name), figure, said);
@@ -20,7 +20,7 @@ function requests(traffic) {
   return tile(
     "Requests",
     figure(count(traffic.n), `${short(traffic.per_minute)} a minute`),
-    traffic.failed && said(`failed ${percent(traffic.failed.value)} ${interval(traffic.failed, percent)}`),
+    traffic.failed && said(`failed ${percent(traffic.failed.value)} ${within(traffic.failed)}`),
     bars,
     said(traffic.cut ? `the latest ${count(traffic.n)}, ` : "", `${moment(traffic.from)} to ${moment(traffic.to)}`),
   );
@@ -59,7 +59,7 @@ export function bars(shares) {
     return [
       h("span", { title: one.tier }, one.tier),
       h("span", { class: "track", "aria-hidden": "true" }, filled),
-      h("span", {}, `${percent(one.value)} `, one.low === undefined ? "" : h("span", { class: "dim" }, interval(one, percent))),
+      h("span", {}, `${percent(one.value)} `, one.low === undefined ? "" : h("span", { class: "dim" }, within(one))),
     ];
   }));
 }
@@ -69,7 +69,7 @@ function saving(told) {
   const { figure: found, n, least, free } = told.saving;
   const spent = told.traffic.usd && said(`spent ${usdPerThousand(told.traffic.usd.value)} ${interval(told.traffic.usd, usdPerThousand)} per 1,000 answers`);
   if (found) {
-    return tile(name, figure(percent(found.value)), said(`${interval(found, percent)}, n = ${count(n)} explored decisions`), spent);
+    return tile(name, figure(percent(found.value)), said(`${within(found)}, n = ${count(n)} explored decisions`), spent);
   }
   const why = free
     ? "The largest tier has no price in the configuration."
@@ -85,7 +85,7 @@ function latency(traffic) {
   return tile(
     "Latency of a request",
     h("div", { class: "pair" }, [["median", p50], ["p95", p95]].map(([words, one]) =>
-      h("div", {}, figure(seconds(one.value), words), said(interval(one, seconds))))),
+      h("div", {}, figure(seconds(one.value)), said(`${words} ${interval(one, seconds)}`)))),
     said(`n = ${count(p50.n)} answers, from the first byte in to the last out`),
   );
 }
