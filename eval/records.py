@@ -442,7 +442,9 @@ def read_manifest(path: Path) -> Manifest:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
         raise BadRecords(
-            path, "there is no manifest; it lies beside the records that `confgate collect` writes"
+            path,
+            "there is no manifest; it lies beside the records that `confgate collect` and `import` write, and only "
+            "these have the texts and costs that are needed here; a table of your own is for `confgate fit`",
         ) from None
     except OSError as error:
         raise BadRecords(path, f"cannot be read: {error.strerror or error}") from None
