@@ -9,11 +9,13 @@ from typing import Any
 import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
+from calibrators import artifact as artifacts
+from gateway.monitor.registry import Registry
 from tests.console.conftest import EVIL, REQUESTS, Running, sign_in, visit
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, running, write_artifact
+from tests.faults.gateway import SURE, UNSURE, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.test_feedback import SECRETS, bearer, planned
 
@@ -87,8 +89,8 @@ def test_the_slider_replays_another_threshold_and_says_what_is_not_known(page: P
     told = served.get("/admin/console/replay", policy="default", tier="cheap").json()
     slider, there = page.get_by_role("slider"), page.locator("svg .there[data-threshold]")
     expect(there).to_have_attribute("data-threshold", "0.8")
-    row = page.locator("#replay-readout tbody tr").nth(1)
-    before = row.inner_text()
+    readout = page.locator("#replay-readout tbody")
+    before = readout.inner_text()
     slider.focus()
     page.keyboard.press("ArrowRight")
     expect(there).to_have_attribute("data-threshold", "0.81")
@@ -96,9 +98,10 @@ def test_the_slider_replays_another_threshold_and_says_what_is_not_known(page: P
     expect(there).to_have_attribute("data-threshold", "0")
     lowest = told["points"][0]
     assert lowest["shares"] == [1.0, 0.0]
-    expect(row).to_contain_text("cheap 100 %, dear 0 %")
-    expect(row).to_contain_text(f"{100 * lowest['most']['value']:.1f} %")
-    expect(row).not_to_have_text(before)
+    expect(readout.locator("tr", has_text="answered by cheap").locator("td").last).to_have_text("100.0 %")
+    known = f"{100 * lowest['most']['value']:.1f} % [{100 * lowest['least']['low']:.1f}, "
+    expect(readout.locator("tr", has_text="accuracy").locator("td").last).to_contain_text(known)
+    expect(readout).not_to_have_text(before)
     assert "accuracy" in (slider.get_attribute("aria-valuetext") or "")
     page.keyboard.press("End")
     if told["points"][-1]["unknown"]:
@@ -198,6 +201,71 @@ def test_without_a_store_the_page_shows_what_the_metrics_tell(
         expect(page.locator("#tiles")).to_contain_text(re.compile("Requests2.*cheap50.0 %.*dear50.0 %"))
         expect(page.locator("#tiers")).to_contain_text("cheap@")
         expect(page.get_by_role("heading", name="Recent decisions")).to_be_hidden()
+
+
+def test_a_calibrator_is_put_on_trial_made_live_and_rolled_back_by_clicks_and_reasons(
+    context: BrowserContext, tmp_path: Path, upstream: Upstream
+) -> None:
+    good = write_artifact(tmp_path / "cheap.json")
+    bad = write_artifact(tmp_path / "bad.json", intercept=12.0)
+    Registry(tmp_path / "rollout" / "artefacts").put(
+        artifacts.load(tmp_path / "bad.json"), parent=None, who="test", at="2026-01-01T00:00:00+00:00", why=""
+    )
+    rules = {"folder": "rollout", "poll_seconds": 0.2, "labels_of": "all", "advance": False, "probe": None}
+    plan = planned(upstream.url, rollout=rules)
+    with running(tmp_path, plan, **SECRETS) as gateway:
+
+        def calibrator() -> str:
+            body, key = ask({"nats": SURE}), bearer("alice")
+            told = httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=key, timeout=20)
+            return str(told.headers["x-route-calibrator"])
+
+        page = visit(context).page
+        page.goto(f"http://127.0.0.1:{plan['admin']['port']}/admin/console/")
+        page.get_by_label("Admin key").fill("sk-root")
+        page.keyboard.press("Enter")
+        card = page.get_by_role("region", name="Rollout at cheap")
+        expect(card).to_contain_text(f"live{good}")
+        expect(card.get_by_role("button", name="Roll back")).to_have_count(0)  # there is nothing to go back to yet
+
+        step(page, card, "Start shadow", "it promises more", f"{bad} (platt, by test)")
+        expect(card).to_contain_text(f"on trial{bad}, shadow")
+        card.get_by_role("button", name="Make live").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_role("button", name="Make live").click()
+        expect(dialog).to_be_visible()  # not without a reason
+        assert calibrator() == good
+        page.keyboard.press("Escape")
+        step(page, card, "Make live", "<b>in a hurry</b>")
+        expect(card).to_contain_text(f"live{bad}")
+        until(lambda: calibrator() == bad, 20)
+
+        card.get_by_role("button", name="Roll back").focus()
+        page.keyboard.press("Enter")
+        expect(dialog).to_contain_text(f"It will be {good}.")
+        expect(dialog.get_by_label("Reason")).to_be_focused()
+        page.keyboard.type("answers are wrong")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(dialog).to_be_hidden()
+        expect(page.locator("#rollout-told")).to_have_text("Done: roll back at cheap.")
+        expect(card).to_contain_text(f"live{good}")
+        until(lambda: calibrator() == good, 20)
+        card.get_by_text("History").click()
+        expect(card.locator("tbody tr").first).to_contain_text("rollbackrootanswers are wrong")
+        expect(card.locator("tbody tr").nth(1)).to_contain_text("promoteroot<b>in a hurry</b>")
+        assert wrong(page) == []
+
+
+def step(page: Page, card: Locator, action: str, why: str, artefact: str | None = None) -> None:
+    """Ask for a step, say why, and confirm it."""
+    card.get_by_role("button", name=action).click()
+    dialog = page.get_by_role("dialog")
+    if artefact is not None:
+        dialog.get_by_label("Artefact").select_option(label=artefact)
+    dialog.get_by_label("Reason").fill(why)
+    dialog.get_by_role("button", name=action).click()
+    expect(dialog).to_be_hidden()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])

@@ -118,7 +118,7 @@ export function histograms(told, labels) {
       [() => bar(6, 0, 10, 12, "wrong"), "wrong, downward"],
       [() => line(11, 0, 11, 12, "limit"), "threshold"],
     ),
-    h("p", { class: "note" }, "Answers that were served and labelled, by the probability they were served with."),
+    h("p", { class: "note" }, `Answers that were served and labelled (labels ${labels === "drawn" ? "sought by lot" : "of all kinds"}), by the probability they were served with.`),
   ];
 }
 
@@ -140,7 +140,7 @@ function drawCells(diagram, limits, tier, width) {
     }),
     line(x.start, y(0), x.end, y(0), "axis"),
     limits.map((limit) => line(x(limit), y.end, x(limit), y.start, "limit")),
-    text(x.start - 6, y.end + 9, count(up), "end"), text(x.start - 6, y(0) + 4, "0", "end"), y.start - y(0) > 18 ? text(x.start - 6, y.start, count(down), "end") : null,
+    text(x.start - 6, y.end + 9, count(up), "end"), text(x.start - 6, y(0) + 4, "0", "end"), wrongs && y.start - y(0) > 18 ? text(x.start - 6, y.start, count(down), "end") : null,
     ticks(x, 4).map((at) => text(x(at), height - 22, at.toFixed(x.low < 0.9 ? 1 : 2), at > 0.99 ? "end" : "middle")),
     text((x.start + x.end) / 2, height - 5, "p", "middle"));
 }

@@ -11,7 +11,7 @@ function accuracy(point) {
   return least === most ? least : `${least.replace(" %", "")} to ${most}`;
 }
 
-const bounds = (point) => `[${percent(point.least.low)}, ${percent(point.most.high)}]`;
+const bounds = (point) => within({ low: point.least.low, high: point.most.high });
 
 let shownFor = "";
 let replayed = null;
@@ -76,16 +76,19 @@ export function slid() {
 }
 
 function readout(told, point) {
-  const rows = [["the policy as it is", told.now], ["replayed", point]].map(([name, one]) => [
-    name, `p ≥ ${short(one.threshold)}`, accuracy(one), bounds(one), usdPerThousand(one.usd.value), interval(one.usd, usdPerThousand),
-    one.saving ? percent(one.saving.value) : "–", one.saving ? within(one.saving) : "–",
-    told.tiers.map((tier, place) => `${tier} ${percent(one.shares[place], 0)}`).join(", "),
-  ]);
+  const measures = [
+    [`accept ${told.tier} at`, (one) => `p ≥ ${short(one.threshold)}`],
+    ["accuracy", (one) => `${accuracy(one)} ${bounds(one)}`],
+    ["cost per 1,000", (one) => `${usdPerThousand(one.usd.value)} ${interval(one.usd, usdPerThousand)}`],
+    ["saved against always the largest", (one) => (one.saving ? `${percent(one.saving.value)} ${within(one.saving)}` : "–")],
+    ...told.tiers.map((tier, place) => [`answered by ${tier}`, (one) => percent(one.shares[place])]),
+  ];
   const unknown = Math.max(told.now.unknown, point.unknown);
   return [
     h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "The policy and the replayed threshold" }, table(
       `Replayed on ${count(told.rows)} explored decisions, ${count(told.labelled)} of them labelled (worth ${count(Math.round(told.effective))} even draws); 95 % intervals`,
-      [["route"], [`accept ${told.tier} at`, "n"], ["accuracy", "n"], ["interval", "n"], ["cost per 1,000", "n"], ["interval", "n"], ["saved", "n"], ["interval", "n"], ["answered by", "words"]], rows)),
+      [["measure", "words"], ["the policy as it is"], ["replayed"]],
+      measures.map(([name, write]) => [name, write(told.now), write(point)]))),
     unknown > 0 ? h("p", { class: "note" },
       `Accuracy is a range where it is not known: for up to ${percent(unknown)} of the rows the tier that would have answered said something else than the wrong answer that was served, or something that cannot be compared. `,
       "The range runs from all of it wrong to all of it right.") : null,
