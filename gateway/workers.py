@@ -50,6 +50,17 @@ RESTART_SECONDS, RESTART_MAX_SECONDS = 0.2, 10.0  # before a dead worker is repl
 YOUNG_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
 ONCE = frozenset({("POST", "/admin/rollout")})  # what one worker does, all the others read from the shared folder
+SHARED = ("/admin/console", "/admin/decisions")  # files, and what all read from one store: any worker's answer will do
+PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
+    "cache-control",
+    "content-security-policy",
+    "location",
+    "referrer-policy",
+    "retry-after",
+    "www-authenticate",
+    "x-content-type-options",
+    "x-request-id",
+)
 KILL_SECONDS = 5.0  # beyond the grace, for a worker that does not end
 
 Json = dict[str, Any]
@@ -212,14 +223,14 @@ class Supervisor:
         body, told = await request.body(), []
         for worker in [one for one in self._workers if one.admin_port]:
             try:
-                status, kind, answer = await self._put(worker, request, body)
+                status, headers, kind, answer = await self._put(worker, request, body)
             except (aiohttp.ClientError, TimeoutError, OSError):
                 continue  # it has just died; another takes its place
             if status >= 400:
-                return Response(answer, status, media_type=kind)
+                return Response(answer, status, headers, kind)
             told.append((worker.orders.seat, status, kind, answer))
-            if (request.method, request.url.path) in ONCE:
-                break
+            if (request.method, request.url.path) in ONCE or request.url.path.startswith(SHARED):
+                return Response(answer, status, headers, kind)
         if not told:
             problem = {"message": "No worker is ready.", "type": "server_error", "param": None, "code": None}
             return JSONResponse({"error": problem}, 503, {"retry-after": "1"})
@@ -235,7 +246,7 @@ class Supervisor:
         _, status, kind, answer = told[0]
         return Response(answer, status, media_type=kind)
 
-    async def _put(self, worker: Worker, request: Request, body: bytes) -> tuple[int, str, bytes]:
+    async def _put(self, worker: Worker, request: Request, body: bytes) -> tuple[int, dict[str, str], str, bytes]:
         kept = ("authorization", "content-type", "host", "accept", "x-request-id")
         headers = {name: value for name, value in request.headers.items() if name in kept}
         where = f"http://127.0.0.1:{worker.admin_port}{request.url.path}"
@@ -244,7 +255,8 @@ class Supervisor:
         async with self._http.request(
             request.method, where + query, data=body, headers=headers, timeout=limit, allow_redirects=False
         ) as answer:
-            return answer.status, answer.content_type, await answer.read()
+            passed = {name: answer.headers[name] for name in PASSED if name in answer.headers}
+            return answer.status, passed, answer.content_type, await answer.read()
 
 
 def summed(texts: Sequence[str]) -> bytes:

@@ -17,6 +17,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.http import console
 from gateway.workers import summed
 from tests.faults.ask import ask
 from tests.faults.gateway import SURE, Gateway, cascade, confgate_ends, free_port, running, until, write_artifact
@@ -81,6 +82,17 @@ def test_metrics_and_lists_are_those_of_all_workers(fleet: Fleet) -> None:
         (0, "cheap"), (0, "dear"), (1, "cheap"), (1, "dear"),
     ]  # fmt: skip
     assert fleet.admin.get("/admin/config").json()["server"]["workers"] == 2
+
+
+def test_the_console_is_passed_on_with_the_policy_that_guards_it_and_refusals_say_how_to_go_on(fleet: Fleet) -> None:
+    page = fleet.admin.get("/admin/console", follow_redirects=True)
+    assert (page.status_code, page.headers["content-security-policy"]) == (200, console.POLICY)
+    script = fleet.admin.get("/admin/console/page/console.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert script.headers["x-content-type-options"] == "nosniff"
+    told = fleet.admin.get("/admin/console/data", headers={"authorization": ""})
+    assert (told.status_code, told.headers["www-authenticate"]) == (401, "Bearer")
+    assert fleet.admin.get("/admin/console/data").json()["kept"] is False
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/admin/tiers", "/admin/config"])
