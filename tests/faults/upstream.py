@@ -58,6 +58,7 @@ class Plan:
     repeat: int = 1
     times: int | None = None
     calls: list[list[str]] = field(default_factory=list)
+    template_tokens: int = 0
 
 
 @dataclass
@@ -71,6 +72,8 @@ class Upstream:
     raw: bool = True  # False: log-probs are those of the sampler
     penalised: bool = False  # the model's own defaults change what is chosen
     max_logprobs: int = 20
+    swapped_nats: float = 0.0  # other weights behind the same name: every log-prob is so much lower
+    template_tokens: int = 0  # another chat template: every prompt is so much longer
     _connections: int = 0
 
     @property
@@ -153,6 +156,8 @@ class Upstream:
             return await send_json(writer, {"data": [{"id": model, "owned_by": "vllm"} for model in MODELS]})
         plan = plan_of(seen.body)
         plan.fault = self.breaks or plan.fault
+        plan.nats -= self.swapped_nats
+        plan.template_tokens = self.template_tokens
         if plan.times is not None and sum(other.body == seen.body for other in self.seen) > plan.times:
             plan.fault = ""
         if plan.seconds:
@@ -219,9 +224,14 @@ def completion(body: dict[str, Any], plan: Plan) -> dict[str, Any]:
                 **({"token_ids": [ord(token[-1]) for token in tokens]} if body.get("return_token_ids") else {}),
             }
         ],
-        "usage": {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 7 + len(tokens)},
+        "usage": usage(plan, tokens),
         **({"prompt_token_ids": [1, 2, 3]} if body.get("return_token_ids") else {}),
     }
+
+
+def usage(plan: Plan, tokens: list[str]) -> dict[str, int]:
+    prompt = 7 + plan.template_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": len(tokens), "total_tokens": prompt + len(tokens)}
 
 
 def called(plan: Plan) -> list[dict[str, Any]]:

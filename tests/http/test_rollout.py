@@ -266,3 +266,72 @@ def test_a_rollout_without_evidence_is_a_mistake_in_the_file(tmp_path: Path, ups
         plan = cascade(upstream.url, rollout={"folder": "r"}, **changes)
         with pytest.raises(ConfigError, match=told):
             config.parse(json.dumps(plan), tmp_path / "cascade.yaml")
+
+
+@pytest.fixture(scope="module")
+def changing() -> Iterator[Upstream]:
+    """An upstream of its own, whose weights and template can be swapped."""
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory, changing: Upstream) -> Iterator[Run]:
+    probe = {"seconds": 0.5, "tokens": 8}
+    with served(tmp_path_factory.mktemp("probed"), changing, probe=probe) as made:
+        until(lambda: list((made.folder / "rollout" / "fingerprints").glob("cheap.*.json")), 20)
+        yield made
+
+
+@pytest.mark.parametrize(("what", "told"), [("swapped_nats", "other weights"), ("template_tokens", "template")])
+def test_a_server_that_became_another_one_behind_the_same_name_costs_the_confidence_until_it_is_itself_again(
+    what: str, told: str, probed: Run, changing: Upstream
+) -> None:
+    assert probed.ask()["x-route-tier"] == "cheap"
+    try:
+        setattr(changing, what, 1)
+        until(lambda: probed.told()["serving"] == "none", 20)
+        assert told in probed.told()["mismatch"]
+        assert probed.ask()["x-route-tier"] == "dear"
+        [cheap] = [tier for tier in probed.admin.get("/admin/tiers").json() if tier["tier"] == "cheap"]
+        assert "another than its calibrator's" in cheap["withheld"]
+        assert 'fingerprint_mismatch{tier="cheap"} 1.0' in probed.admin.get("/metrics").text
+        assert probed.told()["history"][-1]["action"] == "mismatch"
+        assert any(line["event"] == "fingerprint mismatch" for line in probed.gateway.lines())
+    finally:
+        setattr(changing, what, 0)
+    until(lambda: probed.told()["serving"] != "none", 20)
+    assert probed.ask()["x-route-tier"] == "cheap"
+    assert [event["action"] for event in probed.told()["history"]][-2:] == ["mismatch", "match"]
+
+
+def test_questions_about_a_server_itself_are_in_no_clients_figures(probed: Run, changing: Upstream) -> None:
+    def figures() -> list[str]:
+        lines = probed.admin.get("/metrics").text.splitlines()
+        counted = ("hops_total", "tokens_total", "cost_usd_total", "requests_total")
+        return [line for line in lines if any(line.startswith(f"confidence_gateway_{name}{{") for name in counted)]
+
+    def probes() -> float:
+        lines = probed.admin.get("/metrics").text.splitlines()
+        [line] = [one for one in lines if 'fingerprint_probes_total{result="same",tier="cheap"}' in one]
+        return float(line.split()[-1])
+
+    before, seen, asked = figures(), probes(), len(changing.asked("small"))
+    until(lambda: probes() >= seen + 2, 20)
+    assert figures() == before
+    assert len(changing.asked("small")) >= asked + 2
+    decisions = probed.admin.get("/admin/decisions?limit=1000").json()["data"]
+    assert len(decisions) <= 20  # those of the tests
+
+
+def test_a_tier_that_is_left_alone_is_asked_nothing_about_itself(tmp_path: Path) -> None:
+    with Upstream() as broken, served(tmp_path, broken, probe={"seconds": 0.5}) as run:
+        plan = json.loads((tmp_path / "cascade.yaml").read_text())
+        plan["tiers"][0]["limits"] = {"breaker": {"in_a_row": 1, "open_seconds": 60}}
+        (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
+        run.admin.post("/admin/reload").raise_for_status()
+        run.public.post("/v1/chat/completions", json=ask({"fault": "500"})).raise_for_status()
+        until(lambda: 'fingerprint_probes_total{result="skipped",tier="cheap"}' in run.admin.get("/metrics").text, 20)
+        before = len(broken.asked("small"))
+        time.sleep(2)
+        assert len(broken.asked("small")) == before
