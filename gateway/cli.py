@@ -42,6 +42,7 @@ ELSEWHERE = {
     "sign": Elsewhere("eval.sign_cli", "sign", "Sign calibrators that travel with an Ed25519 key."),
     "card": Elsewhere("eval.reports_cli", "eval,calibrate", "Write the cascade's calibration card from its records."),
     "rollout": Elsewhere("gateway.rollout_cli", "cli", "Calibrators on trial, promoted and taken back, while serving."),
+    "refit": Elsewhere("eval.refit_cli", "eval,calibrate", "Put a calibrator right by the labels of what it decided."),
     "objectives": Elsewhere("eval.reports_cli", "eval,calibrate", "Compare robust objectives on unseen shifts."),
     "monitors": Elsewhere("eval.reports_cli", "eval,calibrate", "Measure how quiet and how loud the monitors are."),
 }

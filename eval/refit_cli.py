@@ -1,0 +1,118 @@
+"""`confgate refit`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eval.cli import one_line
+from gateway import cli
+from gateway.cli import AsJson, ConfigFile
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from calibrators.artifact import Artifact
+    from gateway.config import Config
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+WHO = "confgate refit"
+
+
+class How(StrEnum):
+    """The rungs of the ladder."""
+
+    AUTO, INTERCEPT, PLATT, REFIT = "auto", "intercept", "platt", "refit"
+
+
+@app.command()
+def refit(
+    tier: Annotated[str, typer.Option(help="Whose calibrator.")],
+    config: ConfigFile = Path("cascade.yaml"),
+    how: Annotated[
+        How, typer.Option(help="Shift, shift and stretch, or fit anew. auto: what labels allow.")
+    ] = How.AUTO,
+    why: Annotated[str, typer.Option(help="For its lineage and the audit log.")] = "by hand",
+    latest: Annotated[int, typer.Option(min=30, help="Labels, the newest.")] = 2_000,
+    offer: Annotated[bool, typer.Option("--offer", help="Put it on trial by the configured rollout.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File for the artefact.")] = None,
+    nice: Annotated[int, typer.Option(min=0, max=19, help="Give way to other processes, by so much.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Put a calibrator right by the labels of what it decided; never puts anything in service.
+
+    Exits with 1, and says why, when labels do not allow it or the child would be no better.
+
+    Example:  confgate refit --tier small -c cascade.yaml --why "over-confident since Monday" --offer
+    """
+    os.nice(nice)
+    with one_line():
+        wanted = cli.read(config)
+        if offer and wanted.rollout is None:
+            raise ConfigError(f"{config} configures no rollout, so nothing can be offered; say where under rollout")
+        if not offer and out is None:
+            raise ConfigError("say what becomes of it: --offer, or --out FILE, or both")
+        parent = worn(wanted, tier)
+        from eval import refit as refitting  # here, so that a wrong name is told at once
+        from gateway.monitor.rollouts import Rollouts
+
+        store = cli.kept(config)
+        try:
+            found, left_out = refitting.rows(
+                store,
+                tier,
+                parent,
+                trusted=wanted.monitors.labels_by == "operators",
+                drawn=wanted.monitors.labels_of == "explored",
+            )
+        finally:
+            store.close()
+        now = time.time()
+        made = refitting.refit(
+            parent, found, why=why, created=dt.datetime.fromtimestamp(now, dt.UTC), how=how, latest=latest
+        )
+        if out is not None:
+            from calibrators import artifact as artifacts
+
+            artifacts.dump(made.artifact, out)
+        if offer and wanted.rollout is not None:
+            Rollouts(wanted.rollout.folder).offer(
+                tier, made.artifact, who=WHO, at=now, why=f"{why}: {made}", labels=made.numbers
+            )
+    told = {
+        "artefact": made.artifact.label, "how": made.how, "labels": made.n, "rare": made.n_rare, "gain": made.gain,
+        "se": made.se, "offered": offer, "left_out": dict(left_out),
+    }  # fmt: skip
+    typer.echo(json.dumps(told) if as_json else f"{made}{'; offered' if offer else ''}")
+
+
+def worn(config: Config, name: str) -> Artifact:
+    """The calibrator that a tier wears: its rollout's live one, else the configured one. Raises ConfigError."""
+    from calibrators import artifact as artifacts
+    from gateway.monitor.rollouts import Rollouts, of
+    from gateway.written import unknown
+
+    entries = {entry.name: entry for entry in config.tiers}
+    if name not in entries:
+        raise ConfigError(unknown("tier", name, entries))
+    if config.rollout is not None:
+        rollouts = Rollouts(config.rollout.folder)
+        state = rollouts.state(name)
+        if state is not None:
+            live = of(state.live, name)
+            if live is None:
+                raise ConfigError(
+                    f"tier {name} is in the safe state and wears no calibrator; fit one with `confgate fit`"
+                )
+            return rollouts.registry.get(live).artifact
+    path = entries[name].calibrator
+    if path is None:
+        raise ConfigError(f"tier {name} has no calibrator to put right; fit one with `confgate fit`")
+    return artifacts.load(path)

@@ -1,0 +1,157 @@
+"""Putting a calibrator right by labels of what it decided: the ladder, and what is not heard."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibrators import artifact as artifacts
+from calibrators.artifact import Artifact
+from calibrators.base import CalibrationError, TooFewRare
+from eval import refit
+from eval.refit import NotBetter
+from gateway.store.base import Entry, HopRow, Role, Source, Store
+from gateway.store.sqlite import Sqlite
+from tests.faults.gateway import cascade, confgate_ends, write_artifact
+from tests.store.rows import decision, hop, numbers, wish
+
+AT = 1_700_000_000.0
+NOW = dt.datetime(2026, 11, 22, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Artifact:
+    write_artifact(tmp_path / "cheap.json")
+    return artifacts.load(tmp_path / "cheap.json")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Sqlite(tmp_path / "store.db")
+    yield opened
+    opened.close()
+
+
+def filled(
+    store: Store, parent: Artifact, n: int, *, slope: float = 10.0, intercept: float = 4.0, seed: int = 0,
+    source: Source = Source.OPERATOR, explored: bool = True, author: str = "ops",
+) -> None:  # fmt: skip
+    """n answers that are right with sigmoid(slope * nats + intercept), whatever the parent says."""
+    rng = np.random.default_rng(seed)
+    nats = rng.uniform(-0.6, 0.0, n)
+    right = rng.random(n) < 1 / (1 + np.exp(-(slope * nats + intercept)))
+    p = parent.calibrator().predict(nats[:, None])
+    names = numbers(n, AT + 1e6 * seed)
+    told = {"calibrator": parent.label, "explored": explored, "inclusion": 0.5}
+    entries = []
+    for place, name in enumerate(names):
+        told["prompt_sha256"] = f"{seed}{place}"
+        features = {"lp_mean": float(nats[place])}
+        row = hop(name, calibrator=parent.label, p_correct=float(p[place]), features=features)
+        entries.append(Entry(decision(name, at=AT, p_correct=float(p[place]), **told), (row,)))
+    store.write(entries)
+    wishes = [
+        wish(name, bool(says), source, author=author, at=AT + 100 + place, p_correct=float(one))
+        for place, (name, says, one) in enumerate(zip(names, right, p, strict=True))
+    ]
+    store.put(wishes)
+
+
+def made(store: Store, parent: Artifact, **changes: Any) -> refit.Refitted:
+    found, _ = refit.rows(store, "cheap", parent, trusted=True, drawn=True)
+    return refit.refit(parent, found, why="a test", created=NOW, **changes)
+
+
+@pytest.mark.parametrize(
+    ("n", "how", "slope", "intercept"),
+    [(110, "intercept", 10.0, 2.5), (260, "platt", 5.0, 1.0), (760, "refit", 5.0, 1.0)],
+)
+def test_labels_put_a_calibrator_right_as_far_as_there_are_enough(
+    n: int, how: str, slope: float, intercept: float, store: Store, parent: Artifact
+) -> None:
+    filled(store, parent, n, slope=slope, intercept=intercept)
+    child = made(store, parent)
+    assert (child.how, child.n, len(child.numbers)) == (how, n, n)
+    assert child.gain > child.se
+    nats = np.linspace(-0.5, -0.05, 7)[:, None]
+    truth = 1 / (1 + np.exp(-(slope * nats[:, 0] + intercept)))
+    before = np.abs(parent.calibrator().predict(nats) - truth).max()
+    assert np.abs(child.artifact.calibrator().predict(nats) - truth).max() < min(0.5 * before, 0.12)
+    assert child.artifact.fingerprint == parent.fingerprint
+    assert child.artifact.fit["parent"] == parent.sha256
+    assert child.artifact.sha256 != parent.sha256
+    assert child.artifact.id == parent.id
+
+
+def test_a_calibrator_that_keeps_its_word_is_kept(store: Store, parent: Artifact) -> None:
+    filled(store, parent, 150, seed=2)
+    with pytest.raises(NotBetter, match="may be chance"):
+        made(store, parent, how="intercept")
+
+
+def test_too_few_labels_of_the_rarer_class_are_told_with_how_many_are_wanting(store: Store, parent: Artifact) -> None:
+    filled(store, parent, 40)
+    with pytest.raises(CalibrationError, match="30 are needed: collect"):
+        made(store, parent)
+    with pytest.raises(TooFewRare):
+        made(store, parent, how="refit")
+
+
+def test_one_clients_key_alone_is_not_heard_and_operators_are_asked_for(store: Store, parent: Artifact) -> None:
+    filled(store, parent, 200, intercept=1.0, source=Source.USER, author="mallory")
+    found, _ = refit.rows(store, "cheap", parent, trusted=False, drawn=True)
+    assert len(found) == 200
+    with pytest.raises(CalibrationError, match="not heard alone"):
+        refit.refit(parent, found, why="", created=NOW)
+    assert refit.rows(store, "cheap", parent, trusted=True, drawn=True)[0] == []
+
+
+def test_labels_of_answers_that_were_not_drawn_are_left_out_and_counted(store: Store, parent: Artifact) -> None:
+    filled(store, parent, 5, explored=False)
+    found, left_out = refit.rows(store, "cheap", parent, trusted=True, drawn=True)
+    assert (found, left_out) == ([], {"not drawn by lot": 5})
+
+
+@pytest.mark.parametrize(
+    ("agrees", "label", "told"),
+    [(True, True, True), (True, False, False), (False, True, False), (False, False, None), (None, True, None)],
+)
+def test_a_label_tells_about_an_answer_that_was_not_served_as_far_as_it_can(
+    agrees: bool | None, label: bool, told: bool | None, store: Store, parent: Artifact
+) -> None:
+    [name] = numbers(1)
+    first: HopRow = hop(name, calibrator=parent.label, reason="unsure", p_correct=0.5, agrees=agrees)
+    last = hop(name, 1, tier="dear", calibrator="dear@0123456789ab", reason="last", p_correct=0.9)
+    shadow = hop(name, 2, tier="other", role=Role.SHADOW)
+    store.write([Entry(decision(name, tier="dear", explored=True, inclusion=0.5), (first, last, shadow))])
+    store.put([wish(name, label, Source.OPERATOR, tier="dear", calibrator="0123456789ab")])
+    found, _ = refit.rows(store, "cheap", parent, trusted=True, drawn=True)
+    assert [row.right for row in found] == ([] if told is None else [told])
+
+
+def test_the_command_writes_a_child_and_says_how_much_better_it_is(
+    store: Store, parent: Artifact, tmp_path: Path
+) -> None:
+    filled(store, parent, 110, intercept=2.5)
+    path = tmp_path / "cascade.yaml"
+    path.write_text(json.dumps(cascade("http://127.0.0.1:1/v1", store={"sqlite": "store.db"})))
+    code, out, err = confgate_ends(
+        "refit", "--tier", "cheap", "-c", str(path), "--out", str(tmp_path / "new.json"), "--json"
+    )
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["how"], told["labels"], told["offered"]) == ("intercept", 110, False)
+    assert artifacts.load(tmp_path / "new.json").label == told["artefact"]
+    for words, wanted in (
+        (("--tier", "cheap", "--offer"), "configures no rollout"),
+        (("--tier", "chaep", "--out", "x"), "did you mean 'cheap'?"),
+    ):
+        code, out, err = confgate_ends("refit", *words, "-c", str(path))
+        assert (code, out) == (1, "")
+        assert wanted in err
