@@ -168,6 +168,33 @@ def test_a_later_tier_looks_back_where_that_gains() -> None:
     assert alone.after == ()
 
 
+def two_tiers(n: int, seed: int) -> tuple[Table, Table]:
+    """Two tiers that see one hidden difficulty through noise of their own, as in the toy cascade of science 3.8."""
+    rng = np.random.default_rng(seed)
+    hard = rng.normal(size=n)
+    seen = [(-hard + rng.normal(size=n))[:, None] for _ in range(2)]
+    right = [(rng.random(n) < sigmoid(skill - 2 * hard)).astype(np.float64) for skill in (0.5, 1.5)]
+    return table(seen[0], right[0], tier="first"), table(seen[1], right[1], tier="second")
+
+
+def test_a_later_tier_is_calibrated_on_what_reaches_it_wherever_the_threshold_before_it_lies() -> None:
+    """Science 10.13: a gap under two points at three thresholds that the fit knew nothing of; alone, it is too sure."""
+    first, second = one(two_tiers(6_000, 0), How(family="logistic", upstream=Upstream.ON))
+    alone = one(two_tiers(6_000, 0), How(family="logistic", upstream=Upstream.OFF))[1].calibrator
+    alone = getattr(alone, "inner", alone)  # as fitted on everybody, before the temperature of what reached it
+    before, after = two_tiers(40_000, 1)
+    p_first = first.calibrator.predict(before.X)
+    looked = dict(zip(second.data.names, [after.X[:, 0], logit(p_first)], strict=False))
+    X = np.column_stack([looked.get(name, np.full(len(p_first), np.nan)) for name in second.data.names])
+    p, p_alone = second.calibrator.predict(X), alone.predict(after.X)
+    assert second.data.names[:2] == ("x0", "upstream_logit")
+    for threshold in (0.5, 0.7, 0.9):
+        reached = p_first < threshold
+        assert abs(p[reached].mean() - after.y[reached].mean()) < 0.02
+    few = p_first < 0.5
+    assert p_alone[few].mean() - after.y[few].mean() > 0.04
+
+
 def test_a_later_tier_asked_alone_still_has_a_true_confidence() -> None:
     tiers = hard_and_easy()
     second = one(tiers, How(family="logistic"))[1]
