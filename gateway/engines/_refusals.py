@@ -52,7 +52,7 @@ def refusal(engine: str, status: int, headers: Mapping[str, str], body: bytes) -
             return EngineTooSmall(engine, None, 0)
         return EngineRefused(engine, status, "it does not take this request")
     if status == 429:
-        return EngineRefused(engine, status, "too many requests", retry_after(headers.get("Retry-After")))
+        return EngineRefused(engine, status, "too many requests", retry_after(headers.get("retry-after")))
     if 400 <= status < 500:
         return EngineRefused(engine, status, "its address, key or model name is configured wrongly")
     if status >= 500:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import quote, urlsplit
 
-import aiohttp
 import msgspec
 from pydantic import Field, StringConstraints, model_validator
 
 from gateway import engines
-from gateway.engines import _compact, _refusals, _reply, _stream, _text
+from gateway.engines import _compact, _http, _refusals, _reply, _stream, _text
 from gateway.engines._replicas import Replica, Replicas
 from gateway.errors import (
     BadTrace,
+    ConfigError,
     EngineDown,
     EngineError,
     EngineGarbled,
@@ -98,22 +99,20 @@ class OpenAIHttp:
         self._options = options
         assert options.url is not None, "one engine, one server"
         self._base = options.url.rstrip("/")
-        self._pooled = self._session(key, force_close=False)
-        self._fresh = self._session(key, force_close=True)
+        self._path = quote(urlsplit(self._base).path, safe="/%:@!$&'()*+,;=")
+        self._client = self._open(key)
 
-    def _session(self, key: str | None, *, force_close: bool) -> aiohttp.ClientSession:
-        """No cookies, no proxy from the environment, no compression (a small body may unpack to a huge one)."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
+    def _open(self, key: str | None) -> _http.Client:
+        """No compression: a small body may unpack to a huge one. Raises ConfigError."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "confidence-gateway"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=force_close),
-            headers=headers,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._options.connect_seconds),
-            trust_env=False,
-            auto_decompress=False,
-        )
+        options = self._options
+        cap = int(options.max_reply_mib * MIB)
+        try:
+            return _http.Client(self._base, headers, connect_seconds=options.connect_seconds, most_bytes=cap)
+        except ValueError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
 
     async def complete(self, ask: Ask) -> Completion:
         """One answer. Raises EngineError leaves only; a cancelled call closes its connection."""
@@ -167,20 +166,16 @@ class OpenAIHttp:
     async def _listen(self, ask: Ask, hear: Hear) -> _reply.Answered:
         """One stream to its end. Raises EngineError leaves, and what `hear` raises."""
         body = request_body(ask, self._options) | streamed(self._options)
-        url = self._url(ask)
         assembly = _stream.Assembly(ask, self.name) if ask.prompt is None else _text.Assembly(ask, self.name)
         options, now = self._options, asyncio.get_running_loop().time
         limit = asyncio.timeout(options.first_byte_seconds)  # while we wait for the server, never for who hears
         begun = False
+        told = self._client.request("POST", self._at(ask), msgspec.json.encode(body), ask.trace)
         try:
-            async with (
-                limit,
-                self._asked(
-                    self._fresh if ask.fresh else self._pooled, "POST", url, msgspec.json.encode(body), ask.trace
-                ) as response,
-            ):
-                await self._check(response, "text/event-stream")
-                async for raw in self._pieces(response):
+            async with limit, await self._client.ask(told, fresh=ask.fresh) as reply:
+                await reply.head()
+                await self._check(reply, "text/event-stream")
+                async for raw in reply.pieces():
                     piece = assembly.take(raw)
                     if piece is not None:
                         begun = True
@@ -195,7 +190,9 @@ class OpenAIHttp:
                 if end is not None:
                     begun = True
                     await hear(end)
-                await drain(response)
+                await drain(reply)
+        except _http.Trouble as error:
+            raise self._translated(error, begun=begun) from error
         except EngineDown as error:
             error.again = error.again and not begun
             raise
@@ -206,66 +203,44 @@ class OpenAIHttp:
     async def _post(self, ask: Ask) -> bytes:
         """The body of a 200. Raises EngineError leaves only."""
         body = msgspec.json.encode(request_body(ask, self._options))
-        session = self._fresh if ask.fresh else self._pooled
-        return await self._call(session, "POST", self._url(ask), body, ask.trace)
+        told = self._client.request("POST", self._at(ask), body, ask.trace)
+        return await self._call(told, fresh=ask.fresh)
 
-    def _url(self, ask: Ask) -> str:
-        return f"{self._base}/chat/completions" if ask.prompt is None else f"{self._base}/completions"
+    def _at(self, ask: Ask) -> str:
+        return f"{self._path}/chat/completions" if ask.prompt is None else f"{self._path}/completions"
 
-    async def _call(
-        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None = None, trace: str = ""
-    ) -> bytes:
+    async def _call(self, told: bytes, *, fresh: bool = False) -> bytes:
         """The body of a 200, whatever is wrong translated into our errors."""
-        async with self._asked(session, method, url, body, trace) as response:
-            await self._check(response, "application/json")
-            return await self._whole(response)
-
-    @asynccontextmanager
-    async def _asked(
-        self, session: aiohttp.ClientSession, method: str, url: str, body: bytes | None, trace: str
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A reply whose connection goes back into the pool only when it was read to its end and all was well."""
-        headers = {"traceparent": trace} if trace else None
         try:
-            async with session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
-                try:
-                    yield response
-                except BaseException:
-                    response.close()
-                    raise
-        except aiohttp.ConnectionTimeoutError as error:
-            raise EngineDown(self.name, f"no connection within {self._options.connect_seconds:g} s") from error
-        except aiohttp.ClientConnectorError as error:
-            told = f"nobody answers at {self._base} ({error.os_error.strerror})"
-            raise EngineDown(self.name, told, again=True) from error
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            raise EngineDown(self.name, f"the connection broke ({type(error).__name__})", again=True) from error
-        except (aiohttp.ClientError, ValueError) as error:
-            raise EngineGarbled(self.name, f"no proper HTTP ({type(error).__name__})") from error
+            async with await self._client.ask(told, fresh=fresh) as reply:
+                await reply.head()
+                await self._check(reply, "application/json")
+                return await reply.whole()
+        except _http.Trouble as error:
+            raise self._translated(error) from error
 
-    async def _check(self, response: aiohttp.ClientResponse, kind: str) -> None:
+    def _translated(self, error: _http.Trouble, *, begun: bool = False) -> EngineError:
+        """begun: a part of the answer was told already, so nobody else can be asked for it."""
+        match error:
+            case _http.ConnectTimeout():
+                return EngineDown(self.name, f"no connection within {self._options.connect_seconds:g} s")
+            case _http.Unreachable():
+                return EngineDown(self.name, f"nobody answers at {self._base} ({error})", again=True)
+            case _http.TooLarge():
+                return EngineGarbled(self.name, f"a reply larger than {self._options.max_reply_mib:g} MiB")
+            case _http.Improper():
+                return EngineGarbled(self.name, f"no proper HTTP ({error})")
+            case _:
+                return EngineDown(self.name, f"the connection broke ({error})", again=not begun)
+
+    async def _check(self, reply: _http.Reply, kind: str) -> None:
         """Raises what a reply that is not a plain 200 of this content type means."""
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        if reply.headers.get("content-encoding", "identity").lower() != "identity":
             raise EngineGarbled(self.name, "a compressed reply, though plain was asked for")
-        if response.status != 200:
-            raw = await self._whole(response)
-            raise _refusals.refusal(self.name, response.status, response.headers, raw)
-        if response.content_type != kind:
+        if reply.status != 200:
+            raise _refusals.refusal(self.name, reply.status, reply.headers, await reply.whole())
+        if reply.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
             raise EngineGarbled(self.name, f"a reply that is no {kind}")
-
-    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
-        """A body, once all of it is there."""
-        pieces = [piece async for piece in self._pieces(response)]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """A body as it comes in, up to the cap."""
-        cap, size = int(self._options.max_reply_mib * MIB), 0
-        async for piece in response.content.iter_any():
-            size += len(piece)
-            if size > cap:
-                raise EngineGarbled(self.name, f"a reply larger than {self._options.max_reply_mib:g} MiB")
-            yield piece
 
     async def ready(self) -> bool:
         """Whether the server lists the model, within two seconds."""
@@ -287,7 +262,7 @@ class OpenAIHttp:
 
     async def _listed(self) -> dict[str, str]:
         """Raises EngineRefused when the server does not serve the model."""
-        raw = await self._call(self._pooled, "GET", f"{self._base}/models")
+        raw = await self._call(self._client.request("GET", f"{self._path}/models"))
         try:
             models = msgspec.json.decode(raw, type=Models).data
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -301,24 +276,20 @@ class OpenAIHttp:
     async def _version(self) -> dict[str, str]:
         """vLLM's own endpoint; other servers do not have it."""
         try:
-            raw = await self._call(self._pooled, "GET", f"{self._base.removesuffix('/v1')}/version")
+            raw = await self._call(self._client.request("GET", f"{self._path.removesuffix('/v1')}/version"))
             return {"engine_version": msgspec.json.decode(raw, type=Version).version}
         except (EngineError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return {}
 
     async def close(self) -> None:
-        await self._pooled.close()
-        await self._fresh.close()
+        self._client.close()
 
 
-async def drain(response: aiohttp.ClientResponse) -> None:
+async def drain(reply: _http.Reply) -> None:
     """Read what is behind an answer's end, if that is soon over; else the connection is not used again."""
-    try:
+    with suppress(TimeoutError, _http.Trouble):
         async with asyncio.timeout(DRAIN_SECONDS):
-            while await response.content.readany():
-                pass
-    except (TimeoutError, aiohttp.ClientError, OSError):
-        response.close()
+            await reply.whole()
 
 
 class Model(msgspec.Struct):

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import cascade, ids, streaming
 from gateway.errors import ClientGone
 from gateway.http import limits, overrides, reply, sse, wire
 from gateway.http.errors import Draining, Problem, RequestError, problem
-from gateway.http.hangup import beside, or_hangup
+from gateway.http.hangup import beside, line, or_hangup
 from gateway.http.journal import Journal
 from gateway.http.live import Generation, Live
 from gateway.http.quota import Estimate, Visit
@@ -57,12 +56,13 @@ class Chat:
         route_id = ids.number(arrived)
         story = Story(route_id, arrived)
         status, reason = 499, ""
-        self._journal.begin(scope["path"], Headers(scope=scope), story)
+        headers = limits.headers(scope)
+        self._journal.begin(scope["path"], headers, story)
         counted = self._telemetry.in_flight.track_inprogress()
         with counted, self._live.held() as held, self._visit(held) as visit:
             out = Out(send)
             try:
-                status, reason = await self._serve(held, visit, scope, receive, out, story, began)
+                status, reason = await self._serve(held, visit, scope, headers, receive, out, story, began)
             except asyncio.CancelledError:
                 if not self._live.draining:
                     raise
@@ -80,29 +80,37 @@ class Chat:
         return Visit(self._live.lasting.ledger, held.dearest, time.time)
 
     async def _serve(
-        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, out: Out, story: Story, began: float
+        self,
+        held: Generation,
+        visit: Visit,
+        scope: Scope,
+        headers: Mapping[str, str],
+        receive: Receive,
+        out: Out,
+        story: Story,
+        began: float,
     ) -> tuple[int, str]:
         """Answer, and say with what status and why. Raises what ends a request without an answer."""
         sending: Coroutine[Any, Any, None]
         route_id = story.number
         try:
-            asked = await self._read(held, visit, scope, receive, story, began)
+            asked = await self._read(held, visit, headers, receive, story, began)
             note = self._noting(visit, story)
             if asked.call.mode is Mode.BUFFER:
-                answer = await or_hangup(decided(asked, note), receive)
-                headers, pieces = written(answer, asked.named(answer.opening))
+                answer = await or_hangup(decided(asked, note), line(scope))
+                heads, pieces = written(answer, asked.named(answer.opening))
                 visit.settle()
-                sending = respond(200, headers | visit.headers(), pieces, out)
+                sending = respond(200, heads | visit.headers(), pieces, out)
             else:
                 passing = passed_on(asked, visit, out, held.snapshot.config.server.keep_alive_seconds)
                 job = streaming.MODES[asked.call.mode](asked.ask, asked.route, passing, note)
-                answer = await or_hangup(beside(job, passing.keep_alive()), receive)
+                answer = await or_hangup(beside(job, passing.keep_alive()), line(scope))
                 visit.settle()
                 if passing.begun:
                     sending = end(passing, answer, out)
                 else:  # a fallback, complete by now
-                    headers, pieces = written(answer, asked.named(answer.opening))
-                    sending = respond(200, headers | visit.headers(), pieces, out)
+                    heads, pieces = written(answer, asked.named(answer.opening))
+                    sending = respond(200, heads | visit.headers(), pieces, out)
             self._telemetry.served(answer)
             story.answer = answer
             status, reason = 200, str(answer.reason)
@@ -123,17 +131,23 @@ class Chat:
         return status, reason
 
     async def _read(
-        self, held: Generation, visit: Visit, scope: Scope, receive: Receive, story: Story, began: float
+        self,
+        held: Generation,
+        visit: Visit,
+        headers: Mapping[str, str],
+        receive: Receive,
+        story: Story,
+        began: float,
     ) -> Asked:
         """Everything before the first tier, by one snapshot whatever is reloaded meanwhile."""
         if self._live.draining:
             raise Draining
-        snapshot, headers, route_id = held.snapshot, Headers(scope=scope), story.number
+        snapshot, route_id = held.snapshot, story.number
         config = snapshot.config
         server = config.server
         client = held.keyring.who(headers.get("authorization"))
         visit.enter(client)
-        body = await limits.read_json(scope, receive, max_bytes=int(server.max_body_mib * 2**20))
+        body = await limits.read_json(headers, receive, max_bytes=int(server.max_body_mib * 2**20))
         request = wire.read(body, server, self._kind)
         model = overrides.policy_asked(request)
         route = drawn(choose(model, snapshot), route_id)

@@ -79,7 +79,7 @@ def router(live: Live, journal: Journal) -> APIRouter:
             raise Draining
         with live.held() as held:
             caller, operator = who(held, request)
-            body = await limits.read_json(request.scope, request.receive, max_bytes=MAX_BODY_BYTES)
+            body = await limits.read_json(request.headers, request.receive, max_bytes=MAX_BODY_BYTES)
             items, several = read(body)
             charge(live, held, caller, len(items))
             now = time.time()

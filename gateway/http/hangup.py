@@ -1,52 +1,77 @@
-"""A client that leaves stops the engine. Servers do not do this for whole answers, so we watch the connection."""
+"""A client that leaves stops the engine. Servers do not do this for whole answers, so the connection itself tells."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from starlette.types import Receive
+from starlette.types import Scope
 
 from gateway.errors import ClientGone
 
 T = TypeVar("T")
 
+LINE = "gateway.line"  # among a scope's extensions
 
-async def or_hangup(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+
+class Line:
+    """One request's connection, as far as it can end. read_on: what makes the end be seen, called before it is waited
+    for."""
+
+    def __init__(self, read_on: Callable[[], object]) -> None:
+        self._read_on, self.gone = read_on, False
+        self._told: Callable[[], object] | None = None
+
+    def end(self) -> None:
+        """The client has left."""
+        self.gone = True
+        if self._told is not None:
+            self._told()
+
+    def listen(self, told: Callable[[], object]) -> None:
+        """told: called when the client leaves."""
+        self._read_on()
+        self._told = told
+
+    def forget(self) -> None:
+        """Nobody listens any more."""
+        self._told = None
+
+
+def line(scope: Scope) -> Line:
+    """What our protocol has put there."""
+    found: Line = scope["extensions"][LINE]
+    return found
+
+
+async def or_hangup(work: Coroutine[Any, Any, T], line: Line) -> T:
     """The work's result, or ClientGone as soon as the client hangs up; the work has ended in either case.
 
-    The request's body must have been received. A TaskGroup would wrap the work's error, and the status table would not
-    know it.
+    The request's body must have been received. The work runs in this very task: a second one would cost as much as all
+    of the HTTP, and a TaskGroup would wrap the work's error, which the status table would not know.
     """
     here = asyncio.current_task()
     assert here is not None, "a coroutine runs in a task"
-    working, left = True, False
+    left = False
 
-    def stop(_: object) -> None:
+    def stop() -> None:
         nonlocal left
-        if working and not gone.cancelled():
-            left = True
-            here.cancel()
+        left = True
+        here.cancel()
 
-    gone = asyncio.ensure_future(hung_up(receive))
-    gone.add_done_callback(stop)
+    if line.gone:
+        work.close()
+        raise ClientGone
+    line.listen(stop)
     try:
-        return await work  # in this very task: a second one would cost as much as all of the HTTP
+        return await work
     except asyncio.CancelledError:
         if left and here.uncancel() == 0:  # else somebody wants the whole task to end, client or no client
             raise ClientGone from None
         raise
     finally:
-        working = False
-        gone.cancel()
-        await asyncio.wait({gone})
-
-
-async def hung_up(receive: Receive) -> None:
-    """Returns when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        line.forget()
 
 
 async def beside(work: Coroutine[Any, Any, T], helper: Coroutine[Any, Any, None]) -> T:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from gateway.errors import ClientGone
@@ -16,13 +16,17 @@ ROUND = bytes.maketrans(b"[]{}", b"()()")
 NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
-async def read_json(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+def headers(scope: Scope) -> dict[str, str]:
+    """A request's, by name in lower case; of one that is said twice, the first."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
+async def read_json(headers: Mapping[str, str], receive: Receive, *, max_bytes: int) -> bytes:
     """A request's body. How long it may take to arrive is the protocol's business.
 
     Raises RequestError: 415 for what is not plain JSON, 413 as soon as it is known to be too large, 400 for JSON nested
     too deep. Raises ClientGone when the client leaves meanwhile.
     """
-    headers = Headers(scope=scope)
     check_kind(headers)
     announced = headers.get("content-length", "")
     if announced.isdigit() and int(announced[:20]) > max_bytes:
@@ -49,7 +53,7 @@ def too_deep(body: bytes) -> bool:
     return left != b""
 
 
-def check_kind(headers: Headers) -> None:
+def check_kind(headers: Mapping[str, str]) -> None:
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise RequestError(415, "Send the request as content-type: application/json.", close=True)

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.config import Server
 from gateway.http.errors import Problem
+from gateway.http.hangup import LINE, Line
 
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 128
@@ -56,6 +57,7 @@ class Protocol(HttpToolsProtocol):
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
+            running.scope["extensions"][LINE].end()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._stop_receiving()
@@ -108,6 +110,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
+        cycle.scope["extensions"] = {LINE: Line(self.flow.resume_reading)}
         super()._start_asgi_task(cycle, app)
 
     def _stop_receiving(self) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.errors import ClientGone
-from gateway.http.hangup import or_hangup
+from gateway.http.hangup import Line, or_hangup
 from tests.faults.ask import ask
 from tests.faults.gateway import Gateway, until
 from tests.faults.upstream import Upstream
@@ -32,13 +32,8 @@ def test_the_upstream_is_freed(stream: bool, gateway: Gateway, upstream: Upstrea
     assert time.monotonic() - left < 1.0
 
 
-async def never() -> dict[str, str]:
-    await asyncio.Event().wait()
-    raise AssertionError
-
-
-async def leaves() -> dict[str, str]:
-    return {"type": "http.disconnect"}
+def line() -> Line:
+    return Line(lambda: None)
 
 
 def test_the_work_has_ended_before_the_hang_up_is_told() -> None:
@@ -51,9 +46,24 @@ def test_the_work_has_ended_before_the_hang_up_is_told() -> None:
             await asyncio.sleep(0)
             ended.append(True)
 
+    async def client() -> None:
+        here = line()
+        asyncio.get_running_loop().call_soon(here.end)
+        await or_hangup(work(), here)
+
     with pytest.raises(ClientGone):
-        asyncio.run(or_hangup(work(), leaves))
+        asyncio.run(client())
     assert ended == [True]
+
+
+def test_nothing_is_begun_for_a_client_who_has_left() -> None:
+    async def work() -> None:
+        raise AssertionError
+
+    here = line()
+    here.end()
+    with pytest.raises(ClientGone):
+        asyncio.run(or_hangup(work(), here))
 
 
 def test_the_works_own_error_comes_through_unwrapped() -> None:
@@ -61,7 +71,7 @@ def test_the_works_own_error_comes_through_unwrapped() -> None:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        asyncio.run(or_hangup(work(), never))
+        asyncio.run(or_hangup(work(), line()))
 
 
 def test_being_cancelled_cancels_the_work() -> None:
@@ -75,7 +85,7 @@ def test_being_cancelled_cancels_the_work() -> None:
                 cancelled.set()
                 raise
 
-        task = asyncio.ensure_future(or_hangup(work(), never))
+        task = asyncio.ensure_future(or_hangup(work(), line()))
         await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,158 @@
+"""What the HTTP client makes of servers that keep to the standard, and of those that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from gateway.engines import _http
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+BIG = b"x" * 2**20
+
+
+async def with_server(
+    said: bytes,
+    work: Callable[[_http.Client], Awaitable[object]],
+    *,
+    closes: bool = False,
+    most_bytes: int = 2**19,
+) -> int:
+    """How many connections a server took that says the same to every request; closes: and then hangs up."""
+    taken = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal taken
+        taken += 1
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(said)
+                if closes:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = _http.Client(f"http://127.0.0.1:{port}/v1", {}, connect_seconds=5, most_bytes=most_bytes)
+    try:
+        await asyncio.wait_for(work(client), 10)
+    finally:
+        client.close()
+        server.close()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+    return taken
+
+
+async def get(client: _http.Client) -> tuple[int, bytes]:
+    async with await client.ask(client.request("GET", "/v1/models")) as reply:
+        await reply.head()
+        return reply.status, await reply.whole()
+
+
+def twice(said: bytes, *, closes: bool = False) -> int:
+    """How many connections two requests took, both of which were answered with `ok`."""
+
+    async def work(client: _http.Client) -> None:
+        for _ in range(2):
+            assert await get(client) == (200, b"ok")
+            await asyncio.sleep(0.05)
+
+    return asyncio.run(with_server(said, work, closes=closes))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        OK,
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\nx-sum: 9\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\nx: y\r\n\r\n" + OK,
+    ],
+    ids=["length", "chunks", "trailer", "continue"],
+)
+def test_a_reply_that_ends_where_it_says_leaves_its_connection_for_the_next_request(said: bytes) -> None:
+    assert twice(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "closes"),
+    [
+        (OK.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"), False),
+        (OK.replace(b"1.1", b"1.0"), False),
+        (OK + b"HTTP", False),
+        (OK + OK, False),
+        (OK + b"\x00garbage", False),
+        (b"HTTP/1.1 200 OK\r\n\r\nok", True),
+    ],
+    ids=["close", "1.0", "half a reply more", "a second reply", "garbage behind it", "until the end"],
+)
+def test_a_connection_that_may_not_be_clean_is_not_used_again(said: bytes, closes: bool) -> None:
+    assert twice(said, closes=closes) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "trouble"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok", _http.Broken),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n", _http.Broken),
+        (b"HTTP/1.1 200 OK\r\ncontent-", _http.Broken),
+        (b"", _http.Broken),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok!", _http.Improper),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", _http.Improper),
+        (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", _http.Improper),
+        (b"HTTP/1.1 200 OK\r\n" + b"".join(b"x-%d: %b\r\n" % (n, b"y" * 999) for n in range(99)), _http.Improper),
+        (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 99999, _http.Improper),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(BIG) + BIG, _http.TooLarge),
+        (b"nonsense\r\n\r\n", _http.Improper),
+    ],
+    ids=[
+        "short body", "no last chunk", "half a head", "nothing", "two lengths", "length and chunks", "upgrade",
+        "many headers", "endless header", "too large", "nonsense",
+    ],
+)  # fmt: skip
+def test_what_is_no_whole_reply_is_trouble(said: bytes, trouble: type[_http.Trouble]) -> None:
+    async def work(client: _http.Client) -> None:
+        with pytest.raises(trouble):
+            await get(client)
+
+    asyncio.run(with_server(said, work, closes=True))
+
+
+def test_a_request_that_is_given_up_takes_its_connection_with_it() -> None:
+    async def work(client: _http.Client) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await get(client)
+        assert not client.connections or all(not one.usable for one in client.connections)
+
+    assert asyncio.run(with_server(b"HTTP/1.1 200 OK\r\n", work)) == 1
+
+
+def test_a_body_that_nobody_reads_slows_its_server_down() -> None:
+    async def work(client: _http.Client) -> None:
+        async with await client.ask(client.request("GET", "/")) as reply:
+            await reply.head()
+            await asyncio.sleep(0.2)
+            assert reply.waiting_bytes < 2**20, "of sixteen"
+            assert sum([len(piece) async for piece in reply.pieces()]) == 2**24
+
+    said = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (2**24) + BIG * 16
+    asyncio.run(with_server(said, work, most_bytes=2**24))
+
+
+def test_a_header_that_would_end_the_line_is_refused() -> None:
+    with pytest.raises(ValueError, match="Authorization"):
+        _http.Client("http://x", {"Authorization": "Bearer a\r\nx: y"}, connect_seconds=1, most_bytes=1)
+
+
+def test_a_server_that_is_not_there_is_unreachable() -> None:
+    client = _http.Client("http://127.0.0.1:9", {}, connect_seconds=1, most_bytes=1)
+    with pytest.raises(_http.Unreachable):
+        asyncio.run(get(client))
