@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from eval import collect as collecting
 from eval import records
 from eval.collect import Different, Plan
+from eval.datasets import Question
 from eval.records import Row
+from gateway import config as configs
 from tests.eval.test_collect import facts, questions, settings
 from tests.faults.upstream import Upstream
 
@@ -40,7 +43,7 @@ def nodes() -> Iterator[Any]:
     os.environ.update(PATIENT)
     few = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **few})
-    workers = [cluster.add_node(num_cpus=1, **few) for _ in range(2)]
+    workers = [cluster.add_node(num_cpus=1, num_gpus=1, **few) for _ in range(2)]  # Ray counts GPUs, it looks for none
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
     yield cluster, workers
@@ -114,3 +117,23 @@ def test_an_engine_that_is_away_is_told_as_on_one_machine(tmp_path: Path, nodes:
             PLAN,
             Killer(-1, None),
         )
+
+
+def test_a_tier_that_is_served_here_gets_a_model_server_per_worker_each_on_a_gpu_of_its_own(
+    tmp_path: Path, nodes: Any
+) -> None:
+    """A script stands in for `vllm serve`; it says when it starts and ends."""
+    from eval import cluster as clusters
+    from tests.test_fleet_up import config
+
+    path, told = tmp_path / "cascade.yaml", tmp_path / "told"
+    path.write_text(json.dumps(config(tiers=1, env={"STAND_IN_TOLD": str(told)})))
+    free = len(nodes[0].list_all_nodes()) - 1  # of the GPUs, after what other tests have killed
+    asked = [Question(f"q{n}", f"{n} + {n}?", str(2 * n), "made") for n in range(12)]
+    clusters.collect(
+        configs.read(path), asked, tmp_path / "out", PLAN, Killer(-1, None), workers=free, start_servers=True
+    )
+    rows = list(records.read(tmp_path / "out" / "records.parquet"))
+    assert [(row.question, row.text) for row in rows] == [(one.id, "#### 4") for one in asked]
+    events = [line.split()[2] for line in told.read_text().splitlines()]
+    assert events.count("start") == events.count("end") == free >= 1
