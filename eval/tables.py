@@ -7,6 +7,7 @@ out and counted: the gateway escalates them by rule, and a calibrator fitted on 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import Counter, defaultdict
@@ -387,7 +388,11 @@ def _from_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _from_csv(path: Path) -> list[dict[str, Any]]:
-    reader = csv.DictReader(_text(path).splitlines(), restkey="", restval=None, strict=True)
+    text = _text(path)
+    if text and not text.endswith(("\n", "\r")):  # a cell that was cut looks like any other, and so does an empty one
+        told = "its last line has no end, as in a file that was cut; copy it again, or end that line if it is whole"
+        raise BadRecords(path, told)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None, strict=True)
     rows = []
     try:
         for row in reader:

@@ -688,6 +688,24 @@ def test_a_table_cut_in_half_is_refused_in_words(tmp_path: Path, suffix: str) ->
         tables.read(path, ["certainty"])
 
 
+def test_a_csv_cut_anywhere_is_refused_or_holds_whole_lines_alone(tmp_path: Path) -> None:
+    """Behind a comma, an empty cell; inside a number, a shorter one: nothing but the line's end tells."""
+    path, whole = tmp_path / "my.csv", "model,question,correct,certainty\na,q1,1,0.75\na,q2,0,0.25\n"
+    for size in range(1, len(whole) + 1):
+        path.write_text(whole[:size])
+        if whole[size - 1] == "\n" and size > whole.index("\n") + 1:
+            assert tables.read(path)[0]["a"].X.tolist() == [[0.75], [0.25]][: whole[:size].count("\n") - 1]
+            continue
+        with pytest.raises(BadRecords):
+            tables.read(path)
+
+
+def test_a_csv_cell_may_hold_line_breaks(tmp_path: Path) -> None:
+    text = 'model,question,correct,certainty\r\na,"one\ntwo\u2028three",1,0.5\r\na,q2,0,0.25\r\n'
+    (tmp_path / "my.csv").write_bytes(text.encode())
+    assert tables.read(tmp_path / "my.csv")[0]["a"].question.tolist() == ["one\ntwo\u2028three", "q2"]
+
+
 def test_files_that_are_no_table_are_refused_in_words(tmp_path: Path) -> None:
     for name, text, said in [
         ("a.txt", "x", "need a file that ends in .parquet, .jsonl, .csv"),
