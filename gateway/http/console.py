@@ -50,8 +50,8 @@ HEADERS = {
 }
 
 WINDOWS = {"15m": 900.0, "1h": 3600.0, "6h": 6 * 3600.0, "24h": 86400.0, "7d": 7 * 86400.0, "30d": 30 * 86400.0}
-REQUESTS, STORIES = 10_000, 2_000  # rows of one look, the newest: some tens of milliseconds of the store's time each
-KEEP_SECONDS = 4.0
+REQUESTS, STORIES = 10_000, 2_000  # rows of one look, the newest: up to a fifth of a second of the store's time each
+SOON, LATER = 4.0, 20.0  # how long an answer is given again, s: what came in, and what it turned out to be worth
 
 
 def page() -> APIRouter:
@@ -78,7 +78,7 @@ def page() -> APIRouter:
 def data(live: Live, journal: Journal) -> APIRouter:
     """The figures. Whoever includes these routes checks the key."""
     routes = APIRouter(include_in_schema=False)
-    kept = Kept(KEEP_SECONDS)
+    kept = Kept()
 
     @routes.get(HOME + "/data")
     async def look(window: Annotated[str, Query()] = "1h", policy: str | None = None) -> Json:
@@ -98,7 +98,9 @@ def data(live: Live, journal: Journal) -> APIRouter:
         }
         if not journal.keeps:
             return told
-        return told | await kept.get(("data", window, policy), lambda: counted(journal, known, begun, policy))
+        traffic = await kept.get(("traffic", window, policy), SOON, lambda: counted(journal, begun, policy))
+        judged = await kept.get(("judged", window, policy), LATER, lambda: judgement(journal, known, begun, policy))
+        return told | traffic | judged
 
     @routes.get(HOME + "/replay")
     async def other_thresholds(policy: str, tier: str, window: Annotated[str, Query()] = "7d") -> Json:
@@ -112,7 +114,7 @@ def data(live: Live, journal: Journal) -> APIRouter:
             return await asyncio.to_thread(replay.told, explored, route, tier)
 
         thresholds = tuple(step.threshold for step in route.tiers)
-        return await kept.get(("replay", window, policy, tier, thresholds), count)
+        return await kept.get(("replay", window, policy, tier, thresholds), LATER, count)
 
     @routes.get(HOME + "/decisions")
     async def decisions(limit: Annotated[int, Query(ge=1, le=200)] = 20, before: float | None = None) -> Json:
@@ -140,12 +142,19 @@ def brief(decision: DecisionRow, whole: Whole) -> Json:
     }
 
 
-async def counted(journal: Journal, known: dict[str, Policy], begun: float, policy: str | None) -> Json:
-    """Read, then count."""
-    now, desk = time.time(), journal.desk
-    briefs = await desk.ask(lambda store: store.briefs(begun, REQUESTS, policy))
+async def counted(journal: Journal, begun: float, policy: str | None) -> Json:
+    """Read the latest requests, then count."""
+    now = time.time()
+    briefs = await journal.desk.ask(lambda store: store.briefs(begun, REQUESTS, policy))
+    return {"traffic": await asyncio.to_thread(figures.traffic, briefs, begun, now, most=REQUESTS)}
+
+
+async def judgement(journal: Journal, known: dict[str, Policy], begun: float, policy: str | None) -> Json:
+    """Read what was explored and what was labelled, then judge."""
+    desk = journal.desk
     explored = await desk.ask(lambda store: store.stories(Kind.EXPLORED, begun, STORIES))
     labelled = await desk.ask(lambda store: store.stories(Kind.LABELLED, begun, STORIES))
+    most = {"explored": len(explored) >= STORIES, "labels": len(labelled) >= STORIES}
     if policy is not None:
         explored, labelled = (
             [one for one in some if one.decision is not None and one.decision.policy == policy]
@@ -156,11 +165,10 @@ async def counted(journal: Journal, known: dict[str, Policy], begun: float, poli
     def count() -> Json:
         judged = figures.judged(labelled)
         return {
-            "traffic": figures.traffic(briefs, begun, now, most=REQUESTS),
             "saving": figures.saving(explored, largest, replay.LEAST_ROWS),
             "calibration": figures.calibration(judged, np.random.default_rng(0)),
-            "labels": {"n": len(labelled), "judged": len(judged), "cut": len(labelled) >= STORIES},
-            "explored": {"n": len(explored), "cut": len(explored) >= STORIES},
+            "labels": {"n": len(labelled), "judged": len(judged), "cut": most["labels"]},
+            "explored": {"n": len(explored), "cut": most["explored"]},
         }
 
     return await asyncio.to_thread(count)
@@ -196,12 +204,11 @@ class Kept:
     Keys come from lists of our own, and those of a configuration that has changed are forgotten with the next look.
     """
 
-    def __init__(self, keep_seconds: float) -> None:
-        self._keep = keep_seconds
+    def __init__(self) -> None:
         self._answers: dict[object, tuple[float, Json]] = {}
         self._making: dict[object, asyncio.Lock] = {}
 
-    async def get(self, key: object, make: Callable[[], Awaitable[Json]]) -> Json:
+    async def get(self, key: object, seconds: float, make: Callable[[], Awaitable[Json]]) -> Json:
         """Raises what `make` does; a failure is not kept."""
         now = asyncio.get_running_loop().time
         async with self._making.setdefault(key, asyncio.Lock()):
@@ -209,7 +216,7 @@ class Kept:
             if now() >= until:
                 answer = await make()
                 self._forget(now())
-                self._answers[key] = now() + self._keep, answer
+                self._answers[key] = now() + seconds, answer
             return answer
 
     def _forget(self, now: float) -> None:

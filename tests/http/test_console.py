@@ -98,7 +98,7 @@ def test_rubbish_is_refused_in_words(path: str, status: int, words: str, bare: h
 
 def test_many_who_ask_at_once_are_given_one_answer_and_a_failure_is_not_kept() -> None:
     async def asked() -> None:
-        kept, made = console.Kept(60.0), []
+        kept, made = console.Kept(), []
 
         async def make() -> dict[str, object]:
             made.append(1)
@@ -108,8 +108,8 @@ def test_many_who_ask_at_once_are_given_one_answer_and_a_failure_is_not_kept() -
             return {"n": len(made)}
 
         with pytest.raises(StoreDown):
-            await kept.get("a", make)
-        assert await asyncio.gather(*(kept.get("a", make) for _ in range(10))) == [{"n": 2}] * 10
-        assert await kept.get("b", make) == {"n": 3}
+            await kept.get("a", 60.0, make)
+        assert await asyncio.gather(*(kept.get("a", 60.0, make) for _ in range(10))) == [{"n": 2}] * 10
+        assert await kept.get("b", 60.0, make) == {"n": 3}
 
     asyncio.run(asked())

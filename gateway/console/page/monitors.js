@@ -36,7 +36,7 @@ export function panels(report) {
     ...(report.policies ?? []).filter((one) => one.not_valid?.length).map((one) => h("p", { class: "bad" }, h("strong", {}, `What is claimed of ${one.policy} is not valid now: `), one.not_valid.join("; "))),
     unwatched(drift) ? h("p", { class: "note" }, `Drift is not watched: ${drift[0].why}.`) : drift.length ? scroll("Drift", table("Drift: features and p beside the reference, no labels needed. Effect: Kolmogorov–Smirnov distance, alarm from 0.1 on",
       [["policy · tier"], ["state"], ["largest effect", "n"], ["out of distribution", "n"], ["rows", "n"], ["reference", "n"], ["what drifted", "words"]],
-      drift.map((one) => [`${one.policy} · ${one.tier}`, state(one.state), one.largest_effect === undefined ? "–" : short(one.largest_effect),
+      drift.map((one) => [`${one.policy} · ${one.tier}${worker(one)}`, state(one.state), one.largest_effect === undefined ? "–" : short(one.largest_effect),
         one.out_of_distribution === undefined ? "–" : percent(one.out_of_distribution), one.n ? count(one.n) : one.rows_needed ? `${count(one.rows)} of ${count(one.rows_needed)}` : "–",
         one.n_reference ? count(one.n_reference) : "–", h("span", {}, one.why ?? (drifted(one.drifted ?? []) || "–"))]))) : empty("No drift is watched."),
     labels.tests?.length ? scroll("Tests of calibration", table(`Calibration by labels (${words(labels.by)}, ${words(labels.of)}); the test may be looked at after every label`,
@@ -49,11 +49,12 @@ export function panels(report) {
       labels.accepted_error.map((one) => [one.policy, state(one.state), percent(one.limit, 2), `[${percent(one.low, 2)}, ${percent(one.high, 2)}]`, count(one.n), count(one.labels)]))) : null,
     report.slos?.length ? scroll("Objectives", table("Objectives: how fast each uses up its budget (1 is just sustainable)",
       [["objective"], ["state"], ["budget", "n"], ["windows: bad of all, burn rate", "words"]],
-      report.slos.map((one) => [one.objective, state(one.state), percent(one.budget, 2),
+      report.slos.map((one) => [`${one.objective}${worker(one)}`, state(one.state), percent(one.budget, 2),
         one.windows.every((window) => !window.n) ? "no request yet" : one.windows.map((window) => `${span(window.seconds)}: ${count(window.bad)} of ${count(window.n)}${window.n ? `, ${short(window.burn)}×` : ""}`).join(" · ")]))) : null,
   ];
 }
 
+const worker = (one) => (one.worker === undefined ? "" : ` (worker ${one.worker})`);
 const unwatched = (drift) => drift.length > 0 && drift.every((one) => one.state === "unknown" && one.why === drift[0].why && one.rows === undefined);
 const words = (told) => (Array.isArray(told) ? told.join(", ") : told ?? "–");
 const drifted = (some) => some.map((one) => `${one.what} ${short(one.effect)} (p = ${one.p_value.toPrecision(1)})`).join(", ");
@@ -65,7 +66,7 @@ export function tiers(rows) {
   return table("As of now; with several workers, a row for each",
     [["tier"], ["calibrator"], ["breaker"], ["in flight", "n"], ["waiting", "n"], ["remarks", "words"]],
     rows.map((one) => [
-      one.worker === undefined ? one.tier : `${one.tier} (worker ${one.worker})`, one.calibrator,
+      `${one.tier}${worker(one)}`, one.calibrator,
       one.breaker === "open" ? h("span", { class: "bad" }, `open, ${short(one.barred_seconds)} s`) : "closed",
       count(one.in_flight), count(one.waiting),
       [one.withheld ? `runs without its calibrator: ${one.withheld}` : "", one.resting_seconds > 0 ? `rests for ${short(one.resting_seconds)} s` : "",
