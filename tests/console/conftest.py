@@ -14,12 +14,15 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.faults.ask import ask
 from tests.faults.gateway import running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.test_feedback import SECRETS, bearer, planned
+
+PATIENCE_MS = 30_000  # this machine stands still for seconds
+expect.set_options(timeout=PATIENCE_MS)
 
 REQUESTS = 60
 EVIL = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script> \' " &lt; \u202e javascript:alert(1)'
@@ -46,8 +49,9 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one file: as long as it lives, its event loop runs in this thread, where others want theirs."""
     path = chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
@@ -72,13 +76,13 @@ class Running:
         return httpx2.get(f"{self.admin}{path}", params=parameters, headers=bearer("root"), timeout=20)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def upstream() -> Iterator[Upstream]:
     with Upstream() as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """With traffic, labels, all of it explored, and texts kept that are as hostile as they come."""
     folder, chance = tmp_path_factory.mktemp("console"), random.Random(1)
@@ -170,15 +174,15 @@ def shown(page: Page) -> None:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     with browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light") as made:
-        made.set_default_timeout(20_000)
+        made.set_default_timeout(PATIENCE_MS)
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tab(browser: Browser, served: Running) -> Iterator[Page]:
     """In which somebody has signed in."""
     with browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light") as made:
-        made.set_default_timeout(20_000)
+        made.set_default_timeout(PATIENCE_MS)
         page = visit(made).page
         sign_in(page, served.url)
         yield page

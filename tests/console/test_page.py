@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from calibrators import artifact as artifacts
 from gateway.monitor.registry import Registry
-from tests.console.conftest import EVIL, REQUESTS, Running, sign_in, visit
+from tests.console.conftest import EVIL, PATIENCE_MS, REQUESTS, Running, sign_in, visit
 from tests.faults.ask import ask
 from tests.faults.gateway import SURE, UNSURE, running, until, write_artifact
 from tests.faults.upstream import Upstream
@@ -275,7 +275,7 @@ def test_axe_finds_nothing_wrong_and_nothing_sticks_out(
     with browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
     ) as context:
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MS)
         page = visit(context).page
         page.goto(served.url)
         expect(page.get_by_label("Admin key")).to_be_focused()
