@@ -94,9 +94,12 @@ def refit(
 
 
 def worn(config: Config, name: str) -> Artifact:
-    """The calibrator that a tier wears: its rollout's live one, else the configured one. Raises ConfigError."""
+    """The calibrator that a tier wears, or wore before it was taken out: its rollout's, else the configured one.
+
+    Raises ConfigError.
+    """
     from calibrators import artifact as artifacts
-    from gateway.monitor.rollouts import Rollouts, of
+    from gateway.monitor.rollouts import Rollouts
     from gateway.written import unknown
 
     entries = {entry.name: entry for entry in config.tiers}
@@ -106,12 +109,7 @@ def worn(config: Config, name: str) -> Artifact:
         rollouts = Rollouts(config.rollout.folder)
         state = rollouts.state(name)
         if state is not None:
-            live = of(state.live, name)
-            if live is None:
-                raise ConfigError(
-                    f"tier {name} is in the safe state and wears no calibrator; fit one with `confgate fit`"
-                )
-            return rollouts.registry.get(live).artifact
+            return rollouts.registry.get(rollouts.last_live(name) or "").artifact
     path = entries[name].calibrator
     if path is None:
         raise ConfigError(f"tier {name} has no calibrator to put right; fit one with `confgate fit`")

@@ -22,6 +22,7 @@ from pydantic import (
     AnyHttpUrl,
     Field,
     GetPydanticSchema,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -502,6 +503,13 @@ class Config(Written):
     policies: dict[Name, PolicyEntry] = Field(description="`default` is what the model name `auto` means")
     fleet: Fleet = Field(default=Fleet(), description="the machine that `confgate up` starts model servers on")
 
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """Where this was read from; None for a configuration that was made otherwise."""
+        return self._file
+
     @field_validator("server")
     @classmethod
     def _linger_inside_the_grace(cls, server: Server) -> Server:
@@ -533,6 +541,12 @@ class Config(Written):
         if self.rollout.labels_of == "explored" and self.exploration is None:
             told = "labels of explored decisions are to count, and none is explored: say exploration, or labels_of: all"
             raise wrong(told, at=("rollout", "labels_of"))
+        return self
+
+    @model_validator(mode="after")
+    def _a_fit_goes_on_trial(self) -> Self:
+        if self.monitors.refit is not None and self.rollout is None:
+            raise wrong("what a fit comes to must go on trial somewhere: say rollout", at=("monitors", "refit"))
         return self
 
     @model_validator(mode="after")
@@ -596,9 +610,11 @@ def parse(text: str, path: Path) -> Config:
     """The configuration in a text. path: for messages, and the folder that relative paths start at."""
     tree, raw = compose(text, path)
     try:
-        return Config.model_validate(raw, context={"base_dir": path.resolve().parent})
+        config = Config.model_validate(raw, context={"base_dir": path.resolve().parent})
     except ValidationError as error:
         raise ConfigError("\n".join(tell(mistake, tree, path) for mistake in causes(error))) from None
+    config._file = path.resolve()
+    return config
 
 
 def causes(error: ValidationError) -> list[ErrorDetails]:

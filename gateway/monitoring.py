@@ -25,6 +25,7 @@ from gateway.monitor.slo import PAIRS
 from gateway.monitor.telling import Json
 from gateway.monitor.watch import Watch
 from gateway.nouns import Policy
+from gateway.refitting import Refitting
 from gateway.snapshot import Snapshot, without
 from gateway.store.story import Story
 
@@ -53,7 +54,7 @@ class Monitoring:
         self._snapshot: Snapshot | None = None
         self._watch: Watch | None = None
         self._evidence: Evidence | None = None
-        self._alarms = Alarms()
+        self._alarms, self._refitting = Alarms(), Refitting()
         self._withdrawn: dict[tuple[str, str], Withdrawn] = {}
         self._read = store is None
         self.changed: Callable[[], object] = lambda: None
@@ -125,6 +126,7 @@ class Monitoring:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(seconds)
+        self._refitting.stop()
 
     # In a thread
 
@@ -168,7 +170,12 @@ class Monitoring:
             self._metrics.erred(error)
         self._metrics.burned(watch.budgets, self._monotonic(), WINDOWS)
         self._metrics.alarmed(alarms)
-        self.report = telling.report(seen, self._alarms, now, self._monotonic())
+        rules = snapshot.config.monitors.refit
+        if rules is not None:
+            outcomes = self._refitting.look(snapshot, rules, found, watch.latest, now=now, monotonic=self._monotonic())
+            self._metrics.refitted(outcomes)
+        told = telling.report(seen, self._alarms, now, self._monotonic())
+        self.report = told | {"refits": self._refitting.told()}
 
     def _withdraw(self, snapshot: Snapshot, evidence: Evidence, *, read: bool) -> None:
         certificates = {

@@ -41,7 +41,7 @@ class Findings:
     """As of `read_at`, seconds since 1970; None before the first reading.
 
     states: by policy.  unknown: why nothing current can be said, "" where it can.  newest_at: of the labels counted.
-    first_at: of the answers that they are about.
+    first_at: of the answers that they are about.  tally: by tier and calibrator, labels of right and of wrong answers.
     """
 
     states: Mapping[str, Calibration] = field(default_factory=dict)
@@ -52,6 +52,11 @@ class Findings:
     first_at: float | None = None
     revised: int = 0
     unknown: str = ""
+    tally: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> int:
+        return sum(right + wrong for right, wrong in self.tally.values())
 
 
 class Evidence:
@@ -112,6 +117,7 @@ class Evidence:
             self._book.first_at or None,
             self._book.revised,
             unknown,
+            dict(self._book.tally),
         )
         return self.findings
 

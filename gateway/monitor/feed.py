@@ -66,7 +66,7 @@ class Book:
     limits: by policy, the objective for accepted errors.  least_inclusion: of exploring; what was drawn with less, by
     an earlier configuration, is left out.
     newest_at: of the labels that counted; seconds since 1970, 0 without any.  first_at: when the first of the answers
-    that they are about was given, likewise.
+    that they are about was given, likewise.  tally: by tier and calibrator, right and wrong ones among those counted.
     """
 
     trusted_only: bool
@@ -81,6 +81,7 @@ class Book:
     newest_at: float = 0.0
     first_at: float = 0.0
     revised: int = 0
+    tally: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     _errors: dict[str, AcceptedError] = field(default_factory=dict)
     _labels_at: float = field(init=False)
     _decisions_at: Cursor = field(init=False)
@@ -135,6 +136,8 @@ class Book:
             self._counted[number] = row.right
             self.newest_at = max(self.newest_at, one.label.at)
             self.first_at = min(self.first_at or one.label.decided_at, one.label.decided_at)
+            right, wrong = self.tally.get((row.tier, row.calibrator), (0, 0))
+            self.tally[row.tier, row.calibrator] = (right + row.right, wrong + (not row.right))
             rows.append(row)
         self.honesties.note(rows)
         return len(rows)

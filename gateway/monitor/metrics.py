@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from gateway.monitor.alarms import Alarm, Kind
 from gateway.monitor.drift import Shift
@@ -47,6 +47,14 @@ class MonitorMetrics:
         self._burn = gauge(
             "slo_burn_rate", "share gone wrong over its budget, in a window of seconds", "objective", "seconds"
         )
+        self._refits = Counter(
+            f"{PREFIX}_refits",
+            "fits that started by themselves, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("started", "offered", "declined", "failed"):
+            self._refits.labels(outcome)
         self._alarms = gauge("alarms", "what the monitors hold to be wrong now, by kind", "kind")
         for kind in Kind:
             self._alarms.labels(kind)
@@ -64,6 +72,10 @@ class MonitorMetrics:
         """All that are on."""
         for kind in Kind:
             self._alarms.labels(kind).set(sum(alarm.kind is kind for alarm in alarms))
+
+    def refitted(self, outcomes: Sequence[str]) -> None:
+        for outcome in outcomes:
+            self._refits.labels(outcome).inc()
 
     def looked(self, shifts: Sequence[Shift], missed: int) -> None:
         """One look at drift."""

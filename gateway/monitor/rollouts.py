@@ -50,6 +50,14 @@ class Rollouts:
     def history(self, tier: str) -> list[Event]:
         return audit.read(self.course(tier))
 
+    def last_live(self, tier: str) -> str | None:
+        """The hash of what is in service; in the safe state of what was, before it was taken out. None for nothing."""
+        for event in reversed(self.history(tier)):
+            live = event.facts.get(course.STATE, {}).get("live")  # type: ignore[attr-defined]
+            if live is not None:
+                return str(live["artifacts"][tier])
+        return None
+
     def begin(self, tier: str, artifact: Artifact, *, who: str, at: float) -> State:
         """The state, made with the calibrator that is configured when there is none. at: seconds since 1970."""
         known = self.state(tier)

@@ -11,6 +11,19 @@ from gateway.monitor.slo import Slos
 from gateway.written import Written, resolve
 
 
+class Refit(Written):
+    """When a fit is started without anybody asking. What comes of it goes on trial by the rollout, which has to be
+    configured, and never into service by itself."""
+
+    causes: tuple[Literal["metric", "drift", "schedule"], ...] = Field(
+        default=("metric", "drift", "schedule"), description="proven by labels, found without any, or simply old"
+    )
+    max_age_days: float = Field(default=90, gt=0, description="of a calibrator, for schedule")
+    pause_hours: float = Field(default=24, gt=0, description="between two fits of a tier, whatever the cause")
+    seconds: float = Field(default=1800, ge=10, description="that a fit may take")
+    latest: int = Field(default=2000, ge=30, description="labels that a fit takes, the newest")
+
+
 class Monitors(Written):
     """Whether calibration still holds."""
 
@@ -36,6 +49,7 @@ class Monitors(Written):
     )
     look_back_days: float = Field(default=30, gt=0, le=730, description="of labels and decisions read at the start")
     slos: Slos = Slos()
+    refit: Refit | None = Field(default=None, description="fits that start by themselves. Nothing: none does")
 
     @field_validator("reference", "card")
     @classmethod

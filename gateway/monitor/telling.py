@@ -242,6 +242,7 @@ def joined(reports: Sequence[tuple[int, Json]]) -> Json:
             "labels": latest["monitors"]["labels"],
         },
         "slos": [{"worker": seat} | slo for seat, one in reports for slo in one["slos"]],
+        "refits": [fit for _, one in reports for fit in one.get("refits", ())],
     }
 
 
@@ -272,6 +273,11 @@ def as_text(report: Json) -> str:
         parts.append(table([_test_line(one) for one in labels["tests"]]))
     parts.append(table([_drift_line(one) for one in report["monitors"]["drift"]]))
     parts.append(table([_slo_line(one) for one in report["slos"]]))
+    if report.get("refits"):
+        names = ("state", "cause", "at", "why")
+        parts.append(
+            table([{"fit of": one["tier"], **{name: one[name] for name in names}} for one in report["refits"]])
+        )
     return "\n\n".join(parts)
 
 

@@ -16,6 +16,7 @@ from gateway.certificate import Certificate, CertifiedStep
 from gateway.monitor import reference as references
 from gateway.monitor.labels import ROUTED
 from gateway.monitor.reference import Reference, tier_reference
+from gateway.monitor.rollouts import Rollouts
 from gateway.nouns import Floats
 from tests.faults.ask import ask
 from tests.faults.gateway import Gateway, confgate_ends, running, until, write_artifact
@@ -24,6 +25,7 @@ from tests.store.test_feedback import SECRETS, bearer, planned
 from tests.test_certificate import certificate
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data/pocket/lp_mean.json").read_text())
+FIT_SECONDS = 120.0  # scikit-learn alone takes a loaded machine ten to import
 LOOK_SECONDS = 30.0  # until a look of one a second has been taken, on a machine that stalls
 
 
@@ -268,3 +270,33 @@ def test_labels_withdraw_a_certificate_and_neither_reload_nor_restart_brings_it_
     with running(tmp_path, plan, **SECRETS) as gateway, Run(gateway, plan) as run:
         assert not promised(run)
         assert "overconfident" in run.kinds()
+
+
+def test_what_labels_break_starts_a_fit_that_is_put_on_trial_and_decides_nothing(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    plan = certified(tmp_path, upstream.url)
+    plan["policies"]["default"].pop("certificate")
+    plan["monitors"]["refit"] = {"causes": ["metric"]}
+    plan["rollout"] = {"folder": "rollout", "probe": None}
+    with running(tmp_path, plan, **SECRETS) as gateway, Run(gateway, plan) as run:
+        assert run.serve([-0.01])[0].headers["x-route-tier"] == "cheap"
+        assert run.report()["refits"] == []
+        run.labelled(answers("test")[:60])
+        run.labelled(answers("reworded")[:200])
+        until(lambda: run.serve([-0.01])[0].headers["x-route-tier"] == "dear", LOOK_SECONDS)  # the rollout's doing
+        until(lambda: [fit["state"] for fit in run.report()["refits"]] == ["offered"], FIT_SECONDS)
+        [fit] = run.report()["refits"]
+        assert (fit["tier"], fit["cause"]) == ("cheap", "metric")
+        assert 'confidence_gateway_refits_total{outcome="offered"} 1.0' in run.metrics()
+        [kept] = [one for one in Rollouts(tmp_path / "rollout").history("cheap") if one.action == "shadow"]
+        assert kept.who == "confgate refit"
+        state = Rollouts(tmp_path / "rollout").state("cheap")
+        assert state is not None
+        assert state.candidate is not None
+        child = Rollouts(tmp_path / "rollout").registry.get(state.candidate.artifacts["cheap"])
+        assert child.artifact.label in fit["why"]
+        assert child.artifact.fit["how"] == "intercept"
+        assert len(child.lineage.labels) == 260
+        assert state.live is None
+        assert run.serve([-0.01])[0].headers["x-route-tier"] == "dear"
