@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple, TextIO
 
 import msgspec
@@ -86,7 +86,9 @@ class Telemetry:
                 "tier_waiting": "questions waiting for a seat at the tier",
             }.items()
         }
-        self.in_flight = Gauge(f"{PREFIX}_in_flight", "requests being answered", registry=registry)
+        self.in_flight = 0  # whoever answers a request counts it here
+        gauge = Gauge(f"{PREFIX}_in_flight", "requests being answered", registry=registry)
+        gauge.set_function(lambda: self.in_flight)
         self._withheld = Gauge(
             f"{PREFIX}_calibrator_withheld", "1 where a tier runs without its calibrator", ["tier"], registry=registry
         )
@@ -258,8 +260,13 @@ def record(level: int, told: Mapping[str, object]) -> logging.LogRecord:
     """A hop's log record, past a constructor that looks for threads, processes and source lines nobody is told of."""
     made = logging.LogRecord.__new__(logging.LogRecord)
     name = logging.getLevelName(level)
-    vars(made).update(BLANK, levelno=level, levelname=name, created=time.time(), **told)
+    vars(made).update(BLANK, levelno=level, levelname=name, created=time.time(), told=told)
     return made
+
+
+@lru_cache(maxsize=4)
+def to_the_second(unix_seconds: int) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
 
 
 class JsonLines(logging.Formatter):
@@ -267,12 +274,14 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{to_the_second(int(record.created))}.{int(record.created % 1 * 1000):03d}+00:00",
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
         }
-        line |= {name: value for name, value in vars(record).items() if name not in USUAL}
+        fields = vars(record)
+        told = fields.get("told")
+        line |= told if isinstance(told, dict) else {name: fields[name] for name in fields if name not in USUAL}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         try:

@@ -58,9 +58,9 @@ class Chat:
         status, reason = 499, ""
         headers = limits.headers(scope)
         self._journal.begin(scope["path"], headers, story)
-        counted = self._telemetry.in_flight.track_inprogress()
-        with counted, self._live.held() as held, self._visit(held) as visit:
+        with self._live.held() as held, self._visit(held) as visit:
             out = Out(send)
+            self._telemetry.in_flight += 1
             try:
                 status, reason = await self._serve(held, visit, scope, headers, receive, out, story, began)
             except asyncio.CancelledError:
@@ -71,6 +71,7 @@ class Chat:
             except (ClientGone, OSError, TimeoutError):  # left, broke off, or does not read
                 status = 499
             finally:
+                self._telemetry.in_flight -= 1
                 self._telemetry.ended(status, reason, now() - began)
                 if out.streamed_at is not None:
                     self._telemetry.first_token(str(story.mode), out.streamed_at - began)
@@ -98,7 +99,7 @@ class Chat:
             note = self._noting(visit, story)
             if asked.call.mode is Mode.BUFFER:
                 answer = await or_hangup(decided(asked, note), line(scope))
-                heads, pieces = written(answer, asked.named(answer.opening))
+                heads, pieces = asked.written(answer)
                 visit.settle()
                 sending = respond(200, heads | visit.headers(), pieces, out)
             else:
@@ -109,7 +110,7 @@ class Chat:
                 if passing.begun:
                     sending = end(passing, answer, out)
                 else:  # a fallback, complete by now
-                    heads, pieces = written(answer, asked.named(answer.opening))
+                    heads, pieces = asked.written(answer)
                     sending = respond(200, heads | visit.headers(), pieces, out)
             self._telemetry.served(answer)
             story.answer = answer
@@ -185,6 +186,15 @@ class Asked:
     route: Policy
     seal: Callable[[Opening], str]
 
+    def written(self, answer: Answer) -> tuple[dict[str, str], Iterable[bytes]]:
+        """The answer's headers and body, whole or replayed as a stream."""
+        opening = answer.opening
+        call = self.named(opening)
+        headers = reply.headers(opening, call)
+        if call.request.stream:
+            return headers | sse.HEADERS, sse.replay(answer, call)
+        return headers | {"content-type": "application/json"}, [reply.whole(answer, call)]
+
     def named(self, opening: Opening) -> Call:
         """The call under the id that its client is told."""
         return replace(self.call, route_id=self.seal(opening))
@@ -234,14 +244,6 @@ def choose(model: str, snapshot: Snapshot) -> Policy | Mix:
 def names(snapshot: Snapshot) -> list[str]:
     """Every model name a client may use."""
     return ["auto", *(f"auto:{policy}" for policy in snapshot.policies), *snapshot.tiers]
-
-
-def written(answer: Answer, call: Call) -> tuple[dict[str, str], Iterable[bytes]]:
-    """An answer's headers and body, whole or replayed as a stream."""
-    headers = reply.headers(answer.opening, call)
-    if call.request.stream:
-        return headers | sse.HEADERS, sse.replay(answer, call)
-    return headers | {"content-type": "application/json"}, [reply.whole(answer, call)]
 
 
 def refusal_headers(told: Problem, route_id: str) -> dict[str, str]:

@@ -65,7 +65,7 @@ class Journal:
         self._desk.write(story.entry(status, seconds, inclusion=inclusion, explored=explored, keep=self._keep))
         if explored and rules is not None and story.answer is not None and self._explorer is not None:
             holding = ExitStack()
-            holding.enter_context(held.held())
+            holding.enter_context(held)
             drawn = Drawn(story.number, story.ask, story.answer, len(story.hops), rules, holding)
             self._explorer.offer(drawn)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Self
 
 from gateway.config import Config
 from gateway.errors import ConfigError
@@ -45,17 +46,16 @@ class Generation:
         self._unused = asyncio.Event()
         self._unused.set()
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def __enter__(self) -> Self:
         """While this lasts, its engines stay open."""
         self._users += 1
         self._unused.clear()
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._unused.set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
 
     async def close(self) -> None:
         """Once nobody holds it any more."""
@@ -126,12 +126,9 @@ class Live:
     def admin_hosts(self) -> frozenset[str] | None:
         return self._now.admin_hosts
 
-    @contextmanager
-    def held(self) -> Iterator[Generation]:
-        """The current generation, for the length of one request."""
-        now = self._now
-        with now.held():
-            yield now
+    def held(self) -> Generation:
+        """The current generation, to be entered for the length of one request."""
+        return self._now
 
     async def reload(self, group: asyncio.TaskGroup) -> Config:
         """Read the file again and serve by it. Raises ConfigError, and then everything is as it was.

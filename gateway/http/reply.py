@@ -132,7 +132,9 @@ def whole(answer: Answer, call: Call) -> bytes:
         "model": answer.completion.model,
         "choices": [choice(number, answered(hop), call) for number, hop in enumerate(hops)],
         "usage": usage(answer),
-        "system_fingerprint": system_fingerprint(answer.opening),
+        "system_fingerprint": system_fingerprint(
+            answer.served.tier, answer.completion.model, answer.served.calibrator_id
+        ),
     }
     if call.request.return_token_ids:
         told["prompt_token_ids"] = answer.completion.prompt_token_ids
@@ -204,9 +206,10 @@ def answered(hop: Hop) -> Completion:
     return hop.completion
 
 
-def system_fingerprint(opening: Opening) -> str:
+@lru_cache(maxsize=256)  # tiers are few; a server's word for its model is not ours
+def system_fingerprint(tier: str, model: str, calibrator_id: str) -> str:
     """Changes when the model, its tier or its calibrator does."""
-    facts = f"{opening.tier}\n{opening.model}\n{opening.calibrator_id}"
+    facts = f"{tier}\n{model}\n{calibrator_id}"
     return f"fp_{hashlib.blake2s(facts.encode(), digest_size=6).hexdigest()}"
 
 
@@ -229,6 +232,7 @@ def headers(opening: Opening, call: Call) -> dict[str, str]:
     return told
 
 
+@lru_cache(maxsize=1024)  # names of ours, and of a server's model
 def plain(text: str) -> str:
     """A name fit for a header: short, and nothing that could end a line."""
     return PLAIN.sub("?", text[:256])

@@ -60,7 +60,7 @@ def frame_of(opening: Opening, call: Call) -> Json:
         "object": call.form.part,
         "created": call.created,
         "model": opening.model,
-        "system_fingerprint": reply.system_fingerprint(opening),
+        "system_fingerprint": reply.system_fingerprint(opening.tier, opening.model, opening.calibrator_id),
     }
 
 

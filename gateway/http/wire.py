@@ -16,6 +16,7 @@ from gateway.nouns import GREEDY, Ability, Ask, Message, Mode, Sampling, ToolCal
 
 VLLM_SAMPLER = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
 SAMPLER_FIELDS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", *VLLM_SAMPLER)
+ABLE = frozenset({*VLLM_SAMPLER, "return_token_ids"})  # of every request: what not every tier can do
 SAMPLING_FIELDS = frozenset(SAMPLER_FIELDS) | {"seed", "stop"}
 
 # Never taken: each would let a client run code, reach an address or read memory on the model server.
@@ -112,7 +113,14 @@ class ChatMessage(Listed):
         return "".join(part.text for part in self.content)
 
     @property
+    def plain(self) -> bool:
+        """Without tools."""
+        return self.tool_calls is None and self.tool_call_id is None
+
+    @property
     def turn(self) -> Message:
+        if self.plain:
+            return Message(self.role, self.text)
         calls = [ToolCall(one.id, one.function.name, one.function.arguments) for one in self.tool_calls or ()]
         return Message(self.role, self.text, tuple(calls), self.tool_call_id or "")
 
@@ -314,6 +322,8 @@ class Request(BaseModel):
     def needs(self) -> dict[Ability, str]:
         """What a tier must be able to do, each with the field that says so."""
         told: dict[Ability, str] = {}
+        if self.model_fields_set.isdisjoint(ABLE):
+            return told
         vllm = [name for name in VLLM_SAMPLER if getattr(self, name) is not None]
         if vllm:
             told[Ability.SAMPLER] = vllm[0]
@@ -324,6 +334,9 @@ class Request(BaseModel):
     def fields_passed_on(self, needs: Mapping[Ability, str]) -> dict[str, Any]:  # noqa: ARG002  chats look at them
         """What a server gets as it is, once it is known that its tier takes it. needs: the request's."""
         return {"return_token_ids": True} if self.return_token_ids else {}
+
+
+ABLE_CHAT = frozenset({"tools", "response_format", "reasoning_effort", "structured_outputs", "chat_template_kwargs"})
 
 
 class ChatRequest(Request):
@@ -378,6 +391,8 @@ class ChatRequest(Request):
 
     def needs(self) -> dict[Ability, str]:
         told = super().needs()
+        if self.model_fields_set.isdisjoint(ABLE_CHAT) and all(one.plain for one in self.messages):
+            return told
         talks = (place for place, one in enumerate(self.messages) if one.tool_call_id is not None or one.tool_calls)
         first = next(talks, None)
         if self.tools or first is not None:
