@@ -12,7 +12,7 @@ const KINDS = {
 export function alarms(report, tiers, problem) {
   const found = [
     ...(report?.alarms ?? []).map((one) => line(
-      `${KINDS[one.kind] ?? one.kind}${one.tier ? ` · ${one.tier}` : ""}${one.slice ? ` · ${one.slice}` : ""}`, one.why, `since ${moment(one.since)}`, one.page)),
+      `${KINDS[one.kind] ?? one.kind}${one.what ? ` ${one.what}` : ""}${one.tier ? ` · ${one.tier}` : ""}${one.slice ? ` · ${one.slice}` : ""}`, one.why, `since ${moment(one.since)}`, one.page)),
     ...(tiers ?? []).filter((tier) => tier.breaker === "open").map((tier) => line(`Tier ${tier.tier} is left alone`, "its server keeps failing", `for ${short(tier.barred_seconds)} s more`, true)),
     ...(report ? [] : (tiers ?? []).filter((tier) => tier.withheld).map((tier) => line(`Calibrator of ${tier.tier} is withheld`, tier.withheld, "", false))),
   ];

@@ -19,7 +19,7 @@ export function cards(told, again) {
 }
 
 const WORDS = {
-  seen: "decisions seen on trial", flipped: "of them decided otherwise", paired_labels: "labels with both verdicts", labels: "trusted labels of what decides",
+  seen: "decisions seen on trial", flipped: "of them decided otherwise", paired_labels: "labels with both verdicts", labels: "trusted labels",
   log_wealth_over: "log wealth against over-confidence",
 };
 
@@ -36,14 +36,16 @@ function card(tier, state, artefacts, again) {
   ].filter(Boolean);
   const step = (action) => h("button", {
     type: "button", class: action === "rollback" ? "danger" : null, "data-key": `${tier}:${action}`, "aria-haspopup": "dialog",
-    onclick: () => confirm(tier, action, { artefacts: artefacts.filter((one) => one.label !== state.live), earlier: state.earlier?.[0] }, again),
+    onclick: () => confirm(tier, action, { artefacts: others, earlier: state.earlier?.[0] }, again),
   }, STEPS[action][0]);
-  const possible = [...(state.earlier?.length ? ["rollback"] : []), ...(trial ? (state.stage === "canary" ? ["live", "stop"] : ["canary", "live", "stop"]) : ["shadow"])];
+  const others = artefacts.filter((one) => one.label !== state.live);
+  const possible = [...(state.earlier?.length ? ["rollback"] : []), ...(trial ? (state.stage === "canary" ? ["live", "stop"] : ["canary", "live", "stop"]) : others.length ? ["shadow"] : [])];
   return h("section", { class: "card", "aria-label": `Rollout at ${tier}` },
     h("h3", {}, tier),
     [state.error, state.mismatch].filter(Boolean).map((why) => h("p", { class: "bad" }, why)),
     h("dl", { class: "facts" }, facts.flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)])),
     h("div", { class: "choices" }, possible.map(step)),
+    possible.length ? null : h("p", { class: "note" }, "There is no other artefact to try; ", h("code", {}, "confgate rollout offer"), " brings one."),
     history(tier, state.history ?? []));
 }
 
@@ -52,7 +54,7 @@ function history(tier, events) {
   const rows = [...events].reverse().map((event) => (event.error
     ? ["–", h("span", { class: "bad" }, event.error), "", ""]
     : [moment(event.at), event.action, event.who, [event.why ?? []].flat().join("; ") || "–"]));
-  return h("details", {}, h("summary", {}, `History, the latest ${count(events.length)} steps`),
+  return h("details", {}, h("summary", {}, `History, ${events.length === 1 ? "one step" : `the latest ${count(events.length)} steps`}`),
     h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `History at ${tier}` },
       table("Newest first; from the audit log", [["time"], ["step"], ["by"], ["why", "words"]], rows)));
 }
