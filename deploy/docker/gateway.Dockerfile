@@ -6,7 +6,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY gateway gateway
 COPY calibrators calibrators
 COPY eval eval
-RUN python -m venv /opt/confgate && /opt/confgate/bin/pip install --no-cache-dir '.[cli]'
+RUN python -m venv /opt/confgate && /opt/confgate/bin/pip install --no-cache-dir '.[cli,postgres]'
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home confgate
