@@ -150,6 +150,24 @@ def test_alarms_are_told_as_they_come(page: Page, served: Running) -> None:
     page.unroute("**/admin/monitors")
 
 
+def test_a_store_or_a_gateway_that_is_away_is_told_and_what_needs_neither_stays(page: Page) -> None:
+    away = {"error": {"message": "The store is away."}}
+    page.route("**/admin/console/data?*", lambda route: route.fulfill(status=503, json=away))
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#status")).to_contain_text("The store is away.")
+    expect(page.locator("#tiles")).to_contain_text("since the start")
+    expect(page.locator("#tiers")).to_contain_text("cheap@")
+    expect(page.get_by_role("heading", name="Recent decisions")).to_be_hidden()
+    page.unroute("**/admin/console/data?*")
+    page.route("**/admin/**", lambda route: route.abort())
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#status")).to_contain_text("cannot be reached")
+    page.unroute("**/admin/**")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#tiles")).to_contain_text("Saved against always the largest")
+    expect(page.get_by_role("heading", name="Recent decisions")).to_be_visible()
+
+
 def test_a_keyboard_alone_reaches_everything_in_order(page: Page) -> None:
     order = []
     for _ in range(6):

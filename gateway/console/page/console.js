@@ -15,6 +15,8 @@ const SOME = 20;
 const THEME = "confidence-gateway.theme";
 const WORDS = { "15m": "15 minutes", "1h": "hour", "6h": "6 hours", "24h": "24 hours", "7d": "7 days", "30d": "30 days" };
 
+const BLANK = { windows: ["1h"], policies: [], policy: null, calibration: [] };
+
 let told = null; // of /admin/console/data, the latest
 let paused = false;
 let before = null; // decisions before this moment; null: the newest
@@ -48,14 +50,12 @@ async function look() {
     perhaps("/admin/monitors"),
     tried("/admin/tiers"),
     perhaps("/admin/rollout"),
-    data.told?.kept ? asked("/admin/console/decisions", { limit: SOME, before }) : { told: { data: [] } },
+    data.told?.kept ? asked("/admin/console/decisions", { limit: SOME, before }) : null,
   ]);
   if (mine !== round) return;
-  if (data.refused) {
-    status(`${data.refused.message} Trying again.`, true);
-    if (data.refused.status === 404 && $("policy").value) $("policy").value = ""; // it is configured no more
-  }
-  if (data.told) await show(data.told, report, tiers, steps, rows);
+  if (data.refused?.status === 404 && $("policy").value) $("policy").value = ""; // it is configured no more
+  if (data.refused?.status === 0) status(`${data.refused.message} Trying again; what you see is older.`, true);
+  else await show(data.told ?? { ...(told ?? BLANK), at: Date.now() / 1000, kept: false, why: data.refused.message }, report, tiers, steps, rows);
   if (!paused) timer = setTimeout(look, EVERY_MS);
 }
 
@@ -66,7 +66,7 @@ async function show(fresh, report, tiers, steps, rows) {
   $("sign-out").hidden = !key();
   choices($("window"), told.windows.map((one) => [one, `last ${WORDS[one] ?? one}`]), "1h");
   choices($("policy"), [["", "all"], ...told.policies.map((one) => [one.policy, one.policy])]);
-  status(`As of ${moment(told.at)}${paused ? ", paused" : `, again every ${EVERY_MS / 1000} s`}. ${told.kept ? figuresOf(told) : "No store is configured: only what the metrics tell since the start can be shown."}`);
+  status(`As of ${moment(told.at)}${paused ? ", paused" : `, again every ${EVERY_MS / 1000} s`}. ${told.kept ? figuresOf(told) : told.why ? `${told.why} Without the store there is only what the metrics tell since the start.` : "No store is configured: only what the metrics tell since the start can be shown."}`, Boolean(told.why));
   alarms(report, tiers);
   if (told.kept) swap($("tiles"), tiles(told));
   else await bare();
