@@ -17,11 +17,10 @@ def reply(payload: bytes) -> bytes:
     return head.encode() + payload
 
 
-def stream() -> bytes:
+def stream(part: dict[str, object], end: dict[str, object]) -> bytes:
     """The answer as a stream that is there at once, for those who ask for one; nothing is measured on it."""
-    part = {"index": 0, "delta": {"content": "".join(words())}, "finish_reason": None}
-    end = {"index": 0, "delta": {}, "finish_reason": "stop"}
-    events = [json.dumps({"model": MODEL, "choices": [one]}) for one in (part, end)] + ["[DONE]"]
+    choices = ({"index": 0, "finish_reason": None} | part, {"index": 0, "finish_reason": "stop"} | end)
+    events = [json.dumps({"model": MODEL, "choices": [one]}) for one in choices] + ["[DONE]"]
     payload = "".join(f"data: {event}\n\n" for event in events).encode()
     return reply(payload).replace(b"application/json", b"text/event-stream", 1)
 
@@ -33,7 +32,8 @@ def completion() -> bytes:
     return reply(json.dumps(told).encode())
 
 
-STREAM, COMPLETION = stream(), completion()
+STREAM, COMPLETION = stream({"delta": {"content": "".join(words())}}, {"delta": {}}), completion()
+COMPLETION_STREAM = stream({"text": "".join(words())}, {"text": ""})
 ANSWERS = {kind: reply(body(kind, np.random.default_rng(7))) for kind in KINDS}
 MODELS = reply(json.dumps({"object": "list", "data": [{"id": MODEL, "owned_by": "vllm"}]}).encode())
 VERSION = reply(b'{"version":"0.33.0"}')
@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
         if head.startswith(b"GET"):
             self._transport.write(VERSION if b"/version" in head[:30] else MODELS)
         elif b"/completions" in head[:40] and b"/chat/" not in head[:40]:
-            self._transport.write(COMPLETION)
+            self._transport.write(COMPLETION_STREAM if b'"stream":true' in rest else COMPLETION)
         else:
             self._transport.write(STREAM if b'"stream":true' in rest else ANSWERS[kind_of(rest)])
 
