@@ -68,6 +68,19 @@ def doubly_robust(y: Floats, labelled: Bools, inclusion: Floats, expected: Float
     return _estimate(float(terms.mean()), variance, labelled, weights)
 
 
+Z = 1.959963984540054  # of a normal's central 95 %
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927). n > 0: draws, of uneven ones as many as even ones would tell as much.
+
+    `scores.wilson` is for any level, and takes SciPy, which a serving gateway does not have.
+    """
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def checked(y: Floats, labelled: Bools, inclusion: Floats) -> Floats:
     """Weights (N,): 1 / e where labelled, else 0."""
     if y.ndim != 1 or y.size == 0 or labelled.shape != y.shape or inclusion.shape != y.shape:

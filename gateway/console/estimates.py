@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from calibrators.sampling import Z, wilson
 from gateway.nouns import Floats
 
 Json = dict[str, Any]
-Z = 1.959963984540054  # of a normal's central 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,6 @@ class Figure:
 def share(hits: float, n: int) -> Figure:
     """hits of n, n >= 1, with Wilson's interval (1927)."""
     return Figure(hits / n, *wilson(hits / n, n), n)
-
-
-def wilson(value: float, n: float) -> tuple[float, float]:
-    """Wilson's interval of a share. n > 0: how many even draws would tell as much."""
-    middle = (value + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * (value * (1 - value) / n + Z * Z / (4 * n * n)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def quantile(sorted_values: Floats, q: float) -> Figure:

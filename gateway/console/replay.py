@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibrators.sampling import wilson
 from gateway import policy as policies
 from gateway.console import estimates
 from gateway.console.estimates import Figure
@@ -200,5 +201,5 @@ def accuracy(known: Crossed, chosen: Ints) -> tuple[Figure, Figure, float]:
     ends = []
     for guess in (0.0, 1.0):
         value = float(weights @ np.nan_to_num(found, nan=guess)) / float(weights.sum())
-        ends.append(Figure(value, *estimates.wilson(value, drawn), n))
+        ends.append(Figure(value, *wilson(value, drawn), n))
     return ends[0], ends[1], float(weights @ np.isnan(found)) / float(weights.sum())

@@ -10,11 +10,11 @@ import datetime as dt
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
+from calibrators.sampling import wilson
 from gateway.certificate import Certificate, Withdrawn
 from gateway.errors import ConfigError
 from gateway.monitor.betting import Bound, Honesty
@@ -95,12 +95,9 @@ class Seen:
 
 
 def seen(p: Floats, right: Floats) -> Seen:
-    """p, right: (N,), N >= 1. Wilson 1927; SciPy, which has it too, is not there where a gateway only serves."""
-    n, share = p.size, float(right.mean())
-    z = NormalDist().inv_cdf(0.975)
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    return Seen(n, float(p.mean()), share, max(0.0, middle - half), min(1.0, middle + half))
+    """p, right: (N,), N >= 1."""
+    share = float(right.mean())
+    return Seen(p.size, float(p.mean()), share, *wilson(share, p.size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calibrators import sampling, scores
 from calibrators.sampling import BadSample, doubly_robust, hajek, horvitz_thompson
 
 N, DRAWS = 400, 3000
@@ -81,3 +82,9 @@ def test_what_is_not_labelled_is_never_read() -> None:
 def test_what_nothing_can_be_told_from_is_refused(labelled: np.ndarray, inclusion: np.ndarray, words: str) -> None:
     with pytest.raises(BadSample, match=words):
         hajek(np.ones(3), labelled, inclusion)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (3, 10), (940, 1000)])
+def test_the_interval_without_scipy_is_the_one_with_it(hits: int, n: int) -> None:
+    exact = scores.wilson("share", hits, n)
+    assert sampling.wilson(hits / n, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
