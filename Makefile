@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench bench-offline soak clean
+.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench bench-offline soak drill clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -67,6 +67,9 @@ bench-offline: $(VENV)/.test ## how fast fits, predictions, grades and sweeps ar
 SOAK_SECONDS ?= 600
 soak: $(VENV)/.test ## ten minutes of flapping upstreams and clients who leave (SOAK_SECONDS=... for another time)
 	$(BIN)/python -m tests.soak.soak --seconds $(SOAK_SECONDS)
+
+drill: $(VENV)/.test ## a calibrator is replaced under load, and a bad one rolled back; exits with 1 when a step fails (minutes)
+	$(BIN)/python -m tests.drill.drill
 
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv

@@ -251,7 +251,7 @@ class Rolling:
             told = {"forecast": showing.promised(), "forecast_of": state.candidate.id}
             step = replace(step, facts={**step.facts, **told})
         with contextlib.suppress(RolloutRefused):  # somebody was faster: the next turn sees what is then
-            await asyncio.to_thread(lambda: self.rollouts.take(tier, state, step, who=self._who, at=now))
+            await asyncio.to_thread(lambda: self.rollouts.take(tier, state, step, who=self._who, at=self._wall()))
             await self._stepped(tier, step.action, step.why)
 
     def _wanted(self, tier: str, state: State, showing: Showing, now: float) -> Step | None:

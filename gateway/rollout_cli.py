@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import getpass
 import json
 import time
@@ -16,7 +17,9 @@ from gateway import config as configs
 from gateway.cli import table
 from gateway.config import Config
 from gateway.errors import GatewayError
-from gateway.monitor.rollouts import Rollouts, Wish
+from gateway.monitor.rollout import State
+from gateway.monitor.rollouts import Rollouts, Wish, of
+from gateway.monitor.uncalibrated import uncalibrated
 from gateway.rolling import Json, listed, told_of
 
 steps = typer.Typer(
@@ -71,6 +74,19 @@ def offer(
     begun(given, rollouts, tier)
     state = rollouts.offer(tier, load(file), who=who(), at=time.time(), why=why)
     typer.echo(f"{tier}: {state.stage}")
+
+
+@steps.command()
+def ab(tier: TierName, why: Why, config: ConfigFile = DEFAULT_FILE) -> None:
+    """Put the raw confidence on trial against the calibrated one: what is calibrating worth on this traffic?"""
+    given, rollouts = opened(config)
+    begun(given, rollouts, tier)
+    live = of((rollouts.state(tier) or State(live=None)).live, tier)
+    if live is None:
+        raise GatewayError(f"{tier} has no calibrator in service that another could be compared with")
+    raw = uncalibrated(rollouts.registry.get(live).artifact, dt.datetime.now(dt.UTC))
+    state = rollouts.offer(tier, raw, who=who(), at=time.time(), why=why)
+    typer.echo(f"{tier}: {raw.label} in {state.stage}")
 
 
 @steps.command()

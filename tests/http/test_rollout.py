@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -64,9 +65,9 @@ class Run:
 
 
 @contextmanager
-def served(folder: Path, upstream: Upstream, **rollout: Any) -> Iterator[Run]:
+def served(home: Path, upstream: Upstream, **rollout: Any) -> Iterator[Run]:
     port = free_port()
-    write_artifact(folder / "cheap.json")
+    write_artifact(home / "cheap.json")
     plan = cascade(
         upstream.url,
         keys={"allow_anonymous": True, "admins": [{"name": "root", "key": "env:ROOT_KEY"}]},
@@ -75,10 +76,16 @@ def served(folder: Path, upstream: Upstream, **rollout: Any) -> Iterator[Run]:
         store={"sqlite": "decisions.sqlite"},
         rollout=ROLLOUT | rollout,
     )
-    with running(folder, plan, **ENVIRONMENT) as gateway:
-        run = Run(gateway, folder, port)
+    with running(home, plan, **ENVIRONMENT) as gateway:
+        run = Run(gateway, home, port)
         with run.public, run.admin:
+            until(lambda: listens(port), 20)  # a moment after the other listener
             yield run
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture
@@ -145,7 +152,9 @@ def test_a_better_calibrator_goes_by_shadow_and_canary_to_live_on_its_evidence(r
     while told["live"] == old:
         for _ in range(20):
             asked += 1
-            headers = run.ask(SURE, right=asked % 10 < 7, say=f"a {asked}")
+            # labels are late: in shadow they would take the old one out first, over-confident as it is
+            right = asked % 10 < 7 if told["stage"] == "canary" else None
+            headers = run.ask(SURE, right=right, say=f"a {asked}")
             arms.add((told["stage"], headers["x-route-calibrator"]))
         told = run.told()
         assert asked < 2000, told["evidence"]
@@ -218,6 +227,23 @@ def test_a_step_in_the_folder_reaches_a_running_gateway_and_outlives_it(tmp_path
         assert run.ask()["x-route-calibrator"] == new
         assert run.act("rollback").status_code == 200
         assert run.ask()["x-route-calibrator"] != new
+
+
+def test_two_gateways_on_one_folder_follow_one_rollout(tmp_path: Path, upstream: Upstream) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    shared = str(tmp_path / "shared")
+    with served(folders[0], upstream, folder=shared) as one, served(folders[1], upstream, folder=shared) as two:
+        one.rollouts = two.rollouts = Rollouts(tmp_path / "shared")
+        new = one.put("new", intercept=3.0)
+        assert two.act("live", artefact=new).status_code == 200
+        until(lambda: one.ask()["x-route-calibrator"] == two.ask()["x-route-calibrator"] == new, 20)
+        while two.told()["live"] == new:  # the one that decides sees its own labels; both of them follow
+            for run in (one, two):
+                run.ask(SURE, right=False, say="wrong")
+        until(lambda: one.ask()["x-route-calibrator"] == two.ask()["x-route-calibrator"] != new, 20)
+        assert [event["action"] for event in one.told()["history"]] == ["begin", "shadow", "promote", "rollback"]
 
 
 def test_a_registry_that_is_broken_leaves_what_runs_running_and_says_so(lasting: Run) -> None:
