@@ -38,7 +38,8 @@ function card(tier, state, artefacts, again) {
     type: "button", class: action === "rollback" ? "danger" : null, "data-key": `${tier}:${action}`, "aria-haspopup": "dialog",
     onclick: () => confirm(tier, action, { artefacts: others, earlier: state.earlier?.[0] }, again),
   }, STEPS[action][0]);
-  const others = artefacts.filter((one) => one.label !== state.live);
+  const kin = (one) => Number(one.label?.split("@")[0] === state.live?.split("@")[0]); // of the same name, most likely of this tier
+  const others = artefacts.filter((one) => !one.error && one.label !== state.live).sort((a, b) => kin(b) - kin(a));
   const possible = [...(state.earlier?.length ? ["rollback"] : []), ...(trial ? (state.stage === "canary" ? ["live", "stop"] : ["canary", "live", "stop"]) : others.length ? ["shadow"] : [])];
   return h("section", { class: "card", "aria-label": `Rollout at ${tier}` },
     h("h3", {}, tier),
@@ -70,7 +71,7 @@ function confirm(tier, action, { artefacts, earlier }, again) {
   const more = [];
   if (action === "shadow") {
     more.push(h("label", { for: "confirm-artefact" }, "Artefact"),
-      h("select", { id: "confirm-artefact", required: true }, artefacts.filter((one) => !one.error).map((one) => h("option", { value: one.sha256 }, `${one.label} (${one.kind}, by ${one.who})`))));
+      h("select", { id: "confirm-artefact", required: true }, artefacts.map((one) => h("option", { value: one.sha256 }, `${one.label} (${one.kind}, by ${one.who})`))));
   }
   if (action === "canary") {
     more.push(h("label", { for: "confirm-share" }, "Share of conversations, percent"), h("input", { id: "confirm-share", type: "number", min: "0.1", max: "100", step: "any", value: "5", required: true }));
