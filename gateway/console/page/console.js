@@ -164,6 +164,7 @@ function signIn(message) {
 function wire() {
   $("sign-in").addEventListener("submit", (event) => {
     event.preventDefault();
+    $("refused").textContent = ""; // so that a second refusal is announced again
     keep($("key").value.trim());
     $("key").value = "";
     look().then(() => { if (!$("figures").hidden) $("main").focus(); });
