@@ -39,7 +39,7 @@ from gateway import confidence
 from gateway.monitor import reference
 from gateway.monitor.reference import Reference, tier_reference
 from gateway.monitor.registry import Registry
-from gateway.store.base import Labelled, Role, Source, label_pages, pages
+from gateway.store.base import Role, Source, pages
 from gateway.store.sqlite import Sqlite
 from tests.drill.recorded import Answered, Recorded, answers
 from tests.faults.gateway import ROOT, free_port, running
@@ -66,6 +66,7 @@ def plan(url: str, port: int, *, watched: bool) -> dict[str, Any]:
         engine = {"kind": "openai_http", "url": url, "model": name}
         return {"name": name, "engine": engine, "prices": {"usd_per_mtok_in": price, "usd_per_mtok_out": price}}
 
+    known = {"reference": "reference.npz"} if watched else {}
     return {
         "server": {"port": 0, "request_seconds": 30},
         "keys": {"allow_anonymous": True, "admins": [{"name": "operator", "key": "env:ROOT_KEY"}]},
@@ -73,7 +74,7 @@ def plan(url: str, port: int, *, watched: bool) -> dict[str, Any]:
         "admin": {"port": port},
         "store": {"sqlite": "decisions.sqlite"},
         "exploration": {"share": 1.0, "in_flight": 8},
-        "monitors": {"every_seconds": 1, "rows": 200} | ({"reference": "reference.npz"} if watched else {}),
+        "monitors": {"every_seconds": 1, "rows": 200, "labels_of": "all"} | known,
         "rollout": {
             "folder": "rollout", "poll_seconds": 1, "settle_seconds": 3, "share": 0.5, "min_shadow": 200,
             "max_flips": 0.6, "min_labels": 100, "worse_accepted": 0.1, "worse_cost": None, "probe": {"seconds": 20},
@@ -149,7 +150,7 @@ class Traffic:
     async def ask(self, one: Answered, model: str) -> tuple[dict[str, str], bool] | None:
         """One answer's headers and whether it was right; None for a request that was lost, which is counted."""
         session = {"role": "system", "content": f"session {next(self._sessions)}"}  # a conversation of its own
-        body = {"model": model, "messages": [session, {"role": "user", "content": one.question.text}]}
+        body = {"model": model, "messages": [session, {"role": "user", "content": one.question}]}
         try:
             async with self._http.post(f"{self._url}/v1/chat/completions", json=body) as answer:
                 self.statuses[answer.status] += 1
@@ -158,7 +159,7 @@ class Traffic:
                     self.lost.append(json.dumps(whole)[:200])
                     return None
                 text = whole["choices"][0]["message"]["content"]
-                return dict(answer.headers), grade(text, one.question.target).grade is Grade.RIGHT
+                return dict(answer.headers), grade(text, one.target).grade is Grade.RIGHT
         except (aiohttp.ClientError, TimeoutError) as error:
             self.statuses[0] += 1
             self.lost.append(repr(error))
@@ -226,8 +227,8 @@ class Drill:
         await self.until("an admin listener", self.reachable)
         await self.home()
         await self.shift()
-        new = await self.fit()
-        await self.replace(new)
+        await self.labels()
+        await self.replace()
         await self.bad()
         if self.traffic.lost:
             raise Failed(f"{len(self.traffic.lost)} requests were lost, the first: {self.traffic.lost[0]}")
@@ -275,8 +276,8 @@ class Drill:
         asked, seconds = self.traffic.answered - before, time.monotonic() - began
         self.line.say(f"ALARM after {asked} requests, {seconds:.1f} s: {why}")
 
-    async def fit(self) -> Path:
-        """Graded questions, asked of the tier alone so that nothing chooses among them; a fit on their labels."""
+    async def labels(self) -> None:
+        """Graded questions, asked of the tier alone so that nothing chooses among them."""
         graded: list[tuple[dict[str, str], bool]] = []
         for start in range(0, GRADED, CLIENTS):
             some = [self.traffic.ask(one, TIER) for one in self._graded[start : start + CLIENTS]]
@@ -285,28 +286,11 @@ class Drill:
         await self.traffic.label(graded)
         right = sum(right for _, right in graded)
         self.line.say(f"an operator graded {len(graded)} answers of {TIER}: {right / len(graded):.0%} right")
-        return await asyncio.to_thread(self._fit)
 
-    def _fit(self) -> Path:
-        store = Sqlite(self.folder / "decisions.sqlite", read_only=True)
-        try:
-            rows = [(row.label.label, row.served) for row in label_pages(store) if mine(row)]
-        finally:
-            store.close()
-        if len(rows) < GRADED // 2:
-            raise Failed(f"only {len(rows)} of {GRADED} graded answers are in the log with their features")
-        X = [[float(hop.features[name] or 0.0) for name in FEATURES] for _, hop in rows if hop is not None]
-        right = [label for label, _ in rows]
-        path = self.folder / "refitted.json"
-        made = fitted(X, right, "refitted", path)
-        claims = float(made.calibrator().predict(np.array(X)).mean())
-        self.line.say(f"fitted on {len(rows)} of them: claims {claims:.0%} in the mean, {np.mean(right):.0%} are right")
-        return path
-
-    async def replace(self, new: Path) -> None:
-        """By the command that people use; then nobody does anything but answer and label."""
+    async def replace(self) -> None:
+        """A fit by the command that people use; then nobody does anything but answer and label."""
         old = (await self.rollout())["live"]
-        await self.command("offer", TIER, str(new), "--why", "drift alarm: fitted on graded answers of today")
+        await self.command("refit", "--tier", TIER, "--why", "drift alarm", "--offer")
         began = time.monotonic()
 
         async def at(stage: str) -> Any:
@@ -345,7 +329,7 @@ class Drill:
         registry = Registry(self.folder / "rollout" / "artefacts")
         at = dt.datetime.now(dt.UTC).isoformat()
         registry.put(bad, parent=None, who="drill", at=at, why="somebody was in a hurry")
-        await self.command("promote", TIER, bad.label, "--why", "somebody was in a hurry")
+        await self.command("rollout", "promote", TIER, bad.label, "--why", "somebody was in a hurry")
         told = await self.until("the bad one live", lambda: self._serving(bad.label))
         before, labels, began = self.traffic.answered, self.line.labels, time.monotonic()
         self.line.say(f"{told['live']}, which is sure of everything, promoted by hand")
@@ -369,24 +353,12 @@ class Drill:
         return told if told["serving"] == label else None
 
     async def command(self, *words: str) -> None:
-        """confgate rollout."""
-        line = [sys.executable, "-m", "gateway", "rollout", *words, "-c", str(self.folder / "cascade.yaml")]
+        """confgate, as at a terminal."""
+        line = [sys.executable, "-m", "gateway", *words, "-c", str(self.folder / "cascade.yaml")]
         done = await asyncio.to_thread(subprocess.run, line, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Failed(f"confgate rollout {' '.join(words)}: {done.stderr.strip()}")
-        self.line.say(f"$ confgate rollout {words[0]}: {done.stdout.strip()}")
-
-
-def mine(row: Labelled) -> bool:
-    """Graded, and asked of the tier alone."""
-    return (
-        row.label.source is Source.OPERATOR
-        and row.decision is not None
-        and row.decision.policy == "bypass"
-        and row.served is not None
-        and row.served.tier == TIER
-        and row.served.p_correct is not None
-    )
+            raise Failed(f"confgate {' '.join(words)}: {done.stderr.strip()}")
+        self.line.say(f"$ confgate {' '.join(words)}\n{' ' * 26}{done.stdout.strip()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +402,7 @@ def main() -> int:
     known, port = answers(), free_port()
     with (
         tempfile.TemporaryDirectory(prefix="confgate-drill-") as temporary,
-        Recorded(known={one.question.text: one for some in known.values() for one in some}) as models,
+        Recorded(known={one.question: one for some in known.values() for one in some}) as models,
     ):
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from eval.datasets import Question, pocket
 from eval.grade import Grade, grade
 from gateway.nouns import Evidence, Source, TokenTrace
 from tests.faults.upstream import END, Seen, Upstream, candidate, send_json
@@ -24,14 +23,17 @@ MODELS = ("pocket-nano", "pocket-micro")  # served as small and large
 SPLITS = {  # how many answers of each are kept
     "calibration": 500, "test": 500, "reworded": 300, "larger_numbers": 300, "extra_clause": 300, "new_names": 300,
 }  # fmt: skip
-DRAWN = {split: 1500 if split == "calibration" else 1000 if split == "test" else 300 for split in SPLITS}
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A question and what both said to it. tokens: T texts of the small one's; nats: (T + 1,), the end token's last."""
+    """A question, its target, and what both said to it.
 
-    question: Question
+    tokens: T texts, and nats: (T + 1,), the end token's last; of the small one's answer.
+    """
+
+    question: str
+    target: str
     tokens: tuple[str, ...]
     nats: tuple[float, ...]
     large: str
@@ -42,7 +44,7 @@ class Answered:
 
     @property
     def right(self) -> bool:
-        return grade(self.text, self.question.target).grade is Grade.RIGHT
+        return grade(self.text, self.target).grade is Grade.RIGHT
 
     @property
     def evidence(self) -> Evidence:
@@ -53,13 +55,11 @@ class Answered:
 
 def answers() -> dict[str, list[Answered]]:
     """By split, in the order they were asked."""
-    known = {split: {one.id: one for one in pocket.load(split=split, n=n)} for split, n in DRAWN.items()}
     found: dict[str, list[Answered]] = {split: [] for split in SPLITS}
     with gzip.open(FILE, "rb") as lines:
         for line in lines:
             told = json.loads(line)
-            question = known[told["split"]][told["question"]]
-            one = Answered(question, tuple(told["tokens"]), tuple(told["nats"]), told["large"])
+            one = Answered(told["question"], told["target"], tuple(told["tokens"]), tuple(told["nats"]), told["large"])
             found[told["split"]].append(one)
     return found
 

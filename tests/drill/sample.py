@@ -1,4 +1,4 @@
-"""Make answers.jsonl.gz: what two pocket models answered to questions that the generator makes anew from their ids.
+"""Make answers.jsonl.gz: what two pocket models answered, with their log-probs.
 
     python -m tests.drill.sample runs/pocket/calibration runs/pocket/test runs/pocket/shifted
 
@@ -16,7 +16,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from eval.datasets import pocket
 from tests.drill.recorded import FILE, MODELS, SPLITS
+
+DRAWN = {split: {"calibration": 1500, "test": 1000}.get(split, 300) for split in SPLITS}  # as `make pocket` asks
 
 
 def main(sources: list[Path]) -> None:
@@ -27,6 +30,7 @@ def main(sources: list[Path]) -> None:
         for row in table.to_pylist():
             if row["split"] in SPLITS:
                 found[row["split"], row["question"]][row["tier"]] = row
+    asked = {(split, one.id): one for split, n in DRAWN.items() for one in pocket.load(split=split, n=n)}
     counts: dict[str, int] = defaultdict(int)
     with gzip.GzipFile(FILE, "wb", mtime=0) as out:
         for (split, question), by in found.items():
@@ -37,7 +41,8 @@ def main(sources: list[Path]) -> None:
             counts[split] += 1
             told = {
                 "split": split,
-                "question": question,
+                "question": asked[split, question].text,
+                "target": asked[split, question].target,
                 "tokens": [token.decode() for token in small["tokens"]],
                 "nats": [round(nats, 4) for nats in [*small["chosen"], small["end_nats"]]],
                 "large": large["text"],
