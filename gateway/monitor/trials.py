@@ -194,7 +194,8 @@ class Showing:
         if old is None and new is None:
             return
         self.seen += 1
-        self.flipped += accepts(old, hop.threshold) != accepts(new, hop.threshold)
+        if self.live:  # beside nothing every decision is another one
+            self.flipped += accepts(old, hop.threshold) != accepts(new, hop.threshold)
         if new is not None and hop.threshold is not None:
             self._promised["judged"] += 1
             self._promised["escalated"] += not accepts(new, hop.threshold)

@@ -165,3 +165,14 @@ def test_a_doubled_rate_of_cut_answers_is_seen(store: Store) -> None:
     )
     assert [rate.doubled for rate in found.health(AT + 1e4).rates] == [True, False]
     assert found.trial() is None
+
+
+def test_beside_nothing_in_service_a_candidate_changes_nothing_and_is_compared_with_nothing(store: Store) -> None:
+    entries = []
+    for name in numbers(30, AT):
+        turn = hop(name, p_correct=None, null_reason="uncalibrated", calibrator="none", rival=NEW, rival_p=0.9)
+        entries.append(Entry(decision(name, at=AT, tier="dear"), (turn,)))
+    store.write(entries)
+    found = read(store, State(live=None, candidate=STATE.candidate, stage=Stage.SHADOW, since=AT), live="")
+    assert (found.seen, found.flipped, found.paired.n) == (30, 0, 0)
+    assert found.promised()["escalated"] == 0.0
