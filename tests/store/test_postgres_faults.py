@@ -88,15 +88,29 @@ def test_a_commit_that_returned_is_on_the_disk_whatever_the_servers_default(serv
 
 
 @pytest.mark.parametrize("how", ["stopped", "paused"])
-def test_chat_goes_on_labels_are_refused_and_all_heals(how: str, server: Server, tmp_path: Path) -> None:
+def test_chat_goes_on_labels_are_refused_monitors_call_it_unknown_and_all_heals(
+    how: str, server: Server, tmp_path: Path
+) -> None:
     write_artifact(tmp_path / "cheap.json")
     secrets = {**SECRETS, "STORE_URL": emptied(server)}
     with Upstream() as upstream:
-        plan = planned(upstream.url, store={"postgres": "env:STORE_URL", "seconds": 1.0})
+        plan = planned(upstream.url, store={"postgres": "env:STORE_URL", "seconds": 1.0}, exploration={"share": 1.0})
+        plan["monitors"] = {"every_seconds": 1}
         with (
             running(tmp_path, plan, **secrets) as gateway,
             httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
         ):
+
+            def unread() -> bool:
+                told = httpx2.get(
+                    f"http://127.0.0.1:{plan['admin']['port']}/admin/monitors", headers=bearer("root")
+                ).json()
+                unknown = told["monitors"]["labels"]["unknown"] or ""
+                assert unknown.startswith("labels cannot be read") == bool(told["alarms"])
+                assert told["policies"][0]["calibration"] == "unknown"
+                return [alarm["kind"] for alarm in told["alarms"]] == ["unread"]
+
+            assert not unread()
             kept = minted()
             assert said(client, {"id": kept, "label": True}).status_code == 201
             paused = server.processes()
@@ -112,6 +126,7 @@ def test_chat_goes_on_labels_are_refused_and_all_heals(how: str, server: Server,
                 refused = said(client, {"id": minted(), "label": True})
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
                 assert refused.elapsed.total_seconds() < 6
+                until(unread, 40)
             finally:
                 if how == "stopped":
                     server.start()
@@ -121,6 +136,7 @@ def test_chat_goes_on_labels_are_refused_and_all_heals(how: str, server: Server,
             until(lambda: said(client, {"id": minted(), "label": True}).status_code == 201, 40)
             assert client.get(f"/v1/feedback/{kept}").json()["data"][0]["label"] is True
             until(lambda: count(server) == 5, 40)
+            until(lambda: not unread(), 40)
 
 
 def count(server: Server) -> Any:
@@ -133,7 +149,7 @@ def test_two_workers_share_one_store(server: Server, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
     secrets = {**SECRETS, "STORE_URL": emptied(server)}
     with Upstream() as upstream:
-        plan = planned(upstream.url, store={"postgres": "env:STORE_URL", "seconds": 10})
+        plan = planned(upstream.url, store={"postgres": "env:STORE_URL", "seconds": 10}, monitors={"labels_of": "all"})
         plan["server"] = cascade(upstream.url)["server"] | {"workers": 2, "request_seconds": 20}
         with running(tmp_path, plan, **secrets) as gateway:
             ids = []
@@ -148,3 +164,9 @@ def test_two_workers_share_one_store(server: Server, tmp_path: Path) -> None:
             told = httpx2.get(f"{admin}/{ids[0]}", headers=bearer("root"), timeout=30).json()
             assert (told["truth"], told["decision"]["tier"]) == (True, "cheap")
             assert len(httpx2.get(admin, headers=bearer("root"), timeout=30).json()["data"]) == 8
+            beside = admin.replace("decisions", "")
+            told = httpx2.get(f"{beside}monitors", headers=bearer("root"), timeout=30).json()
+            assert {place["worker"] for place in told["monitors"]["drift"]} == {0, 1}
+            assert told["monitors"]["labels"]["read_at"]
+            card = httpx2.get(f"{beside}card", params={"format": "json"}, headers=bearer("root"), timeout=30)
+            assert card.json()["standing"] == "NOT KNOWN NOW"
