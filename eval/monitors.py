@@ -117,6 +117,20 @@ def measure(config: Config, sources: Sequence[Path], request: Request) -> tuple[
     ), known
 
 
+def whole_reference(config: Config, sources: Sequence[Path], request: Request, known: Reference) -> Reference:
+    """The reference of the request's policy with those of all others that tiers with calibrators make up.
+
+    known: of the request's policy.
+    """
+    tiers = dict(known.tiers)
+    calibrated = {entry.name for entry in config.tiers if entry.calibrator is not None}
+    for name, entry in config.policies.items():
+        if name != request.policy and entry.steps and {step.tier for step in entry.steps} <= calibrated:
+            route, heard = listened(config, sources, name)
+            tiers |= reference_of(heard[request.reference], route).tiers
+    return Reference(tiers)
+
+
 def fitted(config: Config) -> set[str]:
     """Splits that a calibrator was fitted on."""
     from calibrators import artifact as artifacts

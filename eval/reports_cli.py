@@ -179,5 +179,5 @@ def monitors(
         if out is not None:
             out.write_text(page, encoding="utf-8")
         if write is not None:
-            references.dump(known, write)
+            references.dump(measuring.whole_reference(configs.read(config), records, request, known), write)
     typer.echo(json.dumps(measuring.as_json(found)) if as_json else page)

@@ -361,7 +361,12 @@ def _alarms(alarms: Sequence[Json]) -> Block:
     if not alarms:
         return Text("None.")
     rows = tuple(
-        (alarm["since"], alarm["kind"], " ".join(filter(None, (alarm["slice"], alarm["tier"]))) or "all", alarm["why"])
+        (
+            alarm["since"],
+            f"{alarm['kind']} {alarm['what']}".strip(),
+            " ".join(filter(None, (alarm["slice"], alarm["tier"]))) or "all",
+            alarm["why"],
+        )
         for alarm in alarms
     )
     return Table(("Since", "kind", "where", "why"), rows, numbers=False)

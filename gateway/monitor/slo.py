@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ceil
+from math import ceil, sqrt
+from statistics import NormalDist
 
 from pydantic import Field
 
+from gateway.monitor.drift import binomial_tail
 from gateway.written import Written
 
 MINUTE = 60.0
@@ -43,6 +45,15 @@ PAIRS = (
 )
 MINUTES = int(max(pair.long_seconds for pair in PAIRS) / MINUTE)
 MIN_EVENTS = 20  # in the short window: one bad request at night is no reason to wake anybody
+CHANCE = 0.01  # and two of thirty are none either
+EXACT = 1000  # events; with more the binomial is summed for nothing, the normal is as good
+
+
+def sure(bad: int, total: int, share: float) -> bool:
+    """Whether chance alone gives so many bad events of so many with less than CHANCE, when `share` of them may be."""
+    if total <= EXACT:
+        return binomial_tail(bad, total, share) < CHANCE
+    return bad - share * total > NormalDist().inv_cdf(1 - CHANCE) * sqrt(share * (1 - share) * total)
 
 
 class Slos(Written):
@@ -120,6 +131,7 @@ class Budget:
             pair
             for pair in pairs
             if self.seen(now, pair.short_seconds)[1] >= MIN_EVENTS
+            and all(sure(*self.seen(now, seconds), self.share) for seconds in (pair.long_seconds, pair.short_seconds))
             and min(self.burn(now, pair.long_seconds), self.burn(now, pair.short_seconds)) >= min(pair.burn, self.most)
         ]
 

@@ -254,7 +254,12 @@ def as_text(report: Json) -> str:
     """The same for people."""
     parts = [f"as of {report['at']}"]
     alarms = [
-        {"since": one["since"], "kind": one["kind"], "policy": one["slice"] or "-", "tier": one["tier"] or "-"}
+        {
+            "since": one["since"],
+            "kind": f"{one['kind']} {one['what']}".strip(),
+            "policy": one["slice"] or "-",
+            "tier": one["tier"] or "-",
+        }
         | {"why": one["why"]}
         for one in report["alarms"]
     ]

@@ -63,3 +63,15 @@ def calibration_of(labels: int) -> Calibration:
 def test_every_objective_of_events_has_a_budget() -> None:
     assert set(Slos().budgets) == set(Objective)
     assert Slos().budgets[Objective.AVAILABILITY] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(
+    ("bad", "total", "share", "alarmed"),
+    [(2, 24, 0.05, False), (1, 20, 0.005, False), (3, 24, 0.005, True), (12, 24, 0.05, True), (80, 1500, 0.05, False),
+     (110, 1500, 0.05, True)],
+)  # fmt: skip
+def test_what_chance_may_give_is_no_alarm(bad: int, total: int, share: float, alarmed: bool) -> None:
+    budget = Budget(share)
+    for event in range(total):
+        budget.note(100.0, bad=event < bad)
+    assert bool(budget.alarms(100.0)) is alarmed
