@@ -115,7 +115,7 @@ def _conditions(snapshot: Snapshot, policy: Policy) -> list[str]:
             continue
         if sealed.label != tier.calibrator_id:  # the file has changed since it was loaded
             continue
-        told = ", ".join(f"{key} {value}" for key, value in sorted(sealed.fingerprint.items()))
+        told = ", ".join(f"{key} {shortened(value)}" for key, value in sorted(sealed.fingerprint.items()))
         ends = "" if sealed.expires is None else f"; it expires on {sealed.expires}"
         fitted = f"{sealed.kind} of {sealed.fit['n']:,} answers of split {sealed.fit['split']}"
         found.append(f"{tier.name}: {fitted}, bound to {told}{ends}")
@@ -123,6 +123,11 @@ def _conditions(snapshot: Snapshot, policy: Policy) -> list[str]:
         assert isinstance(conditions, Sequence), "the artefact's own checks see to it"
         found += [f"{tier.name}: {condition}" for condition in conditions]
     return found
+
+
+def shortened(value: str) -> str:
+    """Hashes to the 12 digits that artefacts are called by."""
+    return value[:12] if len(value) == 64 else value
 
 
 def _certificate(found: Standing | None) -> Json | None:
@@ -199,7 +204,7 @@ def _version() -> str:
 def blocks(twin: Json) -> list[Block]:
     """The card below its title."""
     evidence = twin["evidence"]
-    said: list[Block] = [Banner(twin["standing"], twin["standing"] != HOLDS)]
+    said: list[Block] = [Banner(twin["standing"], bad=twin["standing"] == NOT_VALID)]
     said += [Bullets(tuple(twin["why"]))] if twin["why"] else []
     said += [
         Text(f"As of {twin['at']}, by the monitors' latest look. {twin['claim']}"),
