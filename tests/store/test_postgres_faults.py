@@ -88,9 +88,7 @@ def test_a_commit_that_returned_is_on_the_disk_whatever_the_servers_default(serv
 
 
 @pytest.mark.parametrize("how", ["stopped", "paused"])
-def test_chat_goes_on_labels_are_refused_and_all_heals(
-    how: str, server: Server, tmp_path: Path
-) -> None:
+def test_chat_goes_on_labels_are_refused_and_all_heals(how: str, server: Server, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
     secrets = {**SECRETS, "STORE_URL": emptied(server)}
     with Upstream() as upstream:
