@@ -32,6 +32,7 @@ FLUSH_SECONDS = 0.1  # for so long a log line may wait for others to be written 
 
 # What every log record carries anyway, uvicorn's in colour too; the rest of its fields are ours.
 USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
+ENCODER = msgspec.json.Encoder(enc_hook=str)
 BLANK = vars(logging.makeLogRecord({"name": log.name, "msg": "hop"}))  # what every hop's record has in common
 
 
@@ -285,7 +286,7 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         try:
-            return msgspec.json.encode(line, enc_hook=str).decode()
+            return ENCODER.encode(line).decode()
         except (UnicodeEncodeError, TypeError, ValueError, OverflowError):  # half a character, a key that is no word
             return json.dumps(line, default=str, skipkeys=True)
 

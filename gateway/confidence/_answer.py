@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +23,19 @@ _AFTER_EQUALS = re.compile(r"=[^\S\n]*+[$€£]?+[^\S\n]*+-?+[^\S\n]*+[$€£]?+
 class Spelling:
     """An answer's text as its tokens spell it.
 
-    ends: (T,), bytes up to and including each token.  The text is taken from the tokens' bytes, because a token may
-    end in the middle of a character; bytes that are no UTF-8 become one surrogate each, so that no offset moves.
+    ends: T of them, bytes up to and including each token.  The text is taken from the tokens' bytes, because a token
+    may end in the middle of a character; bytes that are no UTF-8 become one surrogate each, so that no offset moves.
     """
 
     text: str
-    ends: npt.NDArray[np.int64]
+    ends: Sequence[int]
     reading: Reading
 
     def tokens(self, start: int, end: int) -> slice:
         """The tokens that overlap text[start:end], end > start."""
         first_byte = self._bytes(0, start)
         last_byte = first_byte + self._bytes(start, end)
-        first = int(np.searchsorted(self.ends, first_byte, side="right"))
-        return slice(first, int(np.searchsorted(self.ends, last_byte, side="left")) + 1)
+        return slice(bisect_right(self.ends, first_byte), bisect_left(self.ends, last_byte) + 1)
 
     def _bytes(self, start: int, end: int) -> int:
         if self.text.isascii():
@@ -51,7 +53,7 @@ def final_answer(text: str) -> Reading:
 def spelling(trace: TokenTrace) -> Spelling:
     """Text, token ends and final answer of a trace with tokens; traces are frozen, so its features share the work."""
     text = b"".join(trace.tokens).decode(errors="surrogateescape")
-    return Spelling(text, np.cumsum([len(token) for token in trace.tokens]), final_answer(text))
+    return Spelling(text, list(accumulate(map(len, trace.tokens))), final_answer(text))
 
 
 def answer_tokens(trace: TokenTrace) -> slice | None:
@@ -69,7 +71,5 @@ def result_tokens(trace: TokenTrace) -> npt.NDArray[np.intp]:
     plain = one_for_one(spelled.text)
     end = len(plain) if number is None else number.start
     spans = [spelled.tokens(*match.span("digits")) for match in _AFTER_EQUALS.finditer(plain, 0, end)]
-    return np.unique(np.concatenate([np.arange(span.start, span.stop) for span in spans])) if spans else _NONE
-
-
-_NONE = np.array([], dtype=np.intp)
+    places = {place for span in spans for place in range(span.start, span.stop)}
+    return np.array(sorted(places), dtype=np.intp)
