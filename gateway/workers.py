@@ -308,6 +308,7 @@ def work() -> None:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         sys.stderr.flush()
+        logging.shutdown()
         os._exit(1)
 
 
