@@ -240,8 +240,10 @@ class Rolling:
             await asyncio.to_thread(showing.read, self._store, now)
         except StoreDown as error:
             log.warning("a rollout has no news of its evidence", extra={"tier": tier, "why": error.why})
-            return
         step = self._wanted(tier, state, showing, now)
+        wants = None if step is None else {"action": str(step.action), "why": list(step.why)}
+        shown = {"evidence": showing.evidence(now), "wants": wants}
+        await asyncio.to_thread(self.rollouts.show, tier, state, shown)
         if step is None:
             return
         if step.action in (Action.CANARY, Action.PROMOTE):
@@ -307,22 +309,17 @@ class Rolling:
         return await asyncio.to_thread(self._told)
 
     def _told(self) -> Json:
-        now = self._wall()
-        tiers = {entry.name: self._tier_told(entry.name, now) for entry in self._entries()}
+        tiers = {entry.name: self._tier_told(entry.name) for entry in self._entries()}
         return {"tiers": tiers, "artefacts": listed(self.rollouts)}
 
-    def _tier_told(self, tier: str, now: float) -> Json:
-        state, showing = self._states.get(tier), self._showings.get(tier)
+    def _tier_told(self, tier: str) -> Json:
+        state = self._states.get(tier)
         told = told_of(self.rollouts, tier, state)
         worn = self._worn(tier)
         told["serving"] = None if worn is None else worn.calibrator_id
         told["mismatch"] = next((why for (name, _), why in self._mismatches.items() if name == tier), None)
         if tier in self._broken:
             told["error"] = self._broken[tier]
-        if state is not None and showing is not None and showing.state == state:
-            told["evidence"] = showing.evidence(now)
-            step = self._wanted(tier, state, showing, now)
-            told["wants"] = None if step is None else {"action": str(step.action), "why": list(step.why)}
         return told
 
     # Whether servers are what they were
@@ -472,7 +469,7 @@ def told_of(rollouts: Rollouts, tier: str, state: State | None) -> Json:
         ]
     except GatewayError as error:
         history = [{"error": str(error)}]
-    return {
+    told: Json = {
         "live": label(of(state.live, tier)),
         "stage": str(state.stage),
         "candidate": label(of(state.candidate, tier)),
@@ -480,8 +477,10 @@ def told_of(rollouts: Rollouts, tier: str, state: State | None) -> Json:
         "since": state.since,
         "earlier": [label(of(release, tier)) for release in reversed(state.good)],
         "evidence": {},
+        "wants": None,
         "history": history,
     }
+    return told | dict(rollouts.shown(tier, state))
 
 
 def listed(rollouts: Rollouts) -> list[Json]:

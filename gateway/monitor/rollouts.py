@@ -6,7 +6,11 @@ restart, a second worker and a person at a terminal all take up the same stage.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import json
+import os
+import tempfile
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -122,6 +126,26 @@ class Rollouts:
                 f"write at least {LEAST_DIGITS} digits of one of: {have}"
             )
         return self.registry.get(found[0])
+
+    def show(self, tier: str, state: State, told: Mapping[str, object]) -> None:
+        """Let everybody see what the evidence in a state is by now. Nothing is decided by it, so it may be lost."""
+        path = self._shown(tier)
+        with contextlib.suppress(OSError), tempfile.NamedTemporaryFile("w", dir=self.folder, delete=False) as draft:
+            json.dump({"since": state.since, **told}, draft)
+            draft.close()
+            path.parent.mkdir(exist_ok=True)
+            os.replace(draft.name, path)
+
+    def shown(self, tier: str, state: State) -> Mapping[str, object]:
+        """What was shown last; {} where it was of another state."""
+        try:
+            told: dict[str, object] = json.loads(self._shown(tier).read_bytes())
+            return told if told.pop("since") == state.since else {}
+        except (OSError, ValueError, KeyError, AttributeError):
+            return {}
+
+    def _shown(self, tier: str) -> Path:
+        return self.folder / "evidence" / f"{quote(tier, safe='')}.json"
 
     def forecast(self, tier: str, release: Release | None) -> Mapping[str, float]:
         """What the trial of a release promised of its traffic; {} where it had none."""

@@ -81,9 +81,12 @@ class Showing:
         return self.candidate if self.state.stage is Stage.CANARY else self.live
 
     def read(self, store: Readable, now: float) -> None:
-        """Take in what is new. now: seconds since 1970. Raises StoreDown; what was taken in until then stays."""
-        self._read_decisions(store, now - self.settle_seconds)
+        """Take in what is new. now: seconds since 1970. Raises StoreDown; what was taken in until then stays.
+
+        First the labels that may ask for going back, which is urgent.
+        """
         self._book.read(store, now)
+        self._read_decisions(store, now - self.settle_seconds)
         if self.candidate:
             self._read_labels(store)
 

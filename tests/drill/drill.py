@@ -48,7 +48,7 @@ TIER, LAST = "small", "large"
 HOME, SHIFT = ("test",), ("reworded", "larger_numbers", "extra_clause", "new_names")
 FEATURES = ("lp_mean", "lp_bottom", "lp_quantile(q=0)", "ans_min", "calc_min", "end_lp", "length")
 ACCEPT_AT = 0.2  # low, so that a small model's answers are served, and their labels tell of it
-CLIENTS = 12
+CLIENTS = 8
 HOME_REQUESTS, QUIET_REQUESTS, GRADED = 300, 220, 400
 STEP_SECONDS = 300.0  # for one step; all of them together take less
 ADMIN = {"authorization": "Bearer sk-root"}
@@ -72,7 +72,7 @@ def plan(url: str, port: int, *, watched: bool) -> dict[str, Any]:
         "keys": {"allow_anonymous": True, "admins": [{"name": "operator", "key": "env:ROOT_KEY"}]},
         "ids": {"secret": "env:ROUTE_SECRET"},
         "admin": {"port": port},
-        "store": {"sqlite": "decisions.sqlite"},
+        "store": {"sqlite": "decisions.sqlite", "seconds": 10},
         "exploration": {"share": 1.0, "in_flight": 8},
         "monitors": {"every_seconds": 1, "rows": 200, "labels_of": "all"} | known,
         "rollout": {
@@ -203,7 +203,7 @@ class Drill:
         while not (found := await true()):
             if time.monotonic() - began > STEP_SECONDS:
                 raise Failed(f"{what} did not happen within {STEP_SECONDS:.0f} s; the rollout: {await self.rollout()}")
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.5)
         return found
 
     async def answers(self, n: int) -> None:
