@@ -109,6 +109,8 @@ class Book:
             fresh += self._note(page)
             at = cursor(page[-1].label)
             self._labels_at = max(at[0], self._labels_at)
+            if len(page) < PAGE:  # else labels that come as fast as they are read would keep it here for ever
+                break
         self._read_at = now
         if self._errors:
             self._settle(store, now - SETTLE_SECONDS)

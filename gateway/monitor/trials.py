@@ -212,6 +212,8 @@ class Showing:
                 self._compare(one)
             at = cursor(page[-1].label)
             self._labels_at = max(at[0], self._labels_at)
+            if len(page) < PAGE:  # else labels that come as fast as they are read would keep it here for ever
+                break
 
     def _compare(self, one: Labelled) -> None:
         label, hop, decision = one.label, one.served, one.decision

@@ -10,7 +10,7 @@ from gateway.monitor import rollout
 from gateway.monitor.compare import Margins
 from gateway.monitor.rollout import Action, Limits, Release, Stage, State
 from gateway.monitor.trials import ANY_COST, Showing
-from gateway.store.base import Entry, Role, Source, Store, Wish
+from gateway.store.base import START, Cursor, Entry, Labelled, Role, Source, Store, Wish
 from gateway.store.sqlite import Sqlite
 from tests.store.rows import decision, hop, label, numbers
 
@@ -176,3 +176,23 @@ def test_beside_nothing_in_service_a_candidate_changes_nothing_and_is_compared_w
     found = read(store, State(live=None, candidate=STATE.candidate, stage=Stage.SHADOW, since=AT), live="")
     assert (found.seen, found.flipped, found.paired.n) == (30, 0, 0)
     assert found.promised()["escalated"] == 0.0
+
+
+def test_labels_that_come_as_fast_as_they_are_read_do_not_keep_a_look_from_ending(store: Store) -> None:
+    filled(store, 20, old=0.95, new=0.85, truth=0.7, share=0.5)
+
+    class Flood:
+        """With each page another label has come, for ever."""
+
+        asked = 0
+
+        def labelled(self, after: Cursor, limit: int) -> list[Labelled]:
+            self.asked += 1
+            assert self.asked < 20
+            return store.labelled(START, 1)
+
+        decisions, labels = staticmethod(store.decisions), staticmethod(store.labels)
+
+    found = showing(CANARY)
+    found.read(Flood(), AT + 1e4)
+    assert found.paired.n <= 1
