@@ -167,6 +167,8 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
                 )
                 beside = Beside(settings(private, config.server))
                 jobs.append(group.create_task(beside.serve([berth.admin])))
+                while not (beside.started or jobs[-1].done()):  # before anybody is told that this process is ready
+                    await asyncio.sleep(0.001)
             await public.serve([berth.listener])
             if beside is not None:  # last, so that the end can be watched
                 beside.should_exit = True
