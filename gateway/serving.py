@@ -167,8 +167,7 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
                 )
                 beside = Beside(settings(private, config.server))
                 jobs.append(group.create_task(beside.serve([berth.admin])))
-                while not (beside.started or jobs[-1].done()):  # before anybody is told that this process is ready
-                    await asyncio.sleep(0.001)
+                await beside.open.wait()  # before anybody is told that this process is ready
             await public.serve([berth.listener])
             if beside is not None:  # last, so that the end can be watched
                 beside.should_exit = True
@@ -244,7 +243,15 @@ async def on_hangup_signal(live: Live, group: asyncio.TaskGroup) -> None:
 
 
 class Beside(uvicorn.Server):
-    """A listener next to the main one, which alone listens to signals."""
+    """A listener next to the main one, which alone listens to signals. open: set once it takes connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.open = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.open.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
