@@ -214,7 +214,15 @@ def command(folder: Path, data: Path) -> list[str]:
 
 
 def started(folder: Path, data: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(folder, data), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """As at a prompt: of tests that run in a background, all that they start would ignore Ctrl-C."""
+    return subprocess.Popen(
+        command(folder, data),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def lines(folder: Path) -> int:
