@@ -59,8 +59,7 @@ def card(
         wanted = "json" if as_json else form
         typer.echo(remote.ask(live, "/admin/card", key, {"policy": policy, "format": wanted}), nl=False)
         return
-    if not records:
-        raise typer.BadParameter("name recorded answers with --records, or a running gateway with --live")
+    records = given(records)
     with one_line():
         from eval import card as cards
         from gateway import config as configs
@@ -158,8 +157,7 @@ def monitors(
         if json.loads(report)["alarms"]:
             raise typer.Exit(1)
         return
-    if not records:
-        raise typer.BadParameter("name recorded answers with --records, or a running gateway with --live")
+    records = given(records)
     with one_line():
         from eval import monitors as measuring
         from gateway import config as configs
@@ -181,3 +179,10 @@ def monitors(
         if write is not None:
             references.dump(measuring.whole_reference(configs.read(config), records, request, known), write)
     typer.echo(json.dumps(measuring.as_json(found)) if as_json else page)
+
+
+def given(records: list[Path] | None) -> list[Path]:
+    """For a command that reads recorded answers or asks a running gateway, and was not told which gateway."""
+    if not records:
+        raise typer.BadParameter("name recorded answers with --records, or a running gateway with --live")
+    return records

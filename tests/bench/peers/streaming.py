@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import aiohttp
 from starlette.applications import Starlette
@@ -12,13 +10,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-UPSTREAM = os.environ["BENCH_UPSTREAM"]
-
-
-@asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[dict[str, object]]:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False) as session:
-        yield {"session": session}
+from tests.bench.peers.passthrough import UPSTREAM, lifespan
 
 
 async def chat(request: Request) -> StreamingResponse:
