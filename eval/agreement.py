@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 import aiohttp
 
 from eval.datasets import Question
+from eval.material import open_tiers
 from eval.prompts import Prompt
-from eval.recommend import open_tiers
 from eval.records import Manifest, Record
 from eval.replay import answers
 from gateway import snapshot

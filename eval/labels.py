@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval import tables
+from eval import rows, tables
 from eval.records import BadRecords, replacing
 from gateway import ids
 from gateway.errors import BadId, ConfigError, LabelConflict
@@ -37,12 +37,12 @@ def read(path: Path, source: Source) -> list[Json]:
 
     Raises BadRecords naming the row.
     """
-    if path.suffix.lower() not in tables.READERS:
-        raise BadRecords(path, f"need a file that ends in {', '.join(tables.READERS)}")
-    rows = tables.READERS[path.suffix.lower()](path)
-    if not rows:
+    if path.suffix.lower() not in rows.READERS:
+        raise BadRecords(path, f"need a file that ends in {', '.join(rows.READERS)}")
+    found = rows.READERS[path.suffix.lower()](path)
+    if not found:
         raise BadRecords(path, "no rows in it")
-    return [item(path, number, row, source) for number, row in enumerate(rows, start=1)]
+    return [item(path, number, row, source) for number, row in enumerate(found, start=1)]
 
 
 def item(path: Path, number: int, row: Mapping[str, Any], source: Source) -> Json:

@@ -26,7 +26,8 @@ from eval.choice import NothingFits, choose, mix, target
 from eval.costs import CostFile
 from eval.crossed import Bools, Crossed, Floats, group_codes
 from eval.crossing import Crossing
-from eval.recommend import SHARES, Material, Recommendation, Wish
+from eval.material import Material, Wish, gather
+from eval.recommend import SHARES, Recommendation
 from eval.records import MANIFEST, RECORDS, Record
 from eval.stats import interval, mix_accuracies, resampled_means
 from eval.sweep import Played, Route, grid, reached, replay
@@ -73,7 +74,7 @@ def make(
     """
     check_calibrators(config, wish)
     note("reading the answers and measuring how sure each was")
-    material = recommend.gather(places, config, wish, prices, watch=watch)
+    material = gather(places, config, wish, prices, watch=watch)
     check_confidence(material)
     return {
         "schema": SCHEMA_NAME,

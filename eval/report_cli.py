@@ -33,7 +33,7 @@ from gateway.cli import AsJson, ConfigFile, table
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eval.recommend import Wish
+    from eval.material import Wish
     from eval.records import Record
     from eval.report_files import Read
 

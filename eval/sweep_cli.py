@@ -15,7 +15,8 @@ from gateway.cli import AsJson, ConfigFile, table
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    from eval.recommend import Recommendation, Wish
+    from eval.material import Wish
+    from eval.recommend import Recommendation
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -126,11 +127,11 @@ def check_form(form: str, *, writes: bool) -> None:
 
 def wished(*, tiers: str | None, cost: str | None, **rest: Any) -> Wish:
     """The wish from the words on the command line. Raises ConfigError."""
-    from eval import costs, recommend
+    from eval import costs, material
 
     if cost is not None and cost not in costs.MODELS:
         raise ConfigError(f"no cost model {cost!r}; have {', '.join(costs.MODELS)}")
-    return recommend.Wish(tiers=listed(tiers), cost=cast(Any, cost), **rest)
+    return material.Wish(tiers=listed(tiers), cost=cast(Any, cost), **rest)
 
 
 @contextlib.contextmanager

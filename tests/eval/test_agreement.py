@@ -14,8 +14,9 @@ from eval._server import gateway
 from eval.agreement import TOLERANCE, Decided, compare
 from eval.crossing import cross
 from eval.datasets import pocket
+from eval.material import open_tiers
 from eval.prompts import plain
-from eval.recommend import open_tiers, steps_of
+from eval.recommend import steps_of
 from eval.replay import answers
 from eval.sweep import Route, grid, replay
 from gateway import config as configs

@@ -20,7 +20,8 @@ from eval.choice import replay_mix
 from eval.crossed import BadTable, Crossed
 from eval.crossing import completed, cross
 from eval.grade import Grade
-from eval.recommend import Wish, bound, gather, goal_of, recommend, steps_of
+from eval.material import Wish, bound, gather
+from eval.recommend import goal_of, recommend, steps_of
 from eval.records import Collected, Manifest, Record
 from eval.replay import answers
 from eval.sweep import Route, replay, sweep

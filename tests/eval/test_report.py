@@ -33,7 +33,7 @@ from eval.costs import Usage
 from eval.crossed import Crossed
 from eval.crossing import Crossing
 from eval.grade import Grade
-from eval.recommend import Material, Wish
+from eval.material import Material, Wish
 from eval.records import Collected, Manifest, Record
 from eval.report_files import BadReport, checked
 from eval.report_schema import SCHEMA
