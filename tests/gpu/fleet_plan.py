@@ -23,9 +23,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from tests.gpu import servers
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "deploy" / "qwen2.5" / "models"
@@ -86,11 +87,12 @@ def ask(port: int, model: str) -> dict[str, Any]:
         return {"status": error.code, "told": error.read().decode("utf-8", "replace")[:500]}
 
 
-def smi(query: str) -> list[list[str]]:
-    """Rows that nvidia-smi prints; nothing where there is none."""
+def smi(query: str, gpus: list[str]) -> list[list[str]]:
+    """Rows that nvidia-smi prints of these GPUs, of all when none is named; nothing where there is none."""
+    these = ["-i", ",".join(gpus)] if gpus else []
     try:
         told = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True
+            ["nvidia-smi", *these, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
@@ -107,16 +109,6 @@ def reported(log: Path) -> dict[str, float | None]:
 def off(predicted: float, measured: float | None) -> float | None:
     """(predicted - measured) / measured; absent without a measurement."""
     return None if not measured else round((predicted - measured) / measured, 4)
-
-
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in ("vllm", "torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def wait(process: subprocess.Popen[str], events: Path, last: set[str], seconds: float) -> float:
@@ -147,9 +139,10 @@ def main() -> None:
     args = cli.parse_args()
     work = args.out.with_suffix(".logs")
     work.mkdir(parents=True, exist_ok=True)
+    gpus = [str(gpu["index"]) for gpu in json.loads(args.gpus)] if args.gpus else []
     file, events = work / "cascade.yaml", work / "up.log"
     file.write_text(json.dumps(cascade(args.sizes, args), indent=1))
-    before = smi("--query-gpu=index,name,driver_version,memory.total,memory.used")
+    before = smi("--query-gpu=index,name,driver_version,memory.total,memory.used", gpus)
     command = [sys.executable, "-m", "gateway", "up", str(file), "--logs", str(work), "--json"]
     command += ["--no-gateway"] if args.no_gateway else []
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -167,8 +160,8 @@ def main() -> None:
         ports = [args.port + 1 + n if args.no_gateway else args.port for n in range(len(args.sizes))]
         models = [f"qwen2.5-{size}" for size in args.sizes]
         answers = {model: ask(port, model) for port, model in zip(ports, models, strict=True)}
-        used = smi("--query-gpu=index,memory.total,memory.used")
-        processes = smi("--query-compute-apps=pid,used_memory")
+        used = smi("--query-gpu=index,memory.total,memory.used", gpus)
+        processes = smi("--query-compute-apps=pid,used_memory", gpus)
     finally:
         up.send_signal(signal.SIGTERM)
         code = up.wait(120)
@@ -182,10 +175,10 @@ def main() -> None:
     planned = sum(row["planned_gib"] for row in plan["gpus"])
     errors = [row["relative_error"] for row in rows]
     close = all(abs(value) <= TOLERANCE if value is not None else False for error in errors for value in error.values())
-    left = [row for row in smi("--query-compute-apps=pid,used_memory") if row[0] in {pid for pid, _ in processes}]
+    left = [row for row in smi("--query-compute-apps=pid,used_memory", gpus) if row[0] in {pid for pid, _ in processes}]
     result = {
         "command": " ".join(["python", *sys.argv]),
-        "versions": versions(),
+        "versions": {name: servers.installed(name) for name in ("vllm", "torch", "transformers")},
         "python": platform.python_version(),
         "gpu": before,
         "seconds_until_ready": round(ready, 1),

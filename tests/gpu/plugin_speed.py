@@ -4,7 +4,7 @@
 
 Random weights of Qwen2.5's shapes, 128 requests in flight, 200 tokens each. Every kind of request runs against the same
 server, in turn and repeatedly, so that a slow moment of the machine hits all alike. With --more, two more servers of
-the small shape say what it costs to have the plugin loaded and not to use it, and to name it on the command line.
+the first shape say what it costs to have the plugin loaded and not to use it, and to name it on the command line.
 """
 
 from __future__ import annotations
@@ -55,14 +55,15 @@ def measure(server: servers.Server, kind: str, n: int) -> load.Load:
 
 
 def compare(server: servers.Server, kinds: list[str], rounds: int) -> dict[str, Any]:
-    """Tokens a second of every kind; of repeated ones the median, the range, and the paired ratio to no log-probs."""
-    for kind in REPEATED:
+    """Tokens a second of every kind. The repeated ones run in turn, forwards and backwards by turns, so that a drift of
+    the machine hits all alike; their ratio to no log-probs is taken round by round."""
+    repeated = [kind for kind in kinds if kind in REPEATED]
+    for kind in repeated:
         measure(server, kind, IN_FLIGHT)  # warm
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    for _ in range(rounds):
-        for kind in kinds:
-            if kind in REPEATED:
-                runs[kind].append(measure(server, kind, 4 * IN_FLIGHT).as_json())
+    for nth in range(rounds):
+        for kind in repeated if nth % 2 == 0 else repeated[::-1]:
+            runs[kind].append(measure(server, kind, 4 * IN_FLIGHT).as_json())
     for kind in kinds:
         if kind not in REPEATED:
             runs[kind].append(measure(server, kind, IN_FLIGHT).as_json())
@@ -73,10 +74,7 @@ def compare(server: servers.Server, kinds: list[str], rounds: int) -> dict[str, 
         ratios = speed / (plain if len(speed) == len(plain) else np.median(plain))
         table[kind] = {
             "tokens_per_second": float(np.median(speed)),
-            "of_no_log_probs": {
-                "median": round(float(np.median(ratios)), 4),
-                "range": [round(float(ratios.min()), 4), round(float(ratios.max()), 4)],
-            },
+            "of_no_log_probs": ratio(ratios),
             "runs": seen,
         }
         print(
@@ -84,6 +82,19 @@ def compare(server: servers.Server, kinds: list[str], rounds: int) -> dict[str, 
             flush=True,
         )
     return table
+
+
+def ratio(ratios: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Median, least and largest, and a 95 % bootstrap interval of the median over rounds; none for a single one."""
+    told: dict[str, Any] = {
+        "median": round(float(np.median(ratios)), 4),
+        "range": [round(float(ratios.min()), 4), round(float(ratios.max()), 4)],
+        "rounds": len(ratios),
+    }
+    if len(ratios) > 1:
+        drawn = np.random.default_rng(7).choice(ratios, (10_000, len(ratios)))
+        told["interval_95"] = [round(float(q), 4) for q in np.quantile(np.median(drawn, axis=1), (0.025, 0.975))]
+    return told
 
 
 def without_plugin() -> str:
@@ -97,21 +108,26 @@ def main() -> None:
     cli.add_argument("--out", type=Path, required=True)
     cli.add_argument("--scratch", type=Path, default=Path("/tmp/shapes"))
     cli.add_argument("--rounds", type=int, default=5)
+    cli.add_argument("--sizes", nargs="+", choices=("0.5B", "7B"), default=["0.5B", "7B"])
+    cli.add_argument("--port", type=int, default=8201)
     cli.add_argument("--more", action="store_true")
     args = cli.parse_args()
     if not entry_points(group="vllm.logits_processors", name="confidence"):
         raise SystemExit("install this distribution beside vLLM first: pip install --no-deps .")
     shape = ("--load-format", "dummy", "--dtype", "bfloat16", "--max-model-len", "4096", "--max-num-seqs", "256")
-    small, large = (shapes.folder(f"Qwen2.5-{size}-Instruct", args.scratch) for size in ("0.5B", "7B"))
-    few = (*shape, "--kv-cache-memory-bytes", "8G", "--gpu-memory-utilization", "0.2")
-    many = (*shape, "--kv-cache-memory-bytes", "16G", "--gpu-memory-utilization", "0.4")
-    started = {
-        servers.Server("0.5B", small, 8201, (*few, *servers.MIDDLEWARE)): list(KINDS),
-        servers.Server("7B", large, 8202, (*many, *servers.MIDDLEWARE)): list(KINDS),
+    room = {
+        "0.5B": ("--kv-cache-memory-bytes", "8G", "--gpu-memory-utilization", "0.2"),
+        "7B": ("--kv-cache-memory-bytes", "16G", "--gpu-memory-utilization", "0.4"),
     }
+    folders = {size: shapes.folder(f"Qwen2.5-{size}-Instruct", args.scratch) for size in args.sizes}
+    started = {
+        servers.Server(size, folder, args.port + n, (*shape, *room[size], *servers.MIDDLEWARE)): list(KINDS)
+        for n, (size, folder) in enumerate(folders.items())
+    }
+    small, few = folders[args.sizes[0]], (*shape, *room[args.sizes[0]])
     more = {
-        servers.Server("0.5B-named", small, 8203, (*few, *servers.MIDDLEWARE, *servers.PROCESSOR)): list(REPEATED),
-        servers.Server("0.5B-without", small, 8204, few, path=without_plugin()): ["no log-probs"],
+        servers.Server("named", small, args.port + 2, (*few, *servers.MIDDLEWARE, *servers.PROCESSOR)): list(REPEATED),
+        servers.Server("without", small, args.port + 3, few, path=without_plugin()): ["no log-probs"],
     }
     if args.more:
         started |= more

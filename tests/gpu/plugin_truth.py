@@ -2,6 +2,9 @@
 
     python tests/gpu/plugin_truth.py --out docs/results/vllm_truth.json      # needs CUDA, vLLM and this distribution
 
+with, for a tensor-parallel group or several API servers, --model deploy/pocket/models/pocket-base
+--flag=--tensor-parallel-size=2 or --flag=--api-server-count=2.
+
 One server with so small a cache that it must preempt, and a crowd of requests of mixed lengths: whole and streamed, one
 and three choices, greedy and warm, some left by their clients. Every request asks for the plugin's arrays and for 20
 candidates of the same tokens, so each answer carries what its own records must say; a row taken for another shows.
@@ -200,12 +203,15 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("--out", type=Path, required=True)
     cli.add_argument("--model", type=Path, default=Path("deploy/pocket/models/pocket-small"))
+    cli.add_argument("--flag", action="append", default=[], help="one more word for the server, --flag=--no-x")
+    cli.add_argument("--port", type=int, default=8301)
     args = cli.parse_args()
     questions = [problem.text for problem in pocket.problems("test", 400)]
     server = servers.Server(
-        "truth", args.model, 8301,
+        "truth", args.model, args.port,
         ("--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "96", "--num-gpu-blocks-override", "420",
-         "--gpu-memory-utilization", "0.1", "--enforce-eager", "--max-num-batched-tokens", "512", *servers.MIDDLEWARE),
+         "--gpu-memory-utilization", "0.1", "--enforce-eager", "--max-num-batched-tokens", "512",
+         *args.flag, *servers.MIDDLEWARE),
     )  # fmt: skip
     result = servers.machine() | {"server": server.said, "requests": CROWD, "in_flight": IN_FLIGHT, "k": K}
     with servers.serving([server], args.out.parent):

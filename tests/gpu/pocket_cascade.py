@@ -77,11 +77,10 @@ def confgate(*arguments: object, environment: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def gateway(config: Path, log: Path, environment: dict[str, str]) -> Iterator[None]:
+def gateway(config: Path, log: Path, environment: dict[str, str], workers: int = 1) -> Iterator[None]:
+    command = [sys.executable, "-m", "gateway", "serve", "-c", str(config), "--workers", str(workers)]
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "-c", str(config)], stdout=out, stderr=out, env=environment
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
         for _ in range(120):
             with contextlib.suppress(OSError):
@@ -236,6 +235,8 @@ def main() -> None:
                     found["auto:parity"] = through_gateway("auto:parity", test)
                     found |= {name: through_gateway(name, test) for name in TIERS}
                 found["throughput"] = plain_load("auto", test, 3)
+            with gateway(fitted, args.out.parent / f"gateway-{kind}-4.log", environment, workers=4):
+                found["throughput_of_4_workers"] = plain_load("auto", test, 3)
             result[kind] = found
             servers.save(args.out, result)
         result["accuracy_against_in_process"] = {

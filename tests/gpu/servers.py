@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,19 @@ class Server:
 
     @property
     def command(self) -> list[str]:
+        """Only `vllm serve` itself starts several API servers; the module starts without what the others need."""
+        several = any(flag.startswith("--api-server-count") for flag in self.arguments)
+        module = ["vllm.entrypoints.cli.main", "serve"] if several else ["vllm.entrypoints.openai.api_server"]
         told = (
             f"--model {self.model} --host 127.0.0.1 --port {self.port} --max-logprobs 20 --logprobs-mode raw_logprobs"
         )
-        start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *told.split()]
+        start = [sys.executable, "-m", *module, *told.split()]
         return [*start, "--generation-config", "vllm", "--served-model-name", self.name, *self.arguments]
 
     @property
     def said(self) -> str:
         """The command without this machine's paths."""
-        return " ".join(["vllm serve", *self.command[3:]])
+        return " ".join(["vllm serve", *self.command[self.command.index("--model") :]])
 
 
 @contextlib.contextmanager
@@ -98,6 +101,13 @@ def metric(port: int, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def machine() -> dict[str, Any]:
     """What a result ran on."""
     gpu = subprocess.run(
@@ -111,7 +121,7 @@ def machine() -> dict[str, Any]:
         "gpu": gpu.stdout.strip(),
         "cpu_cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("vllm", "torch", "transformers", "triton")},
+        "versions": {name: installed(name) for name in ("vllm", "torch", "transformers", "triton")},
     }
 
 

@@ -24,9 +24,9 @@ def step(rows: int, device: str, abort_below: float) -> Step:
 
 
 @pytest.mark.parametrize("vocabulary", [300, 1024, 4096, 50257, 151936])
-@pytest.mark.parametrize("kind", ["normal", "peaked", "half precision", "ruled out"])
+@pytest.mark.parametrize("kind", ["normal", "peaked", "half precision", "ruled out", "uniform", "one lane"])
 def test_the_kernels_store_what_pytorch_stores(vocabulary: int, kind: str) -> None:
-    from gateway.vllm_plugin.kernels import TritonMeter
+    from gateway.vllm_plugin.kernels import LANES, TritonMeter
 
     rows = 33
     torch.manual_seed(vocabulary)
@@ -35,6 +35,11 @@ def test_the_kernels_store_what_pytorch_stores(vocabulary: int, kind: str) -> No
         logits = logits.to(torch.bfloat16).float()
     if kind == "ruled out":
         logits[:, ::3] = float("-inf")
+    if kind == "uniform":
+        logits[:] = 1.5
+    if kind == "one lane":  # the largest lie where one lane of the kernel reads them, some of them equal
+        logits[:, 5::LANES] += 20.0
+        logits[:, 5 :: 2 * LANES] = 25.0
     seen = torch.rand((2 * rows, COLUMNS), device="cuda")
     got, want = seen.clone(), seen.clone()
     TritonMeter(got, max_rows=64)(logits, step(rows, "cuda", float("-inf")), may_abort=False)
