@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -27,11 +27,18 @@ from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.monitor import drift, labels
 from gateway.monitor.betting import Honesty
-from gateway.monitor.reference import Reference, row, telling, tier_reference
+from gateway.monitor.drift import Shift
+from gateway.monitor.feed import PAGE, Readable
+from gateway.monitor.reference import Marks, Reference, TierReference, row, telling, tier_reference
+from gateway.monitor.slices import Slices, Slicing
+from gateway.monitor.windows import Block
 from gateway.nouns import Floats, Hop, Policy
+from gateway.store.base import Cursor, HopRow, Role
 
 ROWS = 200  # of one look here: the shifted splits have 300 questions each; the gateway's default is larger
 Place = tuple[str, str]
+UNSLICED = Slicing()
+Row = tuple[Floats, float, str]  # features and p, prompt tokens, client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,7 @@ class Request:
     """policy: whose traffic.  reference: a split that fitted nothing.  home: the split that is quiet traffic.
 
     halves: random halves of home.  orders: random orders of each shift.  streams, stream_labels: simulated.
+    slicing: by length; records know of no clients.
     """
 
     policy: str = "default"
@@ -50,16 +58,43 @@ class Request:
     stream_labels: int = 2_000
     tolerance: float = 0.0
     seed: int = 0
+    slicing: Slicing = UNSLICED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """One question's way: rows by place as the windows take them, and what labels are about."""
+    """One question's way: rows by place as the windows take them, and what labels are about.
+
+    prompt_tokens: as its first tier counted them.
+    """
 
     rows: tuple[tuple[Place, Floats], ...]
     tier: str
     p_correct: float | None
     right: bool
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drifted:
+    """at: after how many requests drift was found, None for never.  looks: taken until then; slices: judged in them.
+    named: what had drifted.
+    """
+
+    at: int | None
+    looks: int
+    slices: int
+    named: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Of random halves. drift, labels: those with an alarm.  looks: in all; slices: judged in them."""
+
+    drift: int
+    labels: int
+    looks: int
+    slices: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +120,7 @@ class Found:
     request: Request
     n_reference: Mapping[str, int]
     n_home: int
-    quiet_drift: int
-    quiet_labels: int
-    quiet_looks: int
+    quiet: Quiet
     false_alarms: int
     stream_delays: Mapping[float, tuple[float, float, int]] = field(default_factory=dict)
     delays: Sequence[Delay] = ()
@@ -102,15 +135,13 @@ def measure(config: Config, sources: Sequence[Path], request: Request) -> tuple[
     known = reference_of(heard[request.reference], route)
     rng = np.random.default_rng(request.seed)
     home = heard[request.home]
-    quiet_drift, quiet_labels, looks = quiet(home, route, request, rng)
+    calm = quiet(home, route, request, rng)
     shifted = [split for split in heard if split not in (request.reference, request.home, *fitted(config))]
     return Found(
         request=request,
         n_reference={tier: len(one.rows) for (_, tier), one in known.tiers.items()},
         n_home=len(home),
-        quiet_drift=quiet_drift,
-        quiet_labels=quiet_labels,
-        quiet_looks=looks,
+        quiet=calm,
         false_alarms=false_alarms(request, rng),
         stream_delays={over: stream_delay(over, request, rng) for over in (0.02, 0.05, 0.1)},
         delays=[loud(split, heard[split], home, known, request, rng) for split in sorted(shifted)],
@@ -147,7 +178,13 @@ def listened(config: Config, sources: Sequence[Path], name: str) -> tuple[Policy
     for one in replay(chain.from_iterable(map(records.read, files)), route):
         way = one.hops[: one.at + 1]
         heard[one.first.split].append(
-            Asked(_rows(name, way), one.served.tier, one.served.p_correct, one.right(one.served.tier))
+            Asked(
+                _rows(name, way),
+                one.served.tier,
+                one.served.p_correct,
+                one.right(one.served.tier),
+                way[0].cost.prompt_tokens,
+            )
         )
     return route, dict(heard)
 
@@ -158,53 +195,118 @@ def _rows(name: str, hops: Sequence[Hop]) -> tuple[tuple[Place, Floats], ...]:
 
 def reference_of(asked: Iterable[Asked], route: Policy) -> Reference:
     """What every tier of the policy sees. Tiers that see too few are left out."""
-    seen: dict[Place, list[Floats]] = defaultdict(list)
+    seen: dict[Place, list[Row]] = defaultdict(list)
     for one in asked:
         for place, values in one.rows:
-            seen[place].append(values)
-    tiers = {tier.name: tier for tier in route.tiers}
+            seen[place].append((values, one.prompt_tokens, ""))
+    tiers = {tier.name: (tier.calibrator_id, tier.features) for tier in route.tiers}
     return Reference(
-        {
-            place: tier_reference(tiers[place[1]].calibrator_id, tiers[place[1]].features, np.stack(rows))
-            for place, rows in seen.items()
-            if len(rows) >= ROWS
-        }
+        {place: fitted_reference(*tiers[place[1]], rows) for place, rows in seen.items() if len(rows) >= ROWS}
     )
 
 
-def quiet(home: Sequence[Asked], route: Policy, request: Request, rng: np.random.Generator) -> tuple[int, int, int]:
-    """Halves with an alarm of drift, halves with one of labels, and looks in all."""
-    by_drift = by_labels = looks = 0
+def fitted_reference(calibrator: str, names: Sequence[str], rows: Sequence[Row]) -> TierReference:
+    block = blocked(rows)
+    return tier_reference(calibrator, names, block.rows, block.marks)
+
+
+def blocked(rows: Sequence[Row]) -> Block:
+    values, tokens, clients = zip(*rows, strict=True)
+    return Block(np.stack(values), Marks(np.array(tokens, dtype=np.float64), np.array(clients, dtype=np.str_)))
+
+
+def logged(config: Config, store: Readable, since: float, until: float) -> Reference:
+    """What every tier of every policy saw between two times that are known to be good, seconds since 1970.
+
+    As the windows take it: decisions by the policy as it is written, hops with evidence that no fault led to. Of a tier
+    the calibrator of the latest row counts. Tiers that saw too little are left out.
+
+    Raises ConfigError where none saw enough, StoreDown.
+    """
+    steps = {name: {step.tier: step.accept_at for step in entry.steps} for name, entry in config.policies.items()}
+    seen: dict[Place, dict[tuple[str, tuple[str, ...]], list[Row]]] = defaultdict(dict)
+    after: Cursor = (since, "", "")
+    while (page := store.decisions(after, PAGE)) and page[0][0].at < until:
+        for decision, hops in page:
+            if decision.at < until and decision.status == 200:
+                for hop, tokens in _evident(hops, steps.get(decision.policy, {})):
+                    of_tier = seen[decision.policy, hop.tier]
+                    kind = hop.calibrator, tuple(hop.features)
+                    rows = of_tier.pop(kind, [])
+                    of_tier[kind] = rows  # the latest is the last
+                    values = [np.nan if one is None else one for one in hop.features.values()]
+                    rows.append((np.array([*values, hop.p_correct]), tokens, decision.client))
+        after = (page[-1][0].at, page[-1][0].number, "")
+    latest = {place: next(reversed(kinds.items())) for place, kinds in seen.items()}
+    found = {
+        place: fitted_reference(*kind, rows)
+        for place, (kind, rows) in latest.items()
+        if len(rows) >= max(ROWS, 10 * (len(kind[1]) + 1))
+    }
+    if not found:
+        counted = ", ".join(f"{policy}/{tier} {len(rows):,}" for (policy, tier), (_, rows) in latest.items())
+        raise ConfigError(
+            f"no tier has the {ROWS} rows in the log that a reference takes (there is: {counted or 'nothing'}); "
+            "take a longer time, or write one from recorded answers with --records"
+        )
+    return Reference(found)
+
+
+def _evident(hops: Sequence[HopRow], steps: Mapping[str, float | None]) -> Iterator[tuple[HopRow, int]]:
+    """A decision's hops that may be compared, as `telling` has it, with the prompt tokens of the first."""
+    way = [hop for hop in hops if hop.role is Role.HOP]
+    for hop in way:
+        if hop.error or hop.p_correct is None or not hop.features:
+            return
+        if hop.tier not in steps or hop.threshold != steps[hop.tier]:
+            return  # by a threshold that the request asked for, or an earlier configuration
+        yield hop, way[0].prompt_tokens
+
+
+def quiet(home: Sequence[Asked], route: Policy, request: Request, rng: np.random.Generator) -> Quiet:
+    """Halves of one split, one as the reference and the other as traffic."""
+    by_drift = by_labels = looks = in_slices = 0
     for _ in range(request.halves):
         order = [home[i] for i in rng.permutation(len(home))]
         middle = len(order) // 2
         first, second = order[:middle], order[middle:]
-        alarm, looked, _ = drift_alarm(second, reference_of(first, route))
-        by_drift += alarm is not None
-        looks += looked
+        found = drift_alarm(second, reference_of(first, route), request.slicing)
+        by_drift += found.at is not None
+        looks += found.looks
+        in_slices += found.slices
         by_labels += label_alarm((), second, request.tolerance) is not None
-    return by_drift, by_labels, looks
+    return Quiet(by_drift, by_labels, looks, in_slices)
 
 
-def drift_alarm(traffic: Sequence[Asked], known: Reference) -> tuple[int | None, int, tuple[str, ...]]:
-    """After how many requests drift was found (None: never), how many looks were taken, and what had drifted."""
-    waiting: dict[Place, list[Floats]] = defaultdict(list)
-    looks = 0
+def drift_alarm(traffic: Sequence[Asked], known: Reference, slicing: Slicing) -> Drifted:
+    """The first alarm of drift, of a tier or of a slice of one."""
+    waiting: dict[Place, list[Row]] = defaultdict(list)
+    slices = Slices(known, slicing, ROWS)
+    looks = judged = 0
     for n, one in enumerate(traffic, 1):
         for place, values in one.rows:
             if place in known.tiers:
-                waiting[place].append(values)
-        full = {place: np.stack(rows) for place, rows in waiting.items() if len(rows) == ROWS}
+                waiting[place].append((values, one.prompt_tokens, ""))
+        full = {place: blocked(rows) for place, rows in waiting.items() if len(rows) == ROWS}
         if not full:
             continue
         for place in full:
             waiting[place] = []
         looks += 1
-        found = [shift for shift in drift.shifts(known, full, look=looks) if shift.drifted]
+        parts = slices.take(full)
+        judged += len(parts)
+        wholes = {place: block.rows for place, block in full.items()}
+        found = [shift for shift in drift.shifts(known, wholes, parts, look=looks) if shift.drifted]
         if found:
-            named = sorted({f"{shift.tier} {shift.what}" for shift in found})
-            return n, looks, tuple(named)
-    return None, looks, ()
+            named = sorted(
+                {f"{shift.tier}{f' ({shift.slice})' if shift.slice else ''} {shift.what}" for shift in found}
+            )
+            return Drifted(n, looks, judged, tuple(named))
+    return Drifted(None, looks, judged)
+
+
+def _name(shift: Shift) -> str:
+    return f"{shift.tier} ({shift.slice}) {shift.what}" if shift.slice else f"{shift.tier} {shift.what}"
 
 
 def label_alarm(before: Sequence[Asked], after: Sequence[Asked], tolerance: float) -> int | None:
@@ -237,14 +339,14 @@ def loud(
         first = label_alarm(before, order, request.tolerance)
         if first is not None:
             by_labels.append(first)
-        found, _, what = drift_alarm(order, known)
-        if found is not None:
-            by_drift.append(found)
-            named |= set(what)
+        found = drift_alarm(order, known, request.slicing)
+        if found.at is not None:
+            by_drift.append(found.at)
+            named |= set(found.named)
     p = [one.p_correct for one in asked if one.p_correct is not None]
     return Delay(
         split, len(asked), float(np.mean([one.right for one in asked])), float(np.mean(p)), tuple(by_labels),
-        tuple(by_drift), tuple(sorted(named)),
+        tuple(by_drift), tuple(sorted(named, key=lambda name: (" (" in name, name))),
     )  # fmt: skip
 
 
@@ -293,8 +395,9 @@ def told(found: Found, rebuild: str) -> str:
         "## Quiet on stationary traffic",
         "",
         f"- {request.halves} random halves of `{request.home}` ({found.n_home:,} questions), the other half as the "
-        f"reference: drift alarms in {found.quiet_drift} of {request.halves} ({found.quiet_looks} looks); alarms of "
-        f"labels (over-confident, any tier or the whole) in {found.quiet_labels} of {request.halves}.",
+        f"reference: drift alarms in {found.quiet.drift} of {request.halves} ({found.quiet.looks} looks at tiers, "
+        f"{found.quiet.slices} at slices of them by the length of the prompt); alarms of labels (over-confident, any "
+        f"tier or the whole) in {found.quiet.labels} of {request.halves}.",
         f"- {request.streams:,} simulated honest streams of {request.stream_labels:,} labels, p ~ Beta(9, 1), looked "
         f"at after every label: {found.false_alarms} alarms, {alarms.value:.2%} [{alarms.low:.2%}, {alarms.high:.2%}]; "
         f"alpha is {labels.ALPHA:.0%}.",
@@ -345,8 +448,10 @@ def as_json(found: Found) -> dict[str, Any]:
         "reference_rows": dict(found.n_reference),
         "home_n": found.n_home,
         "halves": found.request.halves,
-        "halves_with_drift_alarm": found.quiet_drift,
-        "halves_with_label_alarm": found.quiet_labels,
+        "halves_with_drift_alarm": found.quiet.drift,
+        "halves_with_label_alarm": found.quiet.labels,
+        "looks": found.quiet.looks,
+        "looks_at_slices": found.quiet.slices,
         "streams": found.request.streams,
         "streams_with_false_alarm": found.false_alarms,
         "shifts": {

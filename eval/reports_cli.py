@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 from eval.cli import listed, moment, one_line
 from gateway import remote
 from gateway.cli import AsJson, ConfigFile
+from gateway.errors import ConfigError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -138,12 +140,18 @@ def monitors(
     streams: Annotated[int, typer.Option(min=10, help="Simulated streams.")] = 1_000,
     tolerance: Annotated[float, typer.Option(min=0, max=0.5, help="A gap of confidence that is no alarm.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of orders and simulations.")] = 0,
+    from_log: Annotated[
+        bool, typer.Option("--from-log", help="Write the reference from the decision log instead of from records.")
+    ] = False,
+    since: Annotated[str | None, typer.Option(help="With --from-log: ISO time; only what came from then on.")] = None,
+    until: Annotated[str | None, typer.Option(help="With --from-log: ISO time; only what came before.")] = None,
     live: Running = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay recorded answers as traffic: write the reference for drift, and measure false alarms and delays.
 
+    With --from-log, write the reference from what a gateway decided in a time that is known to be good.
     With --live, print what the monitors of a running gateway say; exits with 1 while an alarm is on.
 
     Example:  confgate monitors -c deploy/pocket/cascade.yaml -r runs/pocket/validation -r runs/pocket/test
@@ -157,13 +165,18 @@ def monitors(
         if json.loads(report)["alarms"]:
             raise typer.Exit(1)
         return
+    if from_log:
+        typer.echo(written_from_log(config, write, since, until, as_json=as_json))
+        return
     records = given(records)
     with one_line():
         from eval import monitors as measuring
         from gateway import config as configs
         from gateway.monitor import reference as references
 
+        settings = configs.read(config)
         request = measuring.Request(
+            slicing=replace(settings.monitors.slices.slicing(), clients=()),
             policy=policy,
             reference=reference,
             home=home,
@@ -172,13 +185,39 @@ def monitors(
             tolerance=tolerance,
             seed=seed,
         )
-        found, known = measuring.measure(configs.read(config), records, request)
+        found, known = measuring.measure(settings, records, request)
         page = measuring.told(found, shlex.join(["confgate", *sys.argv[1:]]))
         if out is not None:
             out.write_text(page, encoding="utf-8")
         if write is not None:
-            references.dump(measuring.whole_reference(configs.read(config), records, request, known), write)
+            references.dump(measuring.whole_reference(settings, records, request, known), write)
     typer.echo(json.dumps(measuring.as_json(found)) if as_json else page)
+
+
+def written_from_log(file: Path, write: Path | None, since: str | None, until: str | None, *, as_json: bool) -> str:
+    """A reference of what a gateway decided; what to tell about it."""
+    if write is None:
+        raise typer.BadParameter("say where the reference is to be written with --write")
+    with one_line():
+        from eval import monitors as measuring
+        from gateway import config as configs
+        from gateway.monitor import reference as references
+
+        settings = configs.read(file)
+        if settings.store is None:
+            raise ConfigError(f"{file} says nothing about a store, so there is no log")
+        first = 0.0 if since is None else moment(since).timestamp()
+        last = float("inf") if until is None else moment(until).timestamp()
+        store = settings.store.look()
+        try:
+            found = measuring.logged(settings, store, first, last)
+        finally:
+            store.close()
+        references.dump(found, write)
+    rows = {f"{policy}/{tier}": len(known.rows) for (policy, tier), known in found.tiers.items()}
+    return (
+        json.dumps(rows) if as_json else "\n".join([f"{write}", *(f"{place}: {n:,} rows" for place, n in rows.items())])
+    )
 
 
 def given(records: list[Path] | None) -> list[Path]:

@@ -18,7 +18,7 @@ from calibrators._blocks import Banner, Block, Bullets, Heading, Table, Text
 from gateway.certificate import Standing
 from gateway.errors import ConfigError
 from gateway.monitor.labels import ALPHA
-from gateway.monitor.telling import span
+from gateway.monitor.telling import span, with_slices
 from gateway.nouns import Policy, Tier
 from gateway.snapshot import Snapshot
 
@@ -187,7 +187,15 @@ def _unknown(twin: Json, labels: Json, tested: Mapping[str, Any] | None, other: 
         found.append(
             f"What happens under other distributions: the card of tested shifts is not this policy's, {other}."
         )
-    found.append("How any part of the traffic fares by itself, other than by tier.")
+    parts = [part for place in twin["drift"] for part in place.get("slices", ())]
+    if not parts:
+        found.append("Whether any part of the traffic, other than by tier, is what it was: monitors.slices names none.")
+    found += [
+        f"Whether {part['slice']} at {part['tier']} is what it was: {part['why']}."
+        for part in parts
+        if part["state"] == "unknown"
+    ]
+    found.append("How well any part of the traffic is calibrated by itself, other than by tier.")
     return found
 
 
@@ -290,13 +298,13 @@ def _error(one: Json) -> str:
 
 def _drift(places: Sequence[Json]) -> Table:
     rows = []
-    for place in places:
+    for place in (part for whole in places for part in with_slices(whole)):
         looked = place["state"] != "unknown"
         state = "fails" if place["state"] == "drifted" else place["state"]
         names = ", ".join(shift["what"] for shift in place.get("drifted", ()))
         rows.append(
             (
-                place["tier"],
+                f"{place['tier']}, {place['slice']}" if "slice" in place else place["tier"],
                 state,
                 f"{place['n']:,} against {place['n_reference']:,}" if looked else "–",
                 f"{place['largest_effect']:.3f}" if looked else "–",

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 Location = tuple[str | int, ...]
 
+ANONYMOUS = "anonymous"  # the name of all those together who come without a key
 LEAST_SECRET_BYTES = 16
 
 # Names stand in headers, metrics and URLs, so they are plain.
@@ -522,6 +523,15 @@ class Config(Written):
         if self.admin is not None and not self.admin.allow_anonymous and not self.keys.admins:
             told = "nobody may administer: list keys.admins, or set admin.allow_anonymous: true to let everybody in"
             raise wrong(told, at=("admin",))
+        return self
+
+    @model_validator(mode="after")
+    def _slices_are_of_clients(self) -> Self:
+        known = {client.name for client in self.keys.clients} | ({ANONYMOUS} if self.keys.allow_anonymous else set())
+        for position, name in enumerate(self.monitors.slices.clients):
+            if name not in known:
+                at = ("monitors", "slices", "clients", position)
+                raise wrong("{told}", at=at, told=unknown("client", name, dict.fromkeys(sorted(known))))
         return self
 
     @model_validator(mode="after")

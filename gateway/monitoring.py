@@ -74,9 +74,10 @@ class Monitoring:
             before is None
             or self._watch is None
             or before.reference.sha256 != snapshot.reference.sha256
-            or (known and (known.rows, known.slos)) != (wanted.rows, wanted.slos)
+            or (known and (known.rows, known.slos, known.slices)) != (wanted.rows, wanted.slos, wanted.slices)
         ):
-            self._watch = Watch(snapshot.reference, wanted.slos, rows=wanted.rows)
+            slicing = wanted.slices.slicing()
+            self._watch = Watch(snapshot.reference, wanted.slos, rows=wanted.rows, slicing=slicing)
             self._metrics.forget()
         share = explored(snapshot.config)
         if (
@@ -100,7 +101,7 @@ class Monitoring:
         watch.ended(status, seconds, tiers_asked=len(hops), now=self._monotonic())
         # by the policy as it stands: other thresholds and skipped tiers send later tiers what they otherwise never see
         if answer is not None and answer.policy is snapshot.policies.get(answer.policy.name):
-            watch.note(answer.policy.name, answer.hops)
+            watch.note(answer.policy.name, answer.hops, story.client)
 
     def amended(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot without the certificates that labels have broken, or that they have not been held against."""

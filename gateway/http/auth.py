@@ -7,10 +7,9 @@ import hmac
 from dataclasses import dataclass
 from typing import Self
 
-from gateway.config import Allowance, Config, Keys, Rights
+from gateway.config import ANONYMOUS, Allowance, Config, Keys, Rights
 from gateway.http.errors import RequestError
 
-ANONYMOUS = "anonymous"
 UNLIMITED = Allowance()
 
 

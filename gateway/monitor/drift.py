@@ -6,7 +6,8 @@ Limits are those of science 7.1. Missing values are a value of their own, below 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import lgamma, log
 
 import numpy as np
@@ -20,6 +21,7 @@ PSI_WATCH, PSI_ACT, PSI_BINS, PSI_FLOOR = 0.1, 0.25, 10, 1e-4
 OOD_RATE = 0.02  # beyond the reference's 99th percentile: twice its share; more where few rows estimate it
 MIN_ROWS = 200  # below, PSI's own noise comes near its limits
 MMD_ROWS, PERMUTATIONS = 500, 200
+NO_SLICES: Mapping[tuple[str, str, str], tuple[TierReference, Floats]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Shift:
     effect: KS distance in [0, 1], for `ood` the share beyond the reference's 99th percentile.
     p_value: adjusted by Holm over everything looked at together.  psi: less its mean under no shift, 0 for `ood`.
     drifted: sure, and large by either measure. A large PSI alone is not: one cell that happens to be empty makes it so.
+    slice: of the tier's traffic, "" for all of it.
     """
 
     policy: str
@@ -40,24 +43,34 @@ class Shift:
     n: int
     n_reference: int
     drifted: bool
+    slice: str = ""
 
     def __str__(self) -> str:
+        where = f"{self.tier} ({self.slice})" if self.slice else self.tier
         return (
-            f"{self.policy}/{self.tier} {self.what}: effect {self.effect:.3f}, p = {self.p_value:.2g}, "
+            f"{self.policy}/{where} {self.what}: effect {self.effect:.3f}, p = {self.p_value:.2g}, "
             f"PSI {self.psi:.3f} (n = {self.n:,} against {self.n_reference:,})"
         )
 
 
-def shifts(reference: Reference, now: dict[tuple[str, str], Floats], *, look: int = 1) -> list[Shift]:
+def shifts(
+    reference: Reference,
+    now: Mapping[tuple[str, str], Floats],
+    slices: Mapping[tuple[str, str, str], tuple[TierReference, Floats]] = NO_SLICES,
+    *,
+    look: int = 1,
+) -> list[Shift]:
     """Every feature, the score and the distance of every place with enough rows, adjusted together.
 
-    now: by (policy, tier), (n, F + 1) rows with p_correct last.
+    now: by (policy, tier), (n, F + 1) rows with p_correct last.  slices: by (policy, tier, name), the same beside what
+    they are held against.
     look: 1 for the first look at this reference, 2 for the second: the k-th may spend ALPHA / (k (k + 1)), which sums
-    to ALPHA, so that looking for years raises no false alarm. Rows of different looks must not overlap.
+    to ALPHA, so that looking for years raises no false alarm. Rows of a place must not come twice.
     """
+    places = [((*place, ""), reference.tiers.get(place), rows) for place, rows in now.items()]
+    places += [(place, known, rows) for place, (known, rows) in slices.items()]
     found: list[Shift] = []
-    for place, rows in sorted(now.items()):
-        known = reference.tiers.get(place)
+    for place, known, rows in sorted(places, key=lambda one: one[0]):
         if known is not None and len(rows) >= MIN_ROWS:
             found += _of(known, rows, place)
     adjusted = holm(np.array([shift.p_value for shift in found]))
@@ -68,22 +81,20 @@ def shifts(reference: Reference, now: dict[tuple[str, str], Floats], *, look: in
 def _judged(shift: Shift, p_value: float, level: float) -> Shift:
     least = OOD_RATE if shift.what == "ood" else EFFECT
     drifted = p_value < level and (shift.effect >= least or shift.psi > PSI_ACT)
-    return Shift(
-        shift.policy, shift.tier, shift.what, shift.effect, p_value, shift.psi, shift.n, shift.n_reference, drifted
-    )
+    return replace(shift, p_value=p_value, drifted=drifted)
 
 
-def _of(known: TierReference, rows: Floats, place: tuple[str, str]) -> list[Shift]:
-    n, n_reference = len(rows), len(known.rows)
+def _of(known: TierReference, rows: Floats, place: tuple[str, str, str]) -> list[Shift]:
+    (policy, tier, part), n, n_reference = place, len(rows), len(known.rows)
     found = []
     for column, what in enumerate((*known.names, "p_correct")):
         before, after = known.rows[:, column], rows[:, column]
         effect, p_value = ks(before, after)
-        found.append(Shift(*place, what, effect, p_value, psi(before, after), n, n_reference, False))
+        found.append(Shift(policy, tier, what, effect, p_value, psi(before, after), n, n_reference, False, part))
     beyond = int((known.distances(rows[:, :-1]) > known.limit).sum())
     share = 1 - QUANTILE
     p_value = binomial_tail(beyond, n, max(OOD_RATE, share + 3 * (share / n_reference) ** 0.5))
-    found.append(Shift(*place, "ood", beyond / n, p_value, 0.0, n, n_reference, False))
+    found.append(Shift(policy, tier, "ood", beyond / n, p_value, 0.0, n, n_reference, False, part))
     return found
 
 

@@ -26,6 +26,10 @@ class MonitorMetrics:
         )
         self._psi = gauge("drift_psi", "largest population stability index, less its mean by chance", "policy", "tier")
         self._drifted = gauge("drifted", "1 when the latest look at a tier found drift", "policy", "tier")
+        self._slice_effect = gauge(
+            "drift_slice_effect", "as drift_effect, of a slice of the configuration", "policy", "tier", "slice"
+        )
+        self._slice_drifted = gauge("slice_drifted", "as drifted, of a slice", "policy", "tier", "slice")
         self._far = gauge(
             "out_of_distribution_share", "share of answers beyond the reference's 99th percentile", "policy", "tier"
         )
@@ -62,7 +66,8 @@ class MonitorMetrics:
     def forget(self) -> None:
         """Everything by policy and tier: the configuration may have others now."""
         by_place = (
-            self._effect, self._psi, self._drifted, self._far, self._wealth, self._labels, self._holds, self._brier,
+            self._effect, self._psi, self._drifted, self._far, self._slice_effect, self._slice_drifted,
+            self._wealth, self._labels, self._holds, self._brier,
             self._brier_limit, self._ece, self._ece_limit, self._error_low, self._error_high, self._error_limit,
         )  # fmt: skip
         for each in by_place:
@@ -79,13 +84,18 @@ class MonitorMetrics:
 
     def looked(self, shifts: Sequence[Shift], missed: int) -> None:
         """One look at drift."""
-        for policy, tier in {(shift.policy, shift.tier) for shift in shifts}:
-            here = [shift for shift in shifts if (shift.policy, shift.tier) == (policy, tier)]
+        for policy, tier, part in {(shift.policy, shift.tier, shift.slice) for shift in shifts}:
+            here = [shift for shift in shifts if (shift.policy, shift.tier, shift.slice) == (policy, tier, part)]
+            if part:
+                effect = max(one.effect for one in here if one.what != "ood")
+                self._slice_effect.labels(policy, tier, part).set(effect)
+                self._slice_drifted.labels(policy, tier, part).set(any(one.drifted for one in here))
+                continue
             self._effect.labels(policy, tier).set(max(one.effect for one in here if one.what != "ood"))
             self._psi.labels(policy, tier).set(max(one.psi for one in here))
             self._drifted.labels(policy, tier).set(any(one.drifted for one in here))
         for one in shifts:
-            if one.what == "ood":
+            if one.what == "ood" and not one.slice:
                 self._far.labels(one.policy, one.tier).set(one.effect)
         self._missed.set(missed)
 

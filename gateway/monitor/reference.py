@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -24,9 +24,26 @@ import numpy.typing as npt
 from gateway.errors import ConfigError
 from gateway.nouns import Floats, Hop
 
+Words = npt.NDArray[np.str_]
+
 ROWS = 5_000  # more do not make KS distances of .1 surer, and every look sorts them
 QUANTILE = 0.99
 AGAIN = "write it again with `confgate monitors --write`"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Marks:
+    """Whose n rows are and how long their prompts, to tell slices apart.
+
+    prompt_tokens: (n,) of the request, as its first tier counted them, NaN where nobody told.  clients: (n,) names of
+    keys, "" where nobody told.
+    """
+
+    prompt_tokens: Floats
+    clients: Words
+
+    def __getitem__(self, rows: Any) -> Marks:
+        return Marks(self.prompt_tokens[rows], self.clients[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +52,7 @@ class TierReference:
 
     names: of F features.  rows: (n, F + 1), p_correct last.  mean: (F,).  precision: (F, F), inverse of the shrunken
     covariance (Ledoit and Wolf 2004).  limit: 99th percentile of the reference's own squared distances.
+    marks: None where slices cannot be told apart.
     """
 
     calibrator: str
@@ -43,6 +61,13 @@ class TierReference:
     mean: Floats
     precision: Floats
     limit: float
+    marks: Marks | None = None
+
+    def part(self, mask: npt.NDArray[np.bool_]) -> TierReference:
+        """Some of the rows, (n,), as a reference of their own, with the same distance and a limit of their own."""
+        rows = self.rows[mask]
+        limit = float(np.quantile(self.distances(rows[:, :-1]), QUANTILE))
+        return replace(self, rows=rows, limit=limit, marks=None)
 
     def distances(self, X: Floats) -> Floats:
         """Squared Mahalanobis distances, (n,); missing values count as the mean. X: (n, F)."""
@@ -66,7 +91,7 @@ class Reference:
 NOTHING = Reference({})
 
 
-def tier_reference(calibrator: str, names: Sequence[str], rows: Floats) -> TierReference:
+def tier_reference(calibrator: str, names: Sequence[str], rows: Floats, marks: Marks | None = None) -> TierReference:
     """Fit one. rows: (n, F + 1), p_correct last; those beyond ROWS are left out evenly. Needs scikit-learn.
 
     Raises ConfigError for fewer rows than a look compares.
@@ -78,16 +103,16 @@ def tier_reference(calibrator: str, names: Sequence[str], rows: Floats) -> TierR
             f"a reference of {calibrator} needs at least {10 * (len(names) + 1)} rows of {len(names)} features and p, "
             f"got {rows.shape}; take more records"
         )
-    rows = rows[:: -(-len(rows) // ROWS)]
+    kept = slice(None, None, -(-len(rows) // ROWS))
+    rows, marks = rows[kept], None if marks is None else marks[kept]
     X = rows[:, :-1]
     mean = np.array([column[np.isfinite(column)].mean() if np.isfinite(column).any() else 0.0 for column in X.T])
     away = np.where(np.isfinite(X), X - mean, 0.0)
     scale = np.where(away.std(axis=0) > 0, away.std(axis=0), 1.0)
     covariance, _ = ledoit_wolf(away / scale, assume_centered=True)  # scaled: shrinking mixes units otherwise
     precision = np.linalg.pinv(covariance) / np.outer(scale, scale)
-    known = TierReference(calibrator, tuple(names), rows, mean, precision, np.inf)
-    limit = float(np.quantile(known.distances(X), QUANTILE))
-    return TierReference(calibrator, tuple(names), rows, mean, precision, limit)
+    known = TierReference(calibrator, tuple(names), rows, mean, precision, np.inf, marks)
+    return replace(known, limit=float(np.quantile(known.distances(X), QUANTILE)))
 
 
 def telling(hops: Sequence[Hop]) -> list[Hop]:
@@ -120,6 +145,8 @@ def dump(reference: Reference, path: Path) -> None:
     arrays: dict[str, npt.NDArray[Any]] = {"head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)}
     for number, known in enumerate(reference.tiers.values()):
         arrays |= {f"rows{number}": known.rows, f"mean{number}": known.mean, f"precision{number}": known.precision}
+        if known.marks is not None:
+            arrays |= {f"tokens{number}": known.marks.prompt_tokens, f"clients{number}": known.marks.clients}
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **arrays)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".draft")
@@ -151,6 +178,9 @@ def load(path: Path) -> Reference:
                             arrays[f"mean{number}"],
                             arrays[f"precision{number}"],
                             float(told["limit"]),
+                            Marks(arrays[f"tokens{number}"], arrays[f"clients{number}"])
+                            if f"tokens{number}" in arrays
+                            else None,  # as it was written before there were slices
                         )
                     )
                     for number, told in enumerate(head)
@@ -167,4 +197,7 @@ def _checked(known: TierReference) -> TierReference:
         raise ValueError(f"rows of {known.calibrator} are {known.rows.shape}")
     if known.mean.shape != (wide,) or known.precision.shape != (wide, wide):
         raise ValueError(f"moments of {known.calibrator} do not fit its {wide} features")
+    marks = known.marks
+    if marks is not None and not marks.prompt_tokens.shape == marks.clients.shape == (len(known.rows),):
+        raise ValueError(f"marks of {known.calibrator} are not one for each of its rows")
     return known

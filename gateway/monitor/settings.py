@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from gateway.monitor.slices import Slicing
 from gateway.monitor.slo import Slos
-from gateway.written import Written, resolve
+from gateway.written import Written, resolve, wrong
 
 
 class Refit(Written):
@@ -24,6 +26,33 @@ class Refit(Written):
     latest: int = Field(default=2000, ge=30, description="labels that a fit takes, the newest")
 
 
+class SlicesEntry(Written):
+    """Parts of the traffic whose drift is looked at by themselves, too, for each tier. The reference has to tell them
+    apart: clients are told apart by one that was written from the decision log."""
+
+    clients: tuple[str, ...] = Field(default=(), max_length=16, description="names of keys, each a part of its own")
+    prompt_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), max_length=7, description="rising edges: [60, 120] makes three parts, up to 60, 61 to 120, and over"
+    )
+
+    @field_validator("clients")
+    @classmethod
+    def _each_once(cls, clients: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(clients)) < len(clients):
+            raise wrong("a client is listed twice")
+        return clients
+
+    @field_validator("prompt_tokens")
+    @classmethod
+    def _rising(cls, edges: tuple[int, ...]) -> tuple[int, ...]:
+        if any(high <= low for low, high in pairwise(edges)):
+            raise wrong("edges must rise")
+        return edges
+
+    def slicing(self) -> Slicing:
+        return Slicing(self.clients, self.prompt_tokens)
+
+
 class Monitors(Written):
     """Whether calibration still holds."""
 
@@ -37,6 +66,7 @@ class Monitors(Written):
         description="the card.json of `confgate card`, whose tested shifts the live card repeats; without it none are",
     )
     rows: int = Field(default=500, ge=200, le=20_000, description="of each tier, in one look at drift")
+    slices: SlicesEntry = SlicesEntry()
     every_seconds: float = Field(default=15, ge=1, le=3600, description="between two looks, if there is something new")
     labels_by: Literal["operators", "everybody"] = Field(
         default="operators",

@@ -11,6 +11,7 @@ from gateway.monitor.drift import Shift
 from gateway.monitor.evidence import Findings, Place, Served
 from gateway.monitor.labels import ErrorVerdict
 from gateway.monitor.settings import Monitors
+from gateway.monitor.slices import Part
 from gateway.monitor.slo import MIN_EVENTS, PAIRS, Budget, Calibration, Objective
 from gateway.monitor.watch import Watch
 from gateway.store.telling import moment, table
@@ -41,6 +42,11 @@ def alarms(seen: Seen, monotonic: float) -> list[Alarm]:
     found = [
         _drifted(shifts)
         for (policy, tier), shifts in seen.watch.latest.items()
+        if any(shift.drifted for shift in shifts) and _comparable(seen, policy, tier)
+    ]
+    found += [
+        _drifted(shifts)
+        for (policy, tier, _), shifts in seen.watch.latest_of_slices.items()
         if any(shift.drifted for shift in shifts) and _comparable(seen, policy, tier)
     ]
     for place in seen.found.places:
@@ -75,7 +81,7 @@ def _drifted(shifts: Sequence[Shift]) -> Alarm:
     rest = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
     first = shifts[0]
     why = f"{told}{rest} (n = {first.n:,} against {first.n_reference:,})"
-    return Alarm(Kind.DRIFT, first.tier, first.policy, why)
+    return Alarm(Kind.DRIFT, first.tier, first.policy, f"{first.slice}: {why}" if first.slice else why, first.slice)
 
 
 def _dishonest(place: Place) -> list[Alarm]:
@@ -158,15 +164,30 @@ def _drift(seen: Seen, policy: str, tier: str) -> Json:
         told["why"] = f"the reference is of {known.calibrator}, served is {label}"
         return told
     waiting, shifts = watch.windows.waiting().get(place, 0), watch.latest.get(place)
+    told |= {"slices": [_slice(seen, part) for part in watch.slices.of(policy, tier)]}
     told |= {"rows": waiting, "rows_needed": seen.wanted.rows, "n_reference": len(known.rows)}
-    if not shifts:
-        told["why"] = f"{waiting:,} of {seen.wanted.rows:,} rows for a first look"
+    return told | _looked(shifts, waiting, seen.wanted.rows) | ({"looks": watch.looks} if shifts else {})
+
+
+def _slice(seen: Seen, part: Part) -> Json:
+    slices, (policy, tier, name) = seen.watch.slices, part
+    told: Json = {"policy": policy, "tier": tier, "slice": name, "state": "unknown", "why": slices.blind.get(part)}
+    known = slices.references.get(part)
+    if known is None:
         return told
+    waiting = slices.waiting(part)
+    told |= {"rows": waiting, "rows_needed": seen.wanted.rows, "n_reference": len(known.rows)}
+    return told | _looked(seen.watch.latest_of_slices.get(part), waiting, seen.wanted.rows)
+
+
+def _looked(shifts: Sequence[Shift] | None, waiting: int, needed: int) -> Json:
+    """What a look found, or how far the first one is."""
+    if not shifts:
+        return {"why": f"{waiting:,} of {needed:,} rows for a first look"}
     drifted = [shift for shift in shifts if shift.drifted]
-    return told | {
+    return {
         "state": "drifted" if drifted else "quiet",
         "n": shifts[0].n,
-        "looks": watch.looks,
         "out_of_distribution": next(shift.effect for shift in shifts if shift.what == "ood"),
         "largest_effect": max(shift.effect for shift in shifts if shift.what != "ood"),
         "drifted": [asdict(shift) for shift in drifted],
@@ -276,7 +297,8 @@ def as_text(report: Json) -> str:
     parts.append(f"labels: {labels['unknown'] or _counted(labels)}")
     if labels["tests"]:
         parts.append(table([_test_line(one) for one in labels["tests"]]))
-    parts.append(table([_drift_line(one) for one in report["monitors"]["drift"]]))
+    places = [part for one in report["monitors"]["drift"] for part in with_slices(one)]
+    parts.append(table([_drift_line(one, sliced=len(places) > len(report["monitors"]["drift"])) for one in places]))
     parts.append(table([_slo_line(one) for one in report["slos"]]))
     if report.get("refits"):
         names = ("state", "cause", "at", "why")
@@ -309,11 +331,17 @@ def _test_line(one: Json) -> Json:
     }
 
 
-def _drift_line(one: Json) -> Json:
+def with_slices(place: Json) -> list[Json]:
+    """What is told of a tier's drift, and then of each slice of it."""
+    return [place, *(_worker(place) | part for part in place.get("slices", ()))]
+
+
+def _drift_line(one: Json, *, sliced: bool) -> Json:
     drifted = ", ".join(shift["what"] for shift in one.get("drifted", ()))
     return _worker(one) | {
         "policy": one["policy"],
         "tier": one["tier"],
+        **({"slice": one.get("slice", "all")} if sliced else {}),
         "drift": one["state"],
         "n": f"{one['n']:,} against {one['n_reference']:,}" if "n" in one else "-",
         "largest effect": f"{one['largest_effect']:.3f}" if "n" in one else "-",

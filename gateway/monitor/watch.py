@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,12 +11,14 @@ import numpy as np
 from gateway.monitor import drift
 from gateway.monitor.drift import Shift
 from gateway.monitor.reference import Reference
+from gateway.monitor.slices import Part, Slices, Slicing
 from gateway.monitor.slo import Budget, Objective, Slos
-from gateway.monitor.windows import Windows
-from gateway.nouns import Floats, Hop
+from gateway.monitor.windows import Block, Windows
+from gateway.nouns import Hop
 
 log = logging.getLogger(__name__)
 
+ALL = Slicing()
 ODD_P = 0.01  # of the permutation test over all features at once; told in the log, no alarm by itself
 
 
@@ -23,20 +26,21 @@ class Watch:
     """Of one process. `note` and `ended` are called on the event loop, `look` in a thread.
 
     Windows belong to a reference, and so does the count of looks.
-    latest: by (policy, tier), what the latest look at it found.
+    latest: by (policy, tier), what the latest look at it found.  latest_of_slices: the same by slice.
     """
 
-    def __init__(self, reference: Reference, slos: Slos, *, rows: int, seed: int = 0) -> None:
-        self.windows = Windows(reference, rows)
+    def __init__(self, reference: Reference, slos: Slos, *, rows: int, slicing: Slicing = ALL, seed: int = 0) -> None:
+        self.windows, self.slices = Windows(reference, rows), Slices(reference, slicing, rows)
         self.budgets: Mapping[Objective, Budget] = {name: Budget(share) for name, share in slos.budgets.items()}
         self.latest: dict[tuple[str, str], list[Shift]] = {}
+        self.latest_of_slices: dict[Part, list[Shift]] = {}
         self.reference, self.looks = reference, 0
         self._slos = slos
         self._rng = np.random.default_rng(seed)
 
-    def note(self, policy: str, hops: Sequence[Hop]) -> None:
-        """One answered request's hops in order, without shadows and siblings."""
-        self.windows.note(policy, hops)
+    def note(self, policy: str, hops: Sequence[Hop], client: str = "") -> None:
+        """One answered request's hops in order, without shadows and siblings. client: the name of its key."""
+        self.windows.note(policy, hops, client)
 
     def ended(self, status: int, seconds: float, *, tiers_asked: int, now: float) -> None:
         """One request, however it ended. status: HTTP's; a client's own mistakes and hang-ups are not ours.
@@ -56,16 +60,21 @@ class Watch:
         if not taken:
             return []
         self.looks += 1
-        found = drift.shifts(self.reference, taken, look=self.looks)
-        for place in taken:
-            self.latest[place] = [shift for shift in found if (shift.policy, shift.tier) == place]
+        parts = self.slices.take(taken)
+        wholes = {place: block.rows for place, block in taken.items()}
+        found = drift.shifts(self.reference, wholes, parts, look=self.looks)
+        by_part: defaultdict[Part, list[Shift]] = defaultdict(list)
+        for shift in found:
+            by_part[shift.policy, shift.tier, shift.slice].append(shift)
+        self.latest |= {place: by_part[(*place, "")] for place in taken}
+        self.latest_of_slices |= {part: by_part[part] for part in parts}
         self._all_at_once(taken)
         return found
 
-    def _all_at_once(self, taken: Mapping[tuple[str, str], Floats]) -> None:
-        for place, rows in taken.items():
+    def _all_at_once(self, taken: Mapping[tuple[str, str], Block]) -> None:
+        for place, block in taken.items():
             known = self.reference.tiers[place].rows
-            distance, p_value = drift.mmd(known[:, :-1], rows[:, :-1], self._rng)
+            distance, p_value = drift.mmd(known[:, :-1], block.rows[:, :-1], self._rng)
             if p_value <= ODD_P:
                 log.info(
                     "features together unlike the reference",

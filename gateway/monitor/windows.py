@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from gateway.monitor.reference import Reference, TierReference, telling
+from gateway.monitor.reference import Marks, Reference, TierReference, telling
 from gateway.nouns import Floats, Hop
 
 ROWS = 500  # of one look; science 7.1 and 7.2
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """rows: (n, F + 1), p_correct last.  marks: of the same."""
+
+    rows: Floats
+    marks: Marks
+
+
 @dataclass(slots=True, eq=False)
 class _Ring:
-    """rows: (ROWS, F + 1), filled up to `filled`, then waiting to be taken."""
+    """rows: (ROWS, F + 1), filled up to `filled`, then waiting to be taken; prompt_tokens and clients beside them."""
 
     known: TierReference
     rows: Floats
+    prompt_tokens: list[int] = field(default_factory=list)
+    clients: list[str] = field(default_factory=list)
     filled: int = 0
+
+    def taken(self) -> Block:
+        tokens = np.array(self.prompt_tokens, dtype=np.float64)
+        block = Block(self.rows.copy(), Marks(tokens, np.array(self.clients, dtype=np.str_)))
+        self.prompt_tokens, self.clients, self.filled = [], [], 0
+        return block
 
 
 class Windows:
@@ -35,8 +51,11 @@ class Windows:
         }
         self.missed = 0
 
-    def note(self, policy: str, hops: Sequence[Hop]) -> None:
-        """One request, once it is over. Well under 50 microseconds. A hop of another calibrator is not compared."""
+    def note(self, policy: str, hops: Sequence[Hop], client: str = "") -> None:
+        """One request, once it is over. Well under 50 microseconds. A hop of another calibrator is not compared.
+
+        client: the name of its key.
+        """
         for hop in telling(hops):
             ring = self._rings.get((policy, hop.tier))
             if ring is None or ring.known.calibrator != hop.calibrator_id:
@@ -49,16 +68,13 @@ class Windows:
             row = ring.rows[ring.filled]
             row[:-1] = hop.features.values
             row[-1] = hop.p_correct
+            ring.prompt_tokens.append(hops[0].cost.prompt_tokens)
+            ring.clients.append(client)
             ring.filled += 1
 
-    def take(self) -> dict[tuple[str, str], Floats]:
+    def take(self) -> dict[tuple[str, str], Block]:
         """Copies of all full blocks, by (policy, tier), which are empty again afterwards."""
-        taken = {}
-        for place, ring in self._rings.items():
-            if ring.filled == self._size:
-                taken[place] = ring.rows.copy()
-                ring.filled = 0
-        return taken
+        return {place: ring.taken() for place, ring in self._rings.items() if ring.filled == self._size}
 
     def waiting(self) -> dict[tuple[str, str], int]:
         """Rows that each place has so far."""

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 
 from eval import monitors
 from eval.card import Absent
-from eval.monitors import Asked, Request
+from eval.monitors import Asked, Drifted, Quiet, Request
+from gateway import config as configs
+from gateway.errors import ConfigError
+from gateway.monitor import reference as references
 from gateway.monitor.labels import ROUTED
 from gateway.monitor.reference import Reference
+from gateway.monitor.slices import Slices, Slicing
 from gateway.nouns import Policy, Tier
+from gateway.store.base import Entry
+from gateway.store.sqlite import Sqlite
+from tests.faults.gateway import confgate_ends
+from tests.store.rows import decision, hop, numbers
+from tests.store.test_feedback import SECRETS, planned
 
 
 def asked(n: int, seed: int, *, shift: float = 0.0, over: float = 0.0) -> list[Asked]:
@@ -18,8 +32,8 @@ def asked(n: int, seed: int, *, shift: float = 0.0, over: float = 0.0) -> list[A
     p = np.clip(1 / (1 + np.exp(-X[:, 0] - 1)), 0.05, 0.95)
     right = rng.random(n) < p - over
     return [
-        Asked(((("default", "small"), np.append(x, a)),), "small", float(a), bool(b))
-        for x, a, b in zip(X, p, right, strict=True)
+        Asked(((("default", "small"), np.append(x, a)),), "small", float(a), bool(b), 61 - place % 2)
+        for place, (x, a, b) in enumerate(zip(X, p, right, strict=True))
     ]
 
 
@@ -31,9 +45,10 @@ def route() -> Policy:
 
 def test_halves_of_the_same_traffic_raise_no_alarm() -> None:
     rng = np.random.default_rng(0)
-    by_drift, by_labels, looks = monitors.quiet(asked(1_000, 1), route(), Request(halves=5), rng)
-    assert (by_drift, by_labels) == (0, 0)
-    assert looks == 10
+    found = monitors.quiet(asked(1_000, 1), route(), Request(halves=5, slicing=Slicing(edges=(60,))), rng)
+    assert (found.drift, found.labels) == (0, 0)
+    assert found.looks == 10
+    assert found.slices >= 5  # of 400 rows that were looked at, at least one half has 200
 
 
 def test_delays_of_a_shift_are_counted_from_its_first_request() -> None:
@@ -50,7 +65,7 @@ def test_delays_of_a_shift_are_counted_from_its_first_request() -> None:
 def test_tiers_that_see_too_little_have_no_reference_and_raise_no_alarm() -> None:
     known = monitors.reference_of(asked(monitors.ROWS - 1, 6), route())
     assert known.tiers == {}
-    assert monitors.drift_alarm(asked(300, 7, shift=5), Reference({})) == (None, 0, ())
+    assert monitors.drift_alarm(asked(300, 7, shift=5), Reference({}), Slicing()) == Drifted(None, 0, 0)
 
 
 def test_the_page_says_n_and_interval_of_what_was_measured() -> None:
@@ -58,13 +73,60 @@ def test_the_page_says_n_and_interval_of_what_was_measured() -> None:
     rng = np.random.default_rng(8)
     known = monitors.reference_of(asked(1_000, 9), route())
     found = monitors.Found(
-        request=request, n_reference={"small": 1_000}, n_home=800, quiet_drift=0, quiet_labels=0, quiet_looks=4,
+        request=request, n_reference={"small": 1_000}, n_home=800, quiet=Quiet(0, 0, 4, 2),
         false_alarms=monitors.false_alarms(request, rng),
         stream_delays={0.3: monitors.stream_delay(0.3, request, rng)},
         delays=[monitors.loud("harder", asked(300, 10, over=0.4), asked(800, 11), known, request, rng)],
     )  # fmt: skip
     page = monitors.told(found, "confgate monitors")
+    assert "(4 looks at tiers, 2 at slices" in page
     assert "0 alarms, 0.00% [0.00%, 16.84%]" in page
     assert "| harder | 300 |" in page
     assert "0 of 20 |" in page
     assert ROUTED not in page
+
+
+def kept(n: int, first: int = 0, **hops: Any) -> list[Entry]:
+    """Decisions of a gateway that asked one tier."""
+    rng = np.random.default_rng(first)
+    found = []
+    for place, number in enumerate(numbers(n, at=1_700_000_000.0 + first)):
+        told = {"features": {"lp_mean": float(rng.normal()), "length": 5.0}, "prompt_tokens": 40 + place % 2} | hops
+        at, client = 1_700_000_000.0 + first + place, "alice" if place % 2 else "bob"
+        found.append(Entry(decision(number, at=at, client=client), (hop(number, **told),)))
+    return found
+
+
+def test_a_reference_is_written_from_the_log_and_tells_clients_and_lengths(tmp_path: Path) -> None:
+    plan = planned("http://127.0.0.1:1") | {"monitors": {"slices": {"clients": ["bob"], "prompt_tokens": [40]}}}
+    plan["policies"] = {"default": {"steps": [{"tier": "cheap", "accept_at": 0.8}, {"tier": "dear"}]}}
+    (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
+    store = Sqlite(tmp_path / "store.db", seconds=5)
+    store.write(
+        kept(450)
+        + kept(30, 1_000, threshold=0.5)  # a request that bent its own route
+        + kept(30, 2_000, error="gone", p_correct=None)
+        + kept(250, 3_000, calibrator="cheap@bbbbbbbbbbbb")  # after the time that is asked for
+    )
+    store.close()
+    where = ("--from-log", "-c", str(tmp_path / "cascade.yaml"), "--until", "2023-11-14T23:00:00")
+    code, out, err = confgate_ends("monitors", *where, "--write", str(tmp_path / "then.npz"), "--json", **SECRETS)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"default/cheap": 450}
+    known = references.load(tmp_path / "then.npz")
+    assert known.tiers["default", "cheap"].calibrator == "cheap@0123456789ab"
+    slices = Slices(known, configs.read(tmp_path / "cascade.yaml").monitors.slices.slicing(), 200)
+    assert {name: len(one.rows) for (*_, name), one in slices.references.items()} == {
+        "client bob": 225, "up to 40 prompt tokens": 225, "over 40 prompt tokens": 225
+    }  # fmt: skip
+    store = Sqlite(tmp_path / "store.db", seconds=5, read_only=True)
+    with pytest.raises(ConfigError, match="there is: nothing"):
+        monitors.logged(configs.read(tmp_path / "cascade.yaml"), store, 1_800_000_000.0, np.inf)
+    store.close()
+
+
+def test_a_slice_of_a_client_that_has_no_key_is_refused_with_those_who_have(tmp_path: Path) -> None:
+    plan = planned("http://127.0.0.1:1") | {"monitors": {"slices": {"clients": ["alise"]}}}
+    (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=r"no client 'alise'; did you mean 'alice'\?"):
+        configs.read(tmp_path / "cascade.yaml")

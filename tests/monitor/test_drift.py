@@ -10,7 +10,7 @@ from sklearn.covariance import LedoitWolf
 
 from gateway.errors import ConfigError, EngineDown
 from gateway.monitor import drift, reference
-from gateway.monitor.reference import Reference, tier_reference
+from gateway.monitor.reference import Marks, Reference, tier_reference
 from gateway.monitor.windows import Windows
 from gateway.nouns import Features, Floats, Hop, Reason
 
@@ -161,7 +161,7 @@ def test_a_window_is_bounded_and_is_taken_when_full() -> None:
             break
     windows.note("default", [hop(sent[0])])
     assert windows.missed == 1
-    assert np.array_equal(windows.take()[PLACE], sent[:250])
+    assert np.array_equal(windows.take()[PLACE].rows, sent[:250])
     assert windows.waiting() == {PLACE: 0}
 
 
@@ -184,7 +184,19 @@ def test_a_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
     one, other = written.tiers[PLACE], read.tiers[PLACE]
     assert (one.names, one.calibrator, one.limit) == (other.names, other.calibrator, other.limit)
     assert np.array_equal(one.rows, other.rows)
+    assert other.marks is None
     assert np.array_equal(one.precision, other.precision)
+
+
+def test_a_reference_keeps_whose_its_rows_were(tmp_path: Path) -> None:
+    rng = np.random.default_rng(18)
+    marks = Marks(np.arange(1_500.0), np.array(["alice", "bob", ""] * 500))
+    written = Reference({PLACE: tier_reference("small@000000000000", NAMES, rows(rng, 1_500), marks)})
+    reference.dump(written, tmp_path / "reference.npz")
+    read = reference.load(tmp_path / "reference.npz").tiers[PLACE].marks
+    assert read is not None
+    assert read.prompt_tokens.tolist() == marks.prompt_tokens.tolist()
+    assert read.clients.tolist() == marks.clients.tolist()
 
 
 def test_rubbish_is_no_reference(tmp_path: Path) -> None:

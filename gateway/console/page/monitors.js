@@ -36,7 +36,7 @@ export function panels(report) {
     ...(report.policies ?? []).filter((one) => one.not_valid?.length).map((one) => h("p", { class: "bad" }, h("strong", {}, `What is claimed of ${one.policy} is not valid now: `), one.not_valid.join("; "))),
     unwatched(drift) ? h("p", { class: "note" }, `Drift is not watched: ${drift[0].why}.`) : drift.length ? scroll("Drift", table("Drift: features and p beside the reference, no labels needed. Effect: Kolmogorov–Smirnov distance, alarm from 0.1 on",
       [["policy · tier"], ["state"], ["largest effect", "n"], ["out of distribution", "n"], ["rows", "n"], ["reference", "n"], ["what drifted", "words"]],
-      drift.map((one) => [`${one.policy} · ${one.tier}${worker(one)}`, state(one.state), one.largest_effect === undefined ? "–" : short(one.largest_effect),
+      drift.flatMap(withSlices).map((one) => [`${one.policy} · ${one.tier}${one.slice ? ` · ${one.slice}` : ""}${worker(one)}`, state(one.state), one.largest_effect === undefined ? "–" : short(one.largest_effect),
         one.out_of_distribution === undefined ? "–" : percent(one.out_of_distribution), one.n ? count(one.n) : one.rows_needed ? `${count(one.rows)} of ${count(one.rows_needed)}` : "–",
         one.n_reference ? count(one.n_reference) : "–", h("span", {}, one.why ?? (drifted(one.drifted ?? []) || "–"))]))) : empty("No drift is watched."),
     labels.tests?.length ? scroll("Tests of calibration", table(`Calibration by labels (${words(labels.by)}, ${words(labels.of)}); the test may be looked at after every label`,
@@ -54,6 +54,7 @@ export function panels(report) {
   ];
 }
 
+const withSlices = (one) => [one, ...(one.slices ?? []).map((part) => ({ ...part, worker: one.worker }))];
 const worker = (one) => (one.worker === undefined ? "" : ` (worker ${one.worker})`);
 const unwatched = (drift) => drift.length > 0 && drift.every((one) => one.state === "unknown" && one.why === drift[0].why && one.rows === undefined);
 const words = (told) => (Array.isArray(told) ? told.join(", ") : told ?? "–");
