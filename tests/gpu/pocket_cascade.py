@@ -56,6 +56,7 @@ def cascade(folder: Path, confidence: str, calibrators: str | None) -> Path:
     written = {
         "server": {"host": "127.0.0.1", "port": GATEWAY_PORT},
         "keys": {"allow_anonymous": True},
+        "admin": {"port": GATEWAY_PORT + 1, "allow_anonymous": True},  # several workers share one
         "tiers": tiers,
         "policies": {name: {"steps": [*accept, {"tier": TIERS[-1]}]} for name in ("default", "parity")},
     }
