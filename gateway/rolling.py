@@ -28,12 +28,11 @@ from gateway import probing
 from gateway.config import Config, TierEntry
 from gateway.errors import EngineError, GatewayError, RolloutRefused, StoreDown
 from gateway.monitor import course, rollout
-from gateway.monitor.feed import Readable
 from gateway.monitor.rollout import Action, Stage, State, Step
 from gateway.monitor.rollout_metrics import RolloutMetrics
 from gateway.monitor.rollout_settings import Rollout
 from gateway.monitor.rollouts import Rollouts, Wish, of
-from gateway.monitor.trials import Showing
+from gateway.monitor.trials import Showing, Stories
 from gateway.nouns import Policy, Rival, Tier
 from gateway.snapshot import (
     Snapshot,
@@ -64,7 +63,7 @@ class Rolling:
     def __init__(
         self,
         rules: Rollout,
-        store: Readable,
+        store: Stories,
         registry: CollectorRegistry,
         *,
         wall: Callable[[], float] = time.time,
@@ -280,6 +279,7 @@ class Rolling:
             accepted_error=self._rules.accepted_error,
             least_inclusion=None if config.exploration is None else config.exploration.share,
             settle_seconds=self._rules.settle_seconds,
+            alpha=self._rules.alpha,
             policies=[name for name, policy in self._snapshot.policies.items() if isinstance(policy, Policy)],
         )
         self._showings[tier] = made

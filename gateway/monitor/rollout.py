@@ -14,7 +14,7 @@ from enum import StrEnum
 from math import log
 
 from gateway.errors import ConfigError, RolloutRefused
-from gateway.monitor.compare import Paired
+from gateway.monitor.compare import Compared
 from gateway.monitor.drift import binomial_tail
 from gateway.monitor.labels import ErrorVerdict, Verdict
 
@@ -145,7 +145,7 @@ class Trial:
 
     seen: int
     flipped: int
-    paired: Paired
+    paired: Compared
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,17 @@
 """What the calibrators of one tier show, in the log and by labels, since the latest step of its rollout.
 
-Rows are hops of that tier on the way to an answer, with evidence; what a broken server did is in none of it. Rightness
-is known of answers that were served, so of what the deciding calibrator accepted. In a canary both arms together cover
-what either would accept; the larger arm is thinned by lot until both weigh the same, and as each difference is then
-seen in one arm of two, it is held against half its margin.
+Rows are hops of that tier on the way to an answer, with evidence; what a broken server did is in none of it. A label is
+about the answer that was served, so which arm decided has a say in what is known. Two views make up for it, each sound
+by itself:
+
+Everything: of an explored decision the tier's own answer was held against the one that was served. Where both come to
+the same, a label of one is a label of the other; where they differ and the served one was right, the tier's was wrong;
+else nobody knows, and it counts as whatever is worse for the bet. All labels of explored decisions are in it, so both
+arms alike.
+
+Served: answers of the tier that were served, which both arms together cover as far as either would accept them. The
+larger arm is thinned by lot until both weigh the same, and as each difference is then seen in one arm of two, it is
+held against half its margin. For answers that cannot be compared, such as prose, this is all there is.
 """
 
 from __future__ import annotations
@@ -11,13 +19,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from gateway.monitor.compare import Margins, Paired, Told
+from gateway.monitor.compare import ALPHA, Compared, Margins, Paired, Told
 from gateway.monitor.feed import Book, Readable
 from gateway.monitor.rollout import ESCALATION_MINUTES, Health, Minute, Rate, Stage, State, Trial
 from gateway.nouns import Finish, Reason
 from gateway.policy import decide, lot
-from gateway.store.base import Channel, Cursor, DecisionRow, HopRow, Labelled, Role, cursor
+from gateway.store.base import Channel, Cursor, DecisionRow, HopRow, Labelled, Role, Whole, cursor
 
 PAGE = 200
 OVERLAP_SECONDS = 120.0  # a label is dated before it is committed
@@ -26,12 +35,19 @@ ARMS = "arms"  # what the lot is for
 RATES = {"truncated": Reason.TRUNCATED, "no_evidence": Reason.NO_EVIDENCE}
 
 
+class Stories(Readable, Protocol):
+    """What is read of a store."""
+
+    def whole(self, number: str) -> Whole: ...
+
+
 @dataclass(slots=True, eq=False)
 class Showing:
     """Of one tier in one state. live, candidate: labels of their artefacts, "" for none.
 
     explored_only: labels of explored decisions alone.  forecast: of the deciding release, from its trial.
     settle_seconds: after which a decision is taken to have been written.
+    alpha: of a promotion that does harm, for telling.
     accepted_error, least_inclusion: an objective, and the share that is explored; None for none.
     """
 
@@ -45,8 +61,10 @@ class Showing:
     accepted_error: float | None = None
     least_inclusion: float | None = None
     settle_seconds: float = 10.0
+    alpha: float = ALPHA
     policies: Sequence[str] = ()
-    paired: Paired = field(init=False)
+    served: Paired = field(init=False)
+    everything: Paired = field(init=False)
     seen: int = 0
     flipped: int = 0
     _book: Book = field(init=False)
@@ -64,7 +82,7 @@ class Showing:
         if self.state.stage is Stage.CANARY:
             cost = told.cost if told.cost >= ANY_COST else told.cost / 2
             told = Margins(told.brier, told.accepted_wrong / 2, cost)
-        self.paired = Paired(told)
+        self.served, self.everything = Paired(told), Paired(self.margins)
         judged = self.accepted_error is not None and self.least_inclusion is not None
         self._book = Book(
             trusted_only=True,
@@ -80,7 +98,12 @@ class Showing:
     def deciding(self) -> str:
         return self.candidate if self.state.stage is Stage.CANARY else self.live
 
-    def read(self, store: Readable, now: float) -> None:
+    @property
+    def paired(self) -> Compared:
+        """Labels of other decisions leave one view: where nothing was explored, no answer was held against another."""
+        return Compared((self.everything, self.served) if self.explored_only else (self.served,))
+
+    def read(self, store: Stories, now: float) -> None:
         """Take in what is new. now: seconds since 1970. Raises StoreDown; what was taken in until then stays.
 
         First the labels that may ask for going back, which is urgent.
@@ -134,14 +157,16 @@ class Showing:
             "forecast": dict(self.forecast),
         }
         if self.candidate:
-            log_safe, log_harmful = (each.log.round(3).tolist() for each in (self.paired.safe, self.paired.harmful))
             told |= {
                 "seen": self.seen,
                 "flipped": self.flipped,
                 "paired_labels": self.paired.n,
                 "mean_difference": self.paired.mean,
-                "log_wealth_safe": log_safe,
-                "log_wealth_harmful": log_harmful,
+                "harm_excluded_in": self.paired.safe_in(self.alpha),
+                "harm_proven_in": self.paired.harmful_in(self.alpha),
+                "views": {"everything": shown(self.everything), "served": shown(self.served)}
+                if self.explored_only
+                else {"served": shown(self.served)},
             }
         return told
 
@@ -161,7 +186,7 @@ class Showing:
     def _note(self, decision: DecisionRow, hops: Sequence[HopRow]) -> None:
         way = [hop for hop in hops if hop.role is Role.HOP]
         self._costs.note(decision.policy, way)
-        hop = next((hop for hop in way if hop.tier == self.tier and not hop.error), None)
+        hop = self._on_the_way(way)
         if hop is None:
             return
         both = self._both(hop)
@@ -205,34 +230,43 @@ class Showing:
 
     # Labels
 
-    def _read_labels(self, store: Readable) -> None:
+    def _read_labels(self, store: Stories) -> None:
         at: Cursor = (max(self._labels_at - OVERLAP_SECONDS, self.state.since), "", "")
         while page := store.labelled(at, PAGE):
             for one in page:
-                self._compare(one)
+                self._compare(store, one)
             at = cursor(page[-1].label)
             self._labels_at = max(at[0], self._labels_at)
             if len(page) < PAGE:  # else labels that come as fast as they are read would keep it here for ever
                 break
 
-    def _compare(self, one: Labelled) -> None:
-        label, hop, decision = one.label, one.served, one.decision
-        if label.channel is not Channel.OPERATOR or hop is None or decision is None or hop.tier != self.tier:
+    def _compare(self, store: Stories, one: Labelled) -> None:
+        label, decision = one.label, one.decision
+        if label.channel is not Channel.OPERATOR or decision is None or label.number in self._counted:
             return
-        if label.decided_at < self.state.since or label.number in self._counted:
+        if label.decided_at < self.state.since or (self.explored_only and not decision.explored):
             return
-        if self.explored_only and not decision.explored:
+        served = one.served is not None and one.served.tier == self.tier
+        if not served and not self.explored_only:
             return
-        both = self._both(hop)
-        if both is None or not self._kept(hop):
+        hop = one.served if served else self._on_the_way(store.whole(label.number).hops)
+        self._counted.add(label.number)
+        both = None if hop is None else self._both(hop)
+        if hop is None or both is None:
             return
         old, new = both
         if old is None or new is None:
             return
-        self._counted.add(label.number)
         beyond = self._costs.beyond(decision.policy)
         told = [Told(p, accepts(p, hop.threshold), 0.0 if accepts(p, hop.threshold) else beyond) for p in (old, new)]
-        self.paired = self.paired.after(old=told[0], new=told[1], right=label.label)
+        right = label.label if served else known(label.label, agrees=hop.agrees)
+        if self.explored_only:
+            self.everything = self.everything.after(old=told[0], new=told[1], right=right)
+        if served and self._kept(hop):
+            self.served = self.served.after(old=told[0], new=told[1], right=right)
+
+    def _on_the_way(self, hops: Sequence[HopRow]) -> HopRow | None:
+        return next((hop for hop in hops if hop.role is Role.HOP and hop.tier == self.tier and not hop.error), None)
 
     def _kept(self, hop: HopRow) -> bool:
         """Whether a row stays, so that both arms weigh the same."""
@@ -275,3 +309,15 @@ class _Costs:
 def accepts(p_correct: float | None, threshold: float | None) -> bool:
     """Whether an answer is served for its confidence; a last tier's never is."""
     return decide(p_correct, threshold, finish=Finish.STOP, null_reason=None) is Reason.CONFIDENT
+
+
+def known(label: bool, *, agrees: bool | None) -> bool | None:
+    """What a label of the answer that was served says of another one, that comes to the same or does not."""
+    if agrees is None or (not agrees and not label):
+        return None
+    return agrees and label
+
+
+def shown(view: Paired) -> dict[str, object]:
+    safe, harmful = (each.log.round(3).tolist() for each in (view.safe, view.harmful))
+    return {"labels": view.rows, "known": view.n, "log_wealth_safe": safe, "log_wealth_harmful": harmful}

@@ -19,7 +19,7 @@ from random import Random
 from typing import Protocol, TypeVar
 
 from gateway.errors import StoreDown
-from gateway.store.base import Cursor, DecisionRow, Entry, HopRow, Labelled, LabelRow, Outcome, Store, Wish
+from gateway.store.base import Cursor, DecisionRow, Entry, HopRow, Labelled, LabelRow, Outcome, Store, Whole, Wish
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +215,9 @@ class Aside:
 
     def labels(self, number: str) -> tuple[LabelRow, ...]:
         return self._ask(lambda store: store.labels(number))
+
+    def whole(self, number: str) -> Whole:
+        return self._ask(lambda store: store.whole(number))
 
     def _ask(self, question: Callable[[Store], T]) -> T:
         asking = self._desk.ask(question)

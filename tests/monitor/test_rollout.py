@@ -7,7 +7,7 @@ import pytest
 
 from gateway.errors import ConfigError, RolloutRefused
 from gateway.monitor import rollout
-from gateway.monitor.compare import Margins, Paired, Told
+from gateway.monitor.compare import Compared, Margins, Paired, Told
 from gateway.monitor.labels import ErrorVerdict, Verdict
 from gateway.monitor.rollout import Action, Health, Limits, Minute, Rate, Release, Stage, State, Step, Trial
 
@@ -20,7 +20,7 @@ def trial(n: int = 600, gain: float = 0.15, seed: int = 0, flipped: int = 10) ->
     paired = Paired(Margins())
     for right in np.random.default_rng(seed).random(n) < 0.8:
         paired = paired.after(old=Told(0.8 + gain, True, 0.1), new=Told(0.8, True, 0.1), right=bool(right))
-    return Trial(1_000, flipped, paired)
+    return Trial(1_000, flipped, Compared((paired,)))
 
 
 def overconfident(wealth: float) -> Health:
@@ -75,7 +75,9 @@ def test_a_worse_calibrator_is_rejected_by_name_of_what_got_worse() -> None:
     paired = Paired(Margins())
     for right in np.random.default_rng(2).random(600) < 0.6:
         paired = paired.after(old=Told(0.6, False, 0.5), new=Told(0.95, True, 0.1), right=bool(right))
-    step = rollout.next_step(at(Stage.CANARY), health=WELL, trial=Trial(600, 5, paired), limits=LIMITS, now=1.0)
+    step = rollout.next_step(
+        at(Stage.CANARY), health=WELL, trial=Trial(600, 5, Compared((paired,))), limits=LIMITS, now=1.0
+    )
     assert step is not None
     assert step.action is Action.REJECT
     assert step.why == ("worse in brier, accepted_wrong",)

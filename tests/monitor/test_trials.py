@@ -73,7 +73,7 @@ def test_a_candidate_nearer_to_the_truth_is_shown_to_be_better(store: Store) -> 
     found = showing(CANARY)
     found.read(store, AT + 1e4)
     assert found.paired.n == 400
-    assert found.paired.mean["brier"] < -0.02
+    assert found.paired.mean["brier"][1] < -0.02
     step = rollout.next_step(CANARY, health=rollout.Health(), trial=found.trial(), limits=Limits(), now=AT + 1e4)
     assert step is not None
     assert step.action is Action.PROMOTE
@@ -93,8 +93,11 @@ def test_in_shadow_flips_are_decisions_that_would_be_others(store: Store) -> Non
     found.read(store, AT + 1e4)
     assert (found.seen, found.flipped) == (40, 40)
     assert found.promised() == {"truncated": 0.0, "no_evidence": 0.0, "escalated": 1.0}
-    assert found.paired.mean["accepted_wrong"] < 0
-    assert found.paired.mean["cost"] == 1.0  # what escalating costs is not known yet, so it counts as all there is
+    assert found.paired.mean["accepted_wrong"][1] < 0
+    assert found.paired.mean["cost"] == (
+        1.0,
+        1.0,
+    )  # what escalating costs is not known yet, so it counts as all there is
 
 
 def test_harm_that_shows_in_the_small_arm_alone_weighs_as_much_as_the_large_one(store: Store) -> None:
@@ -191,7 +194,7 @@ def test_labels_that_come_as_fast_as_they_are_read_do_not_keep_a_look_from_endin
             assert self.asked < 20
             return store.labelled(START, 1)
 
-        decisions, labels = staticmethod(store.decisions), staticmethod(store.labels)
+        decisions, labels, whole = map(staticmethod, (store.decisions, store.labels, store.whole))
 
     found = showing(CANARY)
     found.read(Flood(), AT + 1e4)

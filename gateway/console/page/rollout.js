@@ -20,7 +20,7 @@ export function cards(told, again) {
 
 const WORDS = {
   seen: "decisions seen on trial", flipped: "of them decided otherwise", paired_labels: "labels with both verdicts", labels: "trusted labels",
-  log_wealth_over: "log wealth against over-confidence",
+  harm_excluded_in: "harm excluded in", harm_proven_in: "harm proven in", log_wealth_over: "log wealth against over-confidence",
 };
 
 function card(tier, state, artefacts, again) {
@@ -30,7 +30,7 @@ function card(tier, state, artefacts, again) {
     state.serving && state.serving !== state.live ? ["serving", state.serving] : null,
     ["on trial", trial ? `${state.candidate}, ${state.stage}${state.share ? ` for ${percent(state.share)} of conversations` : ""}` : "nothing"],
     state.since ? ["since", moment(state.since)] : null,
-    ...Object.entries(state.evidence ?? {}).filter(([key, value]) => key in WORDS && value !== null).map(([key, value]) => [WORDS[key], short(value)]),
+    ...Object.entries(state.evidence ?? {}).filter(([key, value]) => key in WORDS && value !== null).map(([key, value]) => [WORDS[key], Array.isArray(value) ? value.join(", ").replaceAll("_", " ") || "nothing yet" : short(value)]),
     state.earlier?.length ? ["live before", state.earlier.join(", ")] : null,
     state.wants ? ["about to", `${state.wants.action}: ${state.wants.why.join("; ")}`] : null,
   ].filter(Boolean);
