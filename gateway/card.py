@@ -18,7 +18,7 @@ from calibrators._blocks import Banner, Block, Bullets, Heading, Table, Text
 from gateway.certificate import Standing
 from gateway.errors import ConfigError
 from gateway.monitor.labels import ALPHA
-from gateway.monitor.telling import span, with_slices
+from gateway.monitor.telling import coverage, span, with_slices
 from gateway.nouns import Policy, Tier
 from gateway.snapshot import Snapshot
 
@@ -86,6 +86,7 @@ def make(snapshot: Snapshot, report: Json, name: str) -> LiveCard:
         "tested": None if tested is None or other else tested,
         "slos": report["slos"],
         "alarms": report["alarms"],
+        "covers": report["covers"],
     }
     return LiveCard(twin | {"unknown": _unknown(twin, labels, tested, other)})
 
@@ -171,7 +172,7 @@ def _unknown(twin: Json, labels: Json, tested: Mapping[str, Any] | None, other: 
             f"{labels['revised']:,} labels were revised after the tests had seen them: they count at a restart."
         )
     found += [
-        f"Whether {place['tier']} still sees what it was trusted on: {place['why']}."
+        f"Whether {place['tier']} still sees what it was trusted on{told_by(place)}: {place['why']}."
         for place in twin["drift"]
         if place["state"] == "unknown"
     ]
@@ -187,11 +188,11 @@ def _unknown(twin: Json, labels: Json, tested: Mapping[str, Any] | None, other: 
         found.append(
             f"What happens under other distributions: the card of tested shifts is not this policy's, {other}."
         )
-    parts = [part for place in twin["drift"] for part in place.get("slices", ())]
+    parts = [part for place in twin["drift"] for part in with_slices(place)[1:]]
     if not parts:
         found.append("Whether any part of the traffic, other than by tier, is what it was: monitors.slices names none.")
     found += [
-        f"Whether {part['slice']} at {part['tier']} is what it was: {part['why']}."
+        f"Whether {part['slice']} at {part['tier']} is what it was{told_by(part)}: {part['why']}."
         for part in parts
         if part["state"] == "unknown"
     ]
@@ -222,6 +223,7 @@ def blocks(twin: Json) -> list[Block]:
         _tests(evidence["tests"]),
         *[Text(_error(one)) for one in evidence["accepted_error"] if one["n"]],
         Heading(2, "Whether traffic is what it was"),
+        Text(f"Here and for the objectives {coverage(twin['covers'])}."),
         _drift(twin["drift"]),
         Heading(2, "What is promised"),
         *_promises(twin["certificate"]),
@@ -302,9 +304,10 @@ def _drift(places: Sequence[Json]) -> Table:
         looked = place["state"] != "unknown"
         state = "fails" if place["state"] == "drifted" else place["state"]
         names = ", ".join(shift["what"] for shift in place.get("drifted", ()))
+        where = [place["tier"], place.get("slice"), by_worker(place)]
         rows.append(
             (
-                f"{place['tier']}, {place['slice']}" if "slice" in place else place["tier"],
+                ", ".join(filter(None, where)),
                 state,
                 f"{place['n']:,} against {place['n_reference']:,}" if looked else "–",
                 f"{place['largest_effect']:.3f}" if looked else "–",
@@ -360,7 +363,7 @@ def _slos(slos: Sequence[Json]) -> Table:
         windows = {window["seconds"]: window for window in slo["windows"]}
         rows.append(
             (
-                slo["objective"],
+                ", ".join(filter(None, [slo["objective"], by_worker(slo)])),
                 "fails" if slo["state"] == "burning" else slo["state"],
                 f"{slo['budget']:.2%}",
                 *(f"{window['burn']:.1f} ({window['bad']:,}/{window['n']:,})" for window in windows.values()),
@@ -376,13 +379,22 @@ def _alarms(alarms: Sequence[Json]) -> Block:
     rows = tuple(
         (
             alarm["since"],
-            f"{alarm['kind']} {alarm['what']}".strip(),
+            f"{alarm['kind']} {alarm['what']}".strip() + (", elsewhere" if alarm["elsewhere"] else ""),
             " ".join(filter(None, (alarm["slice"], alarm["tier"]))) or "all",
             alarm["why"],
         )
         for alarm in alarms
     )
     return Table(("Since", "kind", "where", "why"), rows, numbers=False)
+
+
+def by_worker(one: Json) -> str:
+    """Whose part of the traffic a row is of, "" where there is one process."""
+    return f"worker {one['worker']}" if "worker" in one else ""
+
+
+def told_by(one: Json) -> str:
+    return f" at {by_worker(one)}" if "worker" in one else ""
 
 
 def _hash(sha256: str | None) -> str:

@@ -10,15 +10,17 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
 from gateway.certificate import Withdrawn
 from gateway.config import Config
+from gateway.errors import StoreDown
 from gateway.monitor import telling
 from gateway.monitor.alarms import Alarm, Alarms
-from gateway.monitor.evidence import DAY_SECONDS, Evidence, Served
+from gateway.monitor.evidence import DAY_SECONDS, STALE_LOOKS, Evidence, Served
 from gateway.monitor.feed import Readable
 from gateway.monitor.metrics import MonitorMetrics
 from gateway.monitor.slo import PAIRS
@@ -27,11 +29,24 @@ from gateway.monitor.watch import Watch
 from gateway.nouns import Policy
 from gateway.refitting import Refitting
 from gateway.snapshot import Snapshot, without
+from gateway.store.base import AlarmRow
 from gateway.store.story import Story
 
 log = logging.getLogger(__name__)
 
 WINDOWS = sorted({seconds for pair in PAIRS for seconds in (pair.long_seconds, pair.short_seconds)})
+
+
+REMEMBERED_SECONDS = DAY_SECONDS  # an alarm that is on again within a day of a restart is the same
+LEAST_FRESH_SECONDS = 5.0  # gateways on one store may have clocks that differ
+
+
+class Kept(Readable, Protocol):
+    """What a store is to the monitors."""
+
+    def alarms(
+        self, on: Sequence[AlarmRow], ended: Sequence[tuple[str, str, str, str]], before: float
+    ) -> list[AlarmRow]: ...
 
 
 class Monitoring:
@@ -45,7 +60,7 @@ class Monitoring:
     def __init__(
         self,
         registry: CollectorRegistry,
-        store: Readable | None = None,
+        store: Kept | None = None,
         *,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -57,6 +72,7 @@ class Monitoring:
         self._alarms, self._refitting = Alarms(), Refitting()
         self._withdrawn: dict[tuple[str, str], Withdrawn] = {}
         self._read = store is None
+        self._requests, self._began = 0, wall()
         self.changed: Callable[[], object] = lambda: None
         self._wake, self._ending = threading.Event(), False
         self._looked = threading.Event()  # at least once
@@ -97,6 +113,7 @@ class Monitoring:
         watch, answer = self._watch, story.answer
         if watch is None:
             return
+        self._requests += 1
         hops = story.hops if answer is None else answer.hops
         watch.ended(status, seconds, tiers_asked=len(hops), now=self._monotonic())
         # by the policy as it stands: other thresholds and skipped tiers send later tiers what they otherwise never see
@@ -159,9 +176,12 @@ class Monitoring:
             {name: one.why for name, one in snapshot.certificates.items()},
             snapshot.withheld,
             kept=self._store is not None,
+            requests=self._requests,
+            began=self._began,
         )
         alarms: list[Alarm] = telling.alarms(seen, self._monotonic())
         self._alarms.found(alarms, now)
+        self._share(now, snapshot.config.monitors.every_seconds)
         self._metrics.looked(shifts, watch.windows.missed)
         self._metrics.judged([place.verdict for place in found.places], found.states)
         for place in found.places:
@@ -177,6 +197,16 @@ class Monitoring:
             self._metrics.refitted(outcomes)
         told = telling.report(seen, self._alarms, now, self._monotonic())
         self.report = told | {"refits": self._refitting.told()}
+
+    def _share(self, now: float, every_seconds: float) -> None:
+        """Tell the store what is on, and learn since when, and what other gateways have found."""
+        if self._store is None:
+            return
+        try:
+            rows = self._store.alarms(self._alarms.rows(now), list(self._alarms.ended), now - REMEMBERED_SECONDS)
+        except StoreDown:  # it is told by an alarm of its own, and tried again with the next look
+            return
+        self._alarms.shared(rows, now - STALE_LOOKS * max(every_seconds, LEAST_FRESH_SECONDS))
 
     def _withdraw(self, snapshot: Snapshot, evidence: Evidence, *, read: bool) -> None:
         certificates = {

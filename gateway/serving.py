@@ -164,6 +164,7 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
                     rolling,
                     group,
                     partial(public.handle_exit, signal.SIGTERM, None),
+                    of_many=berth.lifeline is not None,
                 )
                 beside = Beside(settings(private, config.server))
                 jobs.append(group.create_task(beside.serve([berth.admin])))

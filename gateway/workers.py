@@ -32,7 +32,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway import config as configs
-from gateway.card import NOT_VALID
 from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.http.live import Lasting
@@ -51,6 +50,7 @@ YOUNG_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
 ONCE = frozenset({("POST", "/admin/rollout")})  # what one worker does, all the others read from the shared folder
 SHARED = ("/admin/console", "/admin/decisions")  # files, and what all read from one store: any worker's answer will do
+MONITORS, CARD = "/admin/monitors", "/admin/card"
 PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
     "cache-control",
     "content-security-policy",
@@ -64,6 +64,7 @@ PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
 KILL_SECONDS = 5.0  # beyond the grace, for a worker that does not end
 
 Json = dict[str, Any]
+Told = tuple[int, Response]  # a worker's seat, and its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,40 +221,76 @@ class Supervisor:
 
     async def forward(self, request: Request) -> Response:
         """To every worker, one after another, and their answers as one; the first refusal ends it."""
-        body, told = await request.body(), []
+        body, path = await request.body(), request.url.path
+        if path == CARD and request.method == "GET":
+            return await self._card(request)
+        if path == CARD:
+            problem = {
+                "message": "A card is read with GET.",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
+            return JSONResponse({"error": problem}, 405, {"allow": "GET"})
+        once = (request.method, path) in ONCE or path.startswith(SHARED)
+        told = await self._ask(request, request.method, path, body, once=once)
+        if isinstance(told, Response):
+            return told
+        answers = [(seat, bytes(answer.body)) for seat, answer in told]
+        if once:
+            return told[0][1]
+        if path == "/metrics":
+            return Response(summed([answer.decode() for _, answer in answers]), media_type=MEDIA_TYPE)
+        if path == MONITORS:
+            return JSONResponse(joined([(seat, json.loads(answer)) for seat, answer in answers]))
+        first = told[0][1]
+        if first.media_type == "application/json":
+            lists = [(seat, json.loads(answer)) for seat, answer in answers]
+            if all(isinstance(rows, list) for _, rows in lists):
+                return JSONResponse([{"worker": seat} | row for seat, rows in lists for row in rows])
+        return Response(first.body, first.status_code, media_type=first.media_type)
+
+    async def _card(self, request: Request) -> Response:
+        """Of what all workers together have seen: one writes it down from the reports of all."""
+        reports = await self._ask(request, "GET", MONITORS, b"")
+        if isinstance(reports, Response):
+            return reports
+        whole = joined([(seat, json.loads(bytes(answer.body))) for seat, answer in reports])
+        told = await self._ask(request, "POST", CARD, json.dumps(whole).encode(), once=True)
+        return told if isinstance(told, Response) else told[0][1]
+
+    async def _ask(
+        self, request: Request, method: str, path: str, body: bytes, *, once: bool = False
+    ) -> list[Told] | Response:
+        """What every worker answers, or the first that does; the first refusal as it is."""
+        told: list[Told] = []
         for worker in [one for one in self._workers if one.admin_port]:
             try:
-                status, headers, kind, answer = await self._put(worker, request, body)
+                status, headers, kind, answer = await self._put(worker, request, method, path, body)
             except (aiohttp.ClientError, TimeoutError, OSError):
                 continue  # it has just died; another takes its place
             if status >= 400:
                 return Response(answer, status, headers, kind)
-            told.append((worker.orders.seat, status, kind, answer))
-            if (request.method, request.url.path) in ONCE or request.url.path.startswith(SHARED):
-                return Response(answer, status, headers, kind)
-        if not told:
-            problem = {"message": "No worker is ready.", "type": "server_error", "param": None, "code": None}
-            return JSONResponse({"error": problem}, 503, {"retry-after": "1"})
-        if request.url.path == "/metrics":
-            return Response(summed([answer.decode() for *_, answer in told]), media_type=MEDIA_TYPE)
-        if request.url.path == "/admin/monitors":
-            return JSONResponse(joined([(seat, json.loads(answer)) for seat, _, _, answer in told]))
-        if request.url.path == "/admin/card":  # each has seen a part of the traffic: what speaks against it counts
-            told.sort(key=lambda one: NOT_VALID.encode() not in one[-1])
-        lists = [(seat, json.loads(answer)) for seat, _, kind, answer in told if kind == "application/json"]
-        if lists and all(isinstance(rows, list) for _, rows in lists):
-            return JSONResponse([{"worker": seat} | row for seat, rows in lists for row in rows])
-        _, status, kind, answer = told[0]
-        return Response(answer, status, media_type=kind)
+            told.append((worker.orders.seat, Response(answer, status, headers, kind)))
+            if once:
+                break
+        if told:
+            return told
+        problem = {"message": "No worker is ready.", "type": "server_error", "param": None, "code": None}
+        return JSONResponse({"error": problem}, 503, {"retry-after": "1"})
 
-    async def _put(self, worker: Worker, request: Request, body: bytes) -> tuple[int, dict[str, str], str, bytes]:
+    async def _put(
+        self, worker: Worker, request: Request, method: str, path: str, body: bytes
+    ) -> tuple[int, dict[str, str], str, bytes]:
         kept = ("authorization", "content-type", "host", "accept", "x-request-id")
         headers = {name: value for name, value in request.headers.items() if name in kept}
-        where = f"http://127.0.0.1:{worker.admin_port}{request.url.path}"
+        if method != request.method:  # what we ask for by ourselves
+            headers["content-type"] = "application/json"
+        where = f"http://127.0.0.1:{worker.admin_port}{path}"
         query = f"?{request.url.query}" if request.url.query else ""
         limit = aiohttp.ClientTimeout(total=FORWARD_SECONDS)
         async with self._http.request(
-            request.method, where + query, data=body, headers=headers, timeout=limit, allow_redirects=False
+            method, where + query, data=body, headers=headers, timeout=limit, allow_redirects=False
         ) as answer:
             passed = {name: answer.headers[name] for name in PASSED if name in answer.headers}
             return answer.status, passed, answer.content_type, await answer.read()

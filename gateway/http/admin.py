@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, Query, Response
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
@@ -39,8 +39,13 @@ def create_admin(
     rolling: Rolling | None,
     group: asyncio.TaskGroup,
     drain: Callable[[], object],
+    *,
+    of_many: bool = False,
 ) -> ASGIApp:
-    """Everything an operator can reach. group: for what a reload leaves to be done.  drain: begins the end."""
+    """Everything an operator can reach. group: for what a reload leaves to be done.  drain: begins the end.
+
+    of_many: it is one worker's, reached by its supervisor alone.
+    """
 
     async def admin(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
         live.admins.who(authorization)
@@ -78,13 +83,26 @@ def create_admin(
     @routes.get("/admin/card")
     async def card(policy: str = "default", format: Literal["html", "md", "json"] = "html") -> Response:  # noqa: A002
         """What is claimed of a policy's confidence as of now, on what evidence, and what is not known."""
-        report = looked()
+        return written(looked(), policy, format)
+
+    if of_many:
+
+        @routes.post("/admin/card")
+        async def card_of_all(
+            report: Annotated[Json, Body()],
+            policy: str = "default",
+            format: Literal["html", "md", "json"] = "html",  # noqa: A002
+        ) -> Response:
+            """The same, of what all workers together have seen."""
+            return written(report, policy, format)
+
+    def written(report: Json, policy: str, form: Literal["html", "md", "json"]) -> Response:
         try:
             made = cards.make(live.snapshot, report, policy)
         except ConfigError as error:
             raise RequestError(404, str(error), param="policy", code="no_such_policy") from None
-        written = {"html": made.html, "md": made.markdown, "json": made.json}[format]()
-        return Response(written, media_type=CARD_TYPES[format])
+        text = {"html": made.html, "md": made.markdown, "json": made.json}[form]()
+        return Response(text, media_type=CARD_TYPES[form])
 
     @routes.get("/admin/decisions")
     async def decisions(

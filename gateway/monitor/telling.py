@@ -26,6 +26,7 @@ class Seen:
     """As of one look. certificates: by policy that carries one, why it does not hold, "" where it does.
 
     withheld: by tier, why it runs without its calibrator.  kept: whether there is a store.
+    requests: that have ended here since `began`, seconds since 1970.
     """
 
     served: Served
@@ -35,6 +36,8 @@ class Seen:
     certificates: Mapping[str, str]
     withheld: Mapping[str, str]
     kept: bool
+    requests: int
+    began: float
 
 
 def alarms(seen: Seen, monotonic: float) -> list[Alarm]:
@@ -117,6 +120,7 @@ def report(seen: Seen, alarms: Alarms, wall: float, monotonic: float) -> Json:
     found = seen.found
     return {
         "at": moment(wall),
+        "covers": {"requests": seen.requests, "since": moment(seen.began)},
         "alarms": alarms.told(),
         "policies": [
             {
@@ -249,8 +253,10 @@ def joined(reports: Sequence[tuple[int, Json]]) -> Json:
         for alarm in one["alarms"]:
             about = tuple(str(alarm[name]) for name in ("kind", "tier", "slice", "what"))
             known = alarms.setdefault(about, alarm | {"workers": []})
-            known["workers"].append(seat)
             known["since"] = min(known["since"], alarm["since"])
+            if not alarm["elsewhere"]:
+                known["workers"].append(seat)
+                known |= {"elsewhere": False, "why": alarm["why"]}
     void = {
         policy["policy"]: list(dict.fromkeys(why for _, one in reports for why in _void(one, policy["policy"])))
         for policy in latest["policies"]
@@ -264,7 +270,20 @@ def joined(reports: Sequence[tuple[int, Json]]) -> Json:
         },
         "slos": [{"worker": seat} | slo for seat, one in reports for slo in one["slos"]],
         "refits": [fit for _, one in reports for fit in one.get("refits", ())],
+        "covers": {
+            "requests": sum(one["covers"]["requests"] for _, one in reports),
+            "since": min(one["covers"]["since"] for _, one in reports),
+            "workers": [seat for seat, _ in reports],
+        },
     }
+
+
+def coverage(covers: Json) -> str:
+    """Whose traffic all is about that needs no labels."""
+    whose = f"the workers {', '.join(map(str, covers['workers']))}" if "workers" in covers else "this process"
+    return (
+        f"traffic is of {whose} since {covers['since']}, {covers['requests']:,} requests; labels are all in the store"
+    )
 
 
 def _void(report: Json, policy: str) -> list[str]:
@@ -273,11 +292,11 @@ def _void(report: Json, policy: str) -> list[str]:
 
 def as_text(report: Json) -> str:
     """The same for people."""
-    parts = [f"as of {report['at']}"]
+    parts = [f"as of {report['at']}; {coverage(report['covers'])}"]
     alarms = [
         {
             "since": one["since"],
-            "kind": f"{one['kind']} {one['what']}".strip(),
+            "kind": f"{one['kind']} {one['what']}".strip() + (" (elsewhere)" if one["elsewhere"] else ""),
             "policy": one["slice"] or "-",
             "tier": one["tier"] or "-",
         }
@@ -333,7 +352,8 @@ def _test_line(one: Json) -> Json:
 
 def with_slices(place: Json) -> list[Json]:
     """What is told of a tier's drift, and then of each slice of it."""
-    return [place, *(_worker(place) | part for part in place.get("slices", ()))]
+    whose = {"worker": place["worker"]} if "worker" in place else {}
+    return [place, *(part | whose for part in place.get("slices", ()))]
 
 
 def _drift_line(one: Json, *, sliced: bool) -> Json:

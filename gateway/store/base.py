@@ -187,6 +187,27 @@ class Brief:
     usd: float
 
 
+@dataclass(frozen=True, slots=True)
+class AlarmRow:
+    """An alarm that the monitors of some gateway on this store have raised, as gateway/monitor/alarms.py has it.
+
+    kind, tier, slice, what: which one it is.  since, seen: when it was found first and last, seconds since 1970.
+    """
+
+    kind: str
+    tier: str
+    slice: str
+    what: str
+    why: str
+    page: bool
+    since: float
+    seen: float
+
+    @property
+    def about(self) -> tuple[str, str, str, str]:
+        return self.kind, self.tier, self.slice, self.what
+
+
 class Kind(StrEnum):
     """Decisions that more is known of: every tier's answer, or whether what was served was right."""
 
@@ -237,6 +258,12 @@ class Store(Protocol):
 
     def labelled(self, after: Cursor = START, limit: int = 1000) -> list[Labelled]:
         """A page of labels that count, proxies too, in order of (at, number, channel) of the label, behind a cursor."""
+
+    def alarms(
+        self, on: Sequence[AlarmRow], ended: Sequence[tuple[str, str, str, str]], before: float
+    ) -> list[AlarmRow]:
+        """Those of all gateways, with what is on in one of them and what has ended there. One that is known keeps the
+        earlier `since`; those that nobody has seen on since `before` are forgotten."""
 
     def purge(self, before: float, labelled_before: float) -> int:
         """Forget decisions that came before a time, and those with a label before another; how many. Labels stay."""

@@ -19,7 +19,19 @@ from random import Random
 from typing import Protocol, TypeVar
 
 from gateway.errors import StoreDown
-from gateway.store.base import Cursor, DecisionRow, Entry, HopRow, Labelled, LabelRow, Outcome, Store, Whole, Wish
+from gateway.store.base import (
+    AlarmRow,
+    Cursor,
+    DecisionRow,
+    Entry,
+    HopRow,
+    Labelled,
+    LabelRow,
+    Outcome,
+    Store,
+    Whole,
+    Wish,
+)
 
 log = logging.getLogger(__name__)
 
@@ -218,6 +230,11 @@ class Aside:
 
     def whole(self, number: str) -> Whole:
         return self._ask(lambda store: store.whole(number))
+
+    def alarms(
+        self, on: Sequence[AlarmRow], ended: Sequence[tuple[str, str, str, str]], before: float
+    ) -> list[AlarmRow]:
+        return self._ask(lambda store: store.alarms(on, ended, before))
 
     def _ask(self, question: Callable[[Store], T]) -> T:
         asking = self._desk.ask(question)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from gateway.store.base import (
     START,
+    AlarmRow,
     Brief,
     Channel,
     Cursor,
@@ -66,14 +67,20 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE hops ADD COLUMN agrees SMALLINT",
         "CREATE INDEX decisions_explored ON decisions (at, number) WHERE explored = 1",
     ),
+    (
+        """CREATE TABLE alarms (
+            kind TEXT NOT NULL, tier TEXT NOT NULL, slice TEXT NOT NULL, what TEXT NOT NULL, why TEXT NOT NULL,
+            page SMALLINT NOT NULL, since DOUBLE PRECISION NOT NULL, seen DOUBLE PRECISION NOT NULL,
+            PRIMARY KEY (kind, tier, slice, what))""",
+    ),
 )
 
-FREE_TEXT = frozenset({"note", "model", "error", "comment", "prompt", "answer", "features"})
-FLAGS = frozenset({"explored", "label", "agrees"})
+FREE_TEXT = frozenset({"note", "model", "error", "comment", "prompt", "answer", "features", "why"})
+FLAGS = frozenset({"explored", "label", "agrees", "page"})
 BULKY = {"prompt": "NULL", "answer": "NULL", "features": "'{}'"}  # what stands for texts and features that are left out
 WORDS: dict[str, Callable[[Any], Any]] = {"role": Role, "channel": Channel, "source": Source}
 
-Row = TypeVar("Row", DecisionRow, HopRow, LabelRow)
+Row = TypeVar("Row", DecisionRow, HopRow, LabelRow, AlarmRow)
 Values = tuple[Any, ...]
 
 # A parameter is written %s; none of these statements holds any other percent sign.
@@ -94,9 +101,14 @@ def insert(into: str, of: type[Row]) -> str:
 INSERT_DECISION = insert("decisions", DecisionRow) + " ON CONFLICT (number) DO NOTHING"
 INSERT_HOP = insert("hops", HopRow) + " ON CONFLICT (number, position) DO NOTHING"
 INSERT_LABEL = insert("labels", LabelRow)
+KEEP_ALARM = (
+    insert("alarms", AlarmRow)
+    + " ON CONFLICT (kind, tier, slice, what) DO UPDATE SET why = excluded.why, page = excluded.page, "
+    "seen = excluded.seen, since = CASE WHEN excluded.since < alarms.since THEN excluded.since ELSE alarms.since END"
+)
 
 
-def packed(row: DecisionRow | HopRow | LabelRow) -> Values:
+def packed(row: DecisionRow | HopRow | LabelRow | AlarmRow) -> Values:
     """A row as columns."""
     return tuple(pack(field.name, getattr(row, field.name)) for field in fields(row))
 
@@ -138,6 +150,7 @@ STEPS: dict[type, list[tuple[int, Callable[[Any], Any]]]] = {
     DecisionRow: steps(DecisionRow),
     HopRow: steps(HopRow),
     LabelRow: steps(LabelRow),
+    AlarmRow: steps(AlarmRow),
 }
 
 
@@ -241,6 +254,18 @@ class SqlStore:
             found = {row.number: row for row in select(at, DecisionRow, "decisions", numbers)}
             hops = hops_of(at, numbers)
         return [Labelled(row, found.get(row.number), served(row, hops[row.number])) for row in page]
+
+    def alarms(
+        self, on: Sequence[AlarmRow], ended: Sequence[tuple[str, str, str, str]], before: float
+    ) -> list[AlarmRow]:
+        told = f"SELECT {columns(AlarmRow)} FROM alarms WHERE seen >= %s ORDER BY since, kind, tier, slice, what"  # noqa: S608
+        with self.writing() if on or ended else self.reading() as at:
+            if on or ended:
+                at.many("DELETE FROM alarms WHERE seen < %s", [(before,)])
+                about = "kind = %s AND tier = %s AND slice = %s AND what = %s"
+                at.many(f"DELETE FROM alarms WHERE {about}", sorted(ended))  # noqa: S608
+                at.many(KEEP_ALARM, [packed(row) for row in sorted(on, key=lambda row: row.about)])
+            return [unpacked(AlarmRow, row) for row in at.rows(told, (before,))]
 
     def purge(self, before: float, labelled_before: float) -> int:
         """Some at a time, so that labels need not wait for long; call it until it returns 0."""

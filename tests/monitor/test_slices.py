@@ -68,7 +68,7 @@ def test_a_shift_of_one_client_is_found_where_it_is_and_parts_that_always_differ
         watch.look()
     assert watch.latest_of_slices.keys() == {(*PLACE, name) for name in SLICING.names}
     assert not any(shift.drifted for shifts in watch.latest_of_slices.values() for shift in shifts)
-    for _ in range(4):
+    for _ in range(3):
         sent(watch, block(rng, 500, bob=-0.6))
         watch.look()
     found = {part for part, shifts in watch.latest_of_slices.items() if any(shift.drifted for shift in shifts)}
@@ -124,7 +124,7 @@ def test_a_slice_is_told_by_itself_and_its_alarm_says_which_it_is() -> None:
         sent(watch, block(rng, 500, bob=-2.0))
         watch.look()
     served = {"default": {"small": (LABEL, None)}}
-    seen = Seen(served, Monitors(rows=500), watch, Findings(), {}, {}, kept=False)
+    seen = Seen(served, Monitors(rows=500), watch, Findings(), {}, {}, kept=False, requests=1_500, began=0.0)
     alarms = telling.alarms(seen, 0.0)
     assert {(alarm.kind, alarm.what) for alarm in alarms} == {(Kind.DRIFT, ""), (Kind.DRIFT, "client bob")}
     assert next(alarm for alarm in alarms if alarm.what).why.startswith("client bob: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gateway.errors import ConfigError
 from gateway.monitor import tested
 from gateway.monitor.alarms import Alarm, Alarms, Kind
 from gateway.monitor.telling import as_text, joined
+from gateway.store.telling import moment
 
 Json = dict[str, Any]
 
@@ -30,11 +32,13 @@ def report(*alarms: Alarm, at: float = 1e9, read_at: str | None = None) -> Json:
             "labels": {"unknown": "away", "by": "operators", "of": "explored", "needed": 300, "read_at": read_at,
                        "tests": [], "accepted_error": []},
         },
+        "covers": {"requests": 5, "since": "2026-11-21"},
         "slos": [{"objective": "latency", "budget": 0.05, "state": "unknown", "windows": []}],
     }  # fmt: skip
 
 
 DRIFT = Alarm(Kind.DRIFT, "small", "default", "far away")
+LATE = Alarm(Kind.SLO, "", "", "slow", what="latency")
 
 
 def test_an_alarm_of_any_worker_is_an_alarm_of_all_and_says_whose_it_is() -> None:
@@ -45,7 +49,37 @@ def test_an_alarm_of_any_worker_is_an_alarm_of_all_and_says_whose_it_is() -> Non
     assert whole["policies"][0]["not_valid"] == ["small: far away"]
     assert [place["worker"] for place in whole["monitors"]["drift"]] == [0, 1, 2]
     assert whole["monitors"]["labels"]["read_at"] == "2026-01-01"
-    assert "worker" in as_text(whole)
+    assert whole["covers"] == {"requests": 15, "since": "2026-11-21", "workers": [0, 1, 2]}
+    assert "the workers 0, 1, 2 since 2026-11-21, 15 requests" in as_text(whole)
+
+
+def test_what_another_gateway_found_counts_here_until_it_is_seen_no_more_and_never_twice() -> None:
+    here, there = Alarms(), Alarms()
+    there.found([DRIFT, LATE], 100.0)
+    here.found([LATE], 130.0)
+    here.shared(there.rows(130.0), fresh=100.0)
+    assert [(one["kind"], one["elsewhere"]) for one in here.told()] == [("slo", False), ("drift", True)]
+    assert {one["since"] for one in here.told()} == {moment(100.0)}
+    assert here.voiding("default") == ["small: far away (found by another gateway on this store)"]
+    whole = joined([(0, report() | {"alarms": here.told()}), (1, report() | {"alarms": there.told()})])
+    assert [(one["kind"], one["workers"], one["elsewhere"]) for one in whole["alarms"]] == [
+        ("slo", [0, 1], False), ("drift", [1], False)
+    ]  # fmt: skip
+    here.shared(there.rows(130.0), fresh=131.0)
+    assert here.voiding("default") == []
+
+
+def test_a_store_hears_of_an_end_once_and_a_clock_that_jumped_back_makes_no_alarm_younger() -> None:
+    on = Alarms()
+    on.found([DRIFT], 100.0)
+    on.shared(on.rows(100.0), fresh=0.0)
+    on.found([], 110.0)
+    assert on.ended == {DRIFT.about}
+    on.found([DRIFT], 20.0)
+    assert on.ended == set()
+    [row] = on.rows(20.0)
+    on.shared([replace(row, since=500.0)], fresh=0.0)
+    assert on.rows(21.0)[0].since == 20.0
 
 
 def test_an_alarm_keeps_the_time_it_began_at_until_it_ends() -> None:

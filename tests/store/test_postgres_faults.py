@@ -168,3 +168,6 @@ def test_two_workers_share_one_store(server: Server, tmp_path: Path) -> None:
             assert told["monitors"]["labels"]["read_at"]
             card = httpx2.get(f"{beside}card", params={"format": "json"}, headers=bearer("root"), timeout=30)
             assert card.json()["standing"] == "NOT KNOWN NOW"
+            assert card.json()["covers"]["workers"] == [0, 1]
+            assert {place["worker"] for place in card.json()["drift"]} == {0, 1}
+            assert httpx2.post(f"{beside}card", json=told, headers=bearer("root"), timeout=30).status_code == 405

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import ConfigError, LabelConflict
 from gateway.store import base
-from gateway.store.base import Channel, Kind, Outcome, Role, Source, Store
+from gateway.store.base import AlarmRow, Channel, Kind, Outcome, Role, Source, Store
 from tests.store.conftest import Open
 from tests.store.rows import HOSTILE, decision, entry, hop, label, numbers, wish
 
@@ -42,6 +42,18 @@ def test_values_that_are_no_numbers_become_absent(store: Store) -> None:
     [number] = numbers(1)
     store.write([base.Entry(None, (hop(number, features={"a": float("nan"), "b": float("inf"), "c": 0.5}),))])
     assert store.whole(number).hops[0].features == {"a": None, "b": None, "c": 0.5}
+
+
+def test_an_alarm_keeps_its_earliest_time_over_processes_until_it_ends_or_nobody_sees_it(store: Store) -> None:
+    drift = AlarmRow("drift", "a tier's name; %s", "default", "", "far", True, since=100.0, seen=100.0)
+    late = replace(drift, kind="slo", what="latency", why=HOSTILE, page=False, since=90.0)
+    assert store.alarms([], [], 0.0) == []
+    assert store.alarms([drift, late], [], 0.0) == [late, drift]
+    again = replace(drift, why="farther", since=200.0, seen=200.0)  # after a restart
+    assert store.alarms([again], [], 0.0) == [late, replace(again, since=100.0)]
+    assert store.alarms([], [], 150.0) == [replace(again, since=100.0)]
+    assert store.alarms([], [drift.about], 0.0) == [late]
+    assert store.alarms([again], [], 150.0) == [again]
 
 
 def test_writing_twice_does_no_harm(store: Store) -> None:
