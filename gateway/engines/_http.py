@@ -20,9 +20,11 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import httptools
+from aiohappyeyeballs import start_connection
 
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_WAITING_BYTES = 2**18  # of a body that nobody has read yet, before the server is slowed down
+STAGGER_SECONDS = 0.25  # what an address gets before the next is tried beside it: RFC 8305, section 5
 KEEP_SECONDS = 15.0  # servers close idle connections, too: an old one is not worth the risk
 
 
@@ -112,32 +114,33 @@ class Client:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        failed: OSError | None = None
-        for address in await self._addresses(loop):
-            try:
-                async with asyncio.timeout(self._connect_seconds):
-                    _, connection = await loop.create_connection(
-                        lambda: Connection(self, loop),
-                        *address,
-                        ssl=self._tls,
-                        server_hostname=self._host if self._tls else None,
-                    )
-                return connection
-            except TimeoutError as error:
-                raise ConnectTimeout from error
-            except OSError as error:
-                failed = error
-        raise Unreachable("no address" if failed is None else failed.strerror or str(failed)) from failed
+        found = None if self._literal else await self._addresses(loop)
+        where: dict[str, Any] = {"host": self._host, "port": self._port}
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                if found is not None:  # uvloop would try them in turn, and wait for a dead one until the time is up
+                    where = {"sock": await start_connection(found, happy_eyeballs_delay=STAGGER_SECONDS)}
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self, loop),
+                    **where,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls else None,
+                )
+        except TimeoutError as error:
+            raise ConnectTimeout from error
+        except (OSError, RuntimeError) as error:  # the latter from uvloop, for a socket
+            raise Unreachable(getattr(error, "strerror", None) or str(error)) from error
+        return connection
 
-    async def _addresses(self, loop: asyncio.AbstractEventLoop) -> list[tuple[Any, ...]]:
+    async def _addresses(self, loop: asyncio.AbstractEventLoop) -> list[Any]:
         """Where the server may be reached, in the order of preference. Raises Unreachable."""
-        if self._literal:
-            return [(self._host, self._port)]  # without the thread that asks a name server
         try:
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise Unreachable(error.strerror or str(error)) from error
-        return list(dict.fromkeys(one[4][:2] for one in found))
+        if not found:
+            raise Unreachable("no address")
+        return found
 
     def keep(self, connection: Connection) -> None:
         """A connection that may be used again."""
@@ -258,6 +261,7 @@ class Reply:
         """reuse: all was well; else the connection is closed."""
         good = self._complete and self._keep_alive and not self._spoiled
         self._connection.release(reuse=reuse and good)
+        del self._parser  # which holds us: else every reply waits for the garbage collector, and then all wait for it
 
     async def head(self) -> None:
         """Until status and headers are there. Raises Broken, Improper."""

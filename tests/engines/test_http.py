@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import gc
+import socket
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
+import uvloop
 
 from gateway.engines import _http
 
@@ -156,3 +161,108 @@ def test_a_server_that_is_not_there_is_unreachable() -> None:
     client = _http.Client("http://127.0.0.1:9", {}, connect_seconds=1, most_bytes=1)
     with pytest.raises(_http.Unreachable):
         asyncio.run(get(client))
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[tuple[str, int]]:
+    """An address whose host drops what it is sent: two connections fill the queue of one that nobody takes from."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for one in (first, second):
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[tuple[str, int]]:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()
+
+
+Addresses = tuple[tuple[str, int], ...]
+
+
+def resolve_to(addresses: Addresses) -> None:
+    """What the running loop finds for a name that ends in `.internal`."""
+    loop = asyncio.get_running_loop()
+    real = loop.getaddrinfo
+
+    async def resolve(host: str, *arguments: Any, **more: Any) -> Any:  # uvloop resolves an address again to connect
+        if not host.endswith(".internal"):
+            return await real(host, *arguments, **more)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for address in addresses]
+
+    loop.getaddrinfo = resolve  # type: ignore[method-assign]
+
+
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+
+
+@LOOPS
+@pytest.mark.parametrize("dead", [silent, refusing])
+def test_of_a_name_with_a_dead_and_a_live_address_the_live_one_is_taken_in_time(
+    dead: Callable[[], contextlib.AbstractContextManager[tuple[str, int]]],
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        writer.close()
+
+    async def work(dead_address: tuple[str, int]) -> float:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        resolve_to((dead_address, server.sockets[0].getsockname()))
+        client = _http.Client("http://model.internal:8000/v1", {}, connect_seconds=20, most_bytes=2**19)
+        began = asyncio.get_running_loop().time()
+        assert await get(client) == (200, b"ok")
+        client.close()
+        server.close()
+        return asyncio.get_running_loop().time() - began
+
+    with dead() as address, asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(work(address)) < 10, "seconds; the dead one alone would take all twenty"
+
+
+@LOOPS
+def test_a_name_all_of_whose_addresses_are_silent_is_given_up_when_the_time_is_up(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def work(*addresses: tuple[str, int]) -> None:
+        resolve_to(addresses)
+        client = _http.Client("http://model.internal", {}, connect_seconds=0.5, most_bytes=1)
+        with pytest.raises(_http.ConnectTimeout):
+            await get(client)
+
+    with silent() as first, silent() as second, asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(work(first, second))
+
+
+def test_a_name_all_of_whose_addresses_refuse_is_unreachable() -> None:
+    async def work(*addresses: tuple[str, int]) -> None:
+        resolve_to(addresses)
+        client = _http.Client("http://model.internal", {}, connect_seconds=5, most_bytes=1)
+        with pytest.raises(_http.Unreachable, match="Connect call failed"):
+            await get(client)
+
+    with refusing() as first, refusing() as second:
+        asyncio.run(work(first, second))
+
+
+def test_a_reply_that_was_read_leaves_nothing_to_the_garbage_collector() -> None:
+    """A cycle a request adds up to pauses in which nobody is answered."""
+
+    async def work(client: _http.Client) -> None:
+        async with await client.ask(client.request("GET", "/")) as reply:
+            await reply.whole()
+            gone = weakref.ref(reply)
+        del reply
+        assert gone() is None
+
+    gc.disable()
+    try:
+        asyncio.run(with_server(OK, work))
+    finally:
+        gc.enable()
