@@ -18,7 +18,7 @@ from gateway import cascade, ids, streaming
 from gateway.errors import ClientGone
 from gateway.http import limits, overrides, reply, sse, wire
 from gateway.http.errors import Draining, Problem, RequestError, problem
-from gateway.http.hangup import beside, line, or_hangup
+from gateway.http.hangup import WHOLE, Line, beside, line, or_hangup
 from gateway.http.journal import Journal
 from gateway.http.live import Generation, Live
 from gateway.http.quota import Estimate, Visit
@@ -59,10 +59,10 @@ class Chat:
         headers = limits.headers(scope)
         self._journal.begin(scope["path"], headers, story)
         with self._live.held() as held, self._visit(held) as visit:
-            out = Out(send)
+            out = Out(send, line(scope))
             self._telemetry.in_flight += 1
             try:
-                status, reason = await self._serve(held, visit, scope, headers, receive, out, story, began)
+                status, reason = await self._serve(held, visit, headers, receive, out, story, began)
             except asyncio.CancelledError:
                 if not self._live.draining:
                     raise
@@ -84,7 +84,6 @@ class Chat:
         self,
         held: Generation,
         visit: Visit,
-        scope: Scope,
         headers: Mapping[str, str],
         receive: Receive,
         out: Out,
@@ -94,18 +93,21 @@ class Chat:
         """Answer, and say with what status and why. Raises what ends a request without an answer."""
         sending: Coroutine[Any, Any, None]
         route_id = story.number
+        at_once = False
         try:
             asked = await self._read(held, visit, headers, receive, story, began)
             note = self._noting(visit, story)
-            if asked.call.mode is Mode.BUFFER:
-                answer = await or_hangup(decided(asked, note), line(scope))
+            if asked.mode is Mode.BUFFER:
+                answer = await or_hangup(decided(asked, note), out.line)
                 heads, pieces = asked.written(answer)
                 visit.settle()
-                sending = respond(200, heads | visit.headers(), pieces, out)
+                heads |= visit.headers()
+                at_once = out.takes(pieces)
+                sending = out.whole(200, heads, pieces) if at_once else respond(200, heads, pieces, out)
             else:
                 passing = passed_on(asked, visit, out, held.snapshot.config.server.keep_alive_seconds)
-                job = streaming.MODES[asked.call.mode](asked.ask, asked.route, passing, note)
-                answer = await or_hangup(beside(job, passing.keep_alive()), line(scope))
+                job = streaming.MODES[asked.mode](asked.ask, asked.route, passing, note)
+                answer = await or_hangup(beside(job, passing.keep_alive()), out.line)
                 visit.settle()
                 if passing.begun:
                     sending = end(passing, answer, out)
@@ -126,9 +128,12 @@ class Chat:
             if out.begun:
                 visit.abandon()
             status, reason, sending = told.status, "", out.end_with(error, route_id, visit.headers())
-        seconds = held.snapshot.config.server.request_seconds
-        async with asyncio.timeout(seconds):  # no task of its own: what it held is free before a next request
+        if at_once:
             await sending
+        else:
+            seconds = held.snapshot.config.server.request_seconds
+            async with asyncio.timeout(seconds):  # no task of its own: what it held is free before a next request
+                await sending
         return status, reason
 
     async def _read(
@@ -164,9 +169,10 @@ class Chat:
         wanted = overrides.apply(route, request, config, estimate, needs)
         route = visit.reserve(wanted, estimate)
         mode = overrides.mode(route, request, config)
-        call = Call(request, route_id, int(time.time()), debug, tuple(ignored), mode, self._form)
         story.asked(client.name, ask, route, mode)
-        return Asked(call, ask, route, partial(seal, held, route_id, client.name))
+        created, own = int(time.time()), partial(seal, held, route_id, client.name)
+        call = partial(Call, request, created=created, debug=debug, ignored=tuple(ignored), mode=mode, form=self._form)
+        return Asked(request, mode, ask, route, own, call)
 
     def _noting(self, visit: Visit, story: Story) -> cascade.Observer:
         def note(hop: Hop) -> None:
@@ -179,12 +185,17 @@ class Chat:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """One request, read and within its client's means. seal: the decision's id for what is known of the answer."""
+    """One request, read and within its client's means. mode: how a stream comes about.
 
-    call: Call
+    seal: the decision's id for what is known of the answer.  call: the request's facts under the id its client sees.
+    """
+
+    request: wire.Request
+    mode: Mode
     ask: Ask
     route: Policy
     seal: Callable[[Opening], str]
+    call: Callable[[str], Call]
 
     def written(self, answer: Answer) -> tuple[dict[str, str], Iterable[bytes]]:
         """The answer's headers and body, whole or replayed as a stream."""
@@ -197,12 +208,12 @@ class Asked:
 
     def named(self, opening: Opening) -> Call:
         """The call under the id that its client is told."""
-        return replace(self.call, route_id=self.seal(opening))
+        return self.call(self.seal(opening))
 
 
 async def decided(asked: Asked, note: cascade.Observer) -> Answer:
     """A whole answer, and its siblings."""
-    answer, choices = await cascade.answer(asked.ask, asked.route, note), asked.call.request.choices
+    answer, choices = await cascade.answer(asked.ask, asked.route, note), asked.request.choices
     return answer if choices == 1 else await cascade.with_siblings(answer, asked.ask, choices, note)
 
 
@@ -254,8 +265,8 @@ class Out:
     """The way to the client, which knows what has been said. streamed_at: when a stream began, s on the loop's
     clock."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, line: Line) -> None:
+        self._send, self.line = send, line
         self.begun = self._streams = False
         self.streamed_at: float | None = None
 
@@ -268,8 +279,7 @@ class Out:
         await self._send(message)
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": status, "headers": raw})
+        await self({"type": "http.response.start", "status": status, "headers": raw(headers)})
 
     async def body(self, told: bytes) -> None:
         """Waits for the client to take it, when too much waits for him already."""
@@ -278,6 +288,17 @@ class Out:
     async def last(self, told: bytes) -> None:
         """All that there is, at once. Waits for nobody to take it."""
         await self._send({"type": "http.response.body", "body": told})
+
+    def takes(self, pieces: Iterable[bytes]) -> bool:
+        """Whether this can be said without waiting for the client to take it."""
+        small = isinstance(pieces, list) and sum(map(len, pieces)) <= SMALL_BYTES
+        return small and self.line.free
+
+    async def whole(self, status: int, headers: Mapping[str, str], pieces: Iterable[bytes]) -> None:
+        """An answer that the line takes, in one message."""
+        self.begun = True
+        body = b"".join(pieces)
+        await self._send({"type": "http.response.start", "status": status, "headers": raw(headers), WHOLE: body})
 
     async def finish(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
@@ -293,6 +314,11 @@ class Out:
             await respond(told.status, headers, [told.body], self)
         elif self._streams:
             await self._send({"type": "http.response.body", "body": sse.event(told.body), "more_body": False})
+
+
+def raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """As ASGI has them."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 async def end(passing: sse.Passing, answer: Answer, out: Out) -> None:

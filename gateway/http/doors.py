@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import GatewayError
 from gateway.http.errors import Problem, problem
+from gateway.http.hangup import WHOLE, line
 
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}\Z")
 
@@ -41,7 +42,8 @@ def framework(error: Exception) -> Problem | None:
 
 
 class Stamp:
-    """Every answer carries a request id: the client's own when it is a sensible one."""
+    """Every answer carries a request id: the client's own when it is a sensible one. The outermost of all: what comes
+    whole goes from here straight to the connection."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -50,12 +52,16 @@ class Stamp:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given if REQUEST_ID.match(given) else uuid.uuid4().hex.encode()
+        given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+        request_id = given[0] if given and REQUEST_ID.match(given[0]) else os.urandom(16).hex().encode()
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
+                headers = [*message["headers"], (b"x-request-id", request_id)]
+                if WHOLE in message:
+                    line(scope).whole(message["status"], headers, message[WHOLE])
+                    return
+                message = {**message, "headers": headers}
             await send(message)
 
         await self._app(scope, receive, stamped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.types import Scope
@@ -13,15 +13,24 @@ from gateway.errors import ClientGone
 T = TypeVar("T")
 
 LINE = "gateway.line"  # among a scope's extensions
+WHOLE = "gateway.whole"  # in the message that begins an answer: its body, which is all that there is
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Line:
     """One request's connection, as far as it can end. read_on: what makes the end be seen, called before it is waited
     for."""
 
+    free = False  # whether it takes a whole answer at once
+
     def __init__(self, read_on: Callable[[], object]) -> None:
         self._read_on, self.gone = read_on, False
         self._told: Callable[[], object] | None = None
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """Say an answer, head and body, without waiting for the client to take it. Only where the line is free."""
+        raise NotImplementedError
 
     def end(self) -> None:
         """The client has left."""

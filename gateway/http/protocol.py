@@ -11,11 +11,11 @@ import uuid
 from functools import partial
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.config import Server
 from gateway.http.errors import Problem
-from gateway.http.hangup import LINE, Line
+from gateway.http.hangup import LINE, Headers, Line
 
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 128
@@ -110,7 +110,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
-        cycle.scope["extensions"] = {LINE: Line(self.flow.resume_reading)}
+        cycle.scope["extensions"] = {LINE: Wire(cycle)}
         super()._start_asgi_task(cycle, app)
 
     def _stop_receiving(self) -> None:
@@ -147,3 +147,35 @@ class Protocol(HttpToolsProtocol):
         start = f"HTTP/1.1 {told.status} {PHRASES[told.status]}\r\n{lines}\r\n"
         self.transport.write(start.encode("latin-1") + told.body)
         self.transport.close()
+
+
+class Wire(Line):
+    """The line of one request. cycle: uvicorn's, which writes an answer's head and its body each by itself."""
+
+    def __init__(self, cycle: Any) -> None:
+        super().__init__(cycle.flow.resume_reading)
+        self._cycle = cycle
+
+    @property
+    def free(self) -> bool:  # type: ignore[override]
+        return not (self._cycle.flow.write_paused or self._cycle.response_started)
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """What uvicorn does when both are sent, in one write. headers: without any about length or connection."""
+        cycle = self._cycle
+        if cycle.disconnected:
+            return
+        lines = [b"%b: %b\r\n" % pair for pair in (*cycle.default_headers, *headers)]
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise ValueError("a header that would end its line")
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        cycle.transport.write(b"".join((STATUS_LINE[status], head, length, body)))
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()

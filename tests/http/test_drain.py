@@ -15,6 +15,7 @@ import pytest
 
 from gateway.http.chat import Out
 from gateway.http.errors import Draining
+from gateway.http.hangup import line
 from tests.faults.ask import ask
 from tests.faults.gateway import HEAD, SURE, cascade, free_port, running, until, write_artifact
 from tests.faults.upstream import Upstream
@@ -127,7 +128,7 @@ def test_an_answer_that_has_begun_is_not_passed_off_as_complete(headers: list[An
         sent.append(message)
 
     async def work() -> None:
-        out = Out(send)
+        out = Out(send, line({}))
         await out({"type": "http.response.start", "status": 200, "headers": headers})
         await out.end_with(Draining(), "id")
 
