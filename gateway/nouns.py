@@ -214,7 +214,7 @@ class TokenTrace:
             if self.top.ndim != 2 or self.top.shape[0] != self.chosen.size or self.top.shape[1] == 0:
                 raise BadTrace(f"need top log-probs of shape ({self.chosen.size}, K >= 1), got {self.top.shape}")
             _check_nats("top", self.top)
-            if self.top.shape[1] > 1 and bool((np.diff(self.top, axis=1) > 0).any()):
+            if np.count_nonzero(self.top[:, 1:] > self.top[:, :-1]):
                 raise BadTrace("top log-probs must fall along K; sort them before building a trace")
         if self.tokens and len(self.tokens) != self.chosen.size:
             raise BadTrace(f"{self.chosen.size} log-probs but {len(self.tokens)} token texts")
@@ -245,13 +245,13 @@ class TokenTrace:
 
 
 def finite(values: Floats) -> bool:
-    """Whether all are. A sum tells it at once, but for one that overflows."""
-    return math.isfinite(np.add.reduce(values, axis=None)) or bool(np.isfinite(values).all())
+    """Whether all are. values: (T,). The sum of squares tells it at once, but for one that overflows."""
+    return math.isfinite(values.dot(values)) or bool(np.isfinite(values).all())
 
 
 def _check_nats(name: str, nats: Floats) -> None:
     """Engines compute in 32 or 16 bits, so a certain token may come as +1e-7; more than that is no log-prob."""
-    lowest, highest = np.minimum.reduce(nats, axis=None), np.maximum.reduce(nats, axis=None)  # both NaN where one is
+    lowest, highest = nats.item(nats.argmin()), nats.item(nats.argmax())  # both NaN where one is
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise BadTrace(f"{name} log-probs hold NaN or infinity; is the server in a raw log-prob mode?")
     if highest > 1e-4:

@@ -63,19 +63,15 @@ def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | N
         raise BadTrace(f"the engine's confidence is of {told.tokens} tokens, the answer has {tokens}")
     if told.arrays.dtype != "float16":
         raise BadTrace(f"confidence arrays of {told.arrays.dtype[:20]!r}, this gateway reads float16")
-    chosen, group, margin, entropy, certainty = numbers(told.arrays, tokens)
+    told_numbers = numbers(told.arrays, tokens)
     length = tokens - 1 if told.ended else tokens
     if length == 0:
         raise BadTrace("the answer has no tokens")
-    end_nats = float(chosen[-1]) if told.ended else None
-    signals = {
-        f"confidence_k{k}": group[:length],
-        "margin": margin[:length],
-        "entropy": entropy[:length],
-        "self_certainty": certainty[:length],
-    }
+    end_nats = told_numbers.item(0, -1) if told.ended else None
+    chosen, group, margin, entropy, certainty = told_numbers[:, :length]
+    signals = {f"confidence_k{k}": group, "margin": margin, "entropy": entropy, "self_certainty": certainty}
     if over_http is None:
-        return TokenTrace(Source.PLUGIN, chosen[:length], signals=signals, end_nats=end_nats)
+        return TokenTrace(Source.PLUGIN, chosen, signals=signals, end_nats=end_nats)
     return TokenTrace(
         Source.PLUGIN,
         over_http.chosen,

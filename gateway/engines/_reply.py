@@ -372,13 +372,13 @@ def read_top(body: Sequence[Entry], ask: Ask) -> tuple[Floats | None, tuple[tupl
 
 def falling_along(rows: Floats) -> Floats:
     """Each row from its largest to its smallest; servers mostly send them so. (T, K)"""
-    if bool((rows[:, 1:] <= rows[:, :-1]).all()):
+    if not np.count_nonzero(rows[:, 1:] > rows[:, :-1]):
         return rows
     return np.asarray(-np.sort(-rows, axis=1))
 
 
 def clamped_tokens(trace: TokenTrace | None) -> int:
     """How many tokens carry vLLM's floor instead of a log-prob."""
-    if trace is None or np.minimum.reduce(trace.chosen) > FLOOR_NATS:
+    if trace is None or trace.chosen[trace.chosen.argmin()] > FLOOR_NATS:
         return 0  # nearly always
     return int((trace.chosen <= FLOOR_NATS).sum())
