@@ -180,6 +180,7 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
             if berth.lifeline is not None:
                 asyncio.get_running_loop().remove_reader(berth.lifeline)
     finally:
+        telemetry.settle()
         await asyncio.to_thread(monitoring.stop, FAREWELL_SECONDS)  # a look under way changes nothing any more
         if desk is not None:
             await desk.close(FAREWELL_SECONDS / 2)  # the other half was for clients
