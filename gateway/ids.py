@@ -30,6 +30,7 @@ NUMBER = 20  # characters of the decision's number
 VERSION = 1
 MAC_BYTES = 16
 MAX_CHARACTERS = 512  # an id holds a tier's name, of at most 128 characters, and some 50 bytes
+SCORE = struct.Struct(">Bd")  # its length, p_correct
 LEAST_BYTES = 15 + 6 + 1 + 1 + MAC_BYTES
 
 
@@ -85,10 +86,8 @@ class Seal:
     ) -> str:
         """The id of a decision. tenant: the client's name.  calibrator: as Tier.calibrator_id, `name@12 hex digits`."""
         key = self._keys[0]
-        digest = bytes.fromhex(calibrator.rpartition("@")[2]) if "@" in calibrator else b""
-        score = b"" if p_correct is None else struct.pack(">d", p_correct)
-        told = urlsafe_b64decode(number) + tag(key, tenant)
-        told += bytes([len(digest)]) + digest + bytes([len(score)]) + score + tier.encode()
+        score = b"\0" if p_correct is None else SCORE.pack(8, p_correct)
+        told = b"".join((urlsafe_b64decode(number), decider(key, tenant, calibrator), score, tier.encode()))
         return encoded(told + mac(key, told))
 
     def open(self, given: str, tenant: str) -> Decision:
@@ -135,10 +134,24 @@ def unpacked(told: bytes) -> Decision:
 
 
 def mac(key: bytes, told: bytes) -> bytes:
-    return hashlib.blake2s(told, key=key, person=b"decision", digest_size=MAC_BYTES).digest()
+    begun = keyed(key).copy()
+    begun.update(told)
+    return begun.digest()
+
+
+@lru_cache(maxsize=16)
+def keyed(key: bytes) -> hashlib.blake2s:
+    """The hash of a MAC, with nothing but the key in it."""
+    return hashlib.blake2s(key=key, person=b"decision", digest_size=MAC_BYTES)
 
 
 @lru_cache(maxsize=1024)  # of the clients who are asking now
+def decider(key: bytes, tenant: str, calibrator: str) -> bytes:
+    """What an id says about who was served and what judged."""
+    digest = bytes.fromhex(calibrator.rpartition("@")[2]) if "@" in calibrator else b""
+    return tag(key, tenant) + bytes([len(digest)]) + digest
+
+
 def tag(key: bytes, tenant: str) -> bytes:
     return hashlib.blake2s(tenant.encode(), key=key, person=b"tenant", digest_size=6).digest()
 
