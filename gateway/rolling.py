@@ -28,6 +28,7 @@ from gateway import probing
 from gateway.config import Config, TierEntry
 from gateway.errors import EngineError, GatewayError, RolloutRefused, StoreDown
 from gateway.monitor import course, rollout
+from gateway.monitor.forecast import forecast
 from gateway.monitor.rollout import Action, Stage, State, Step
 from gateway.monitor.rollout_metrics import RolloutMetrics
 from gateway.monitor.rollout_settings import Rollout
@@ -234,7 +235,11 @@ class Rolling:
 
     async def _judge(self, entry: TierEntry, state: State) -> None:
         tier, now = entry.name, self._wall()
-        showing = await self._showing(tier, state)
+        try:
+            showing = await self._showing(tier, state)
+        except StoreDown as error:
+            log.warning("a rollout has no evidence yet", extra={"tier": tier, "why": error.why})
+            return
         try:
             await asyncio.to_thread(showing.read, self._store, now)
         except StoreDown as error:
@@ -263,10 +268,11 @@ class Rolling:
 
     async def _showing(self, tier: str, state: State) -> Showing:
         known = self._showings.get(tier)
-        if known is not None and known.state == state:
+        assert self._snapshot is not None, "it was dressed before"
+        thresholds = accepted_at(self._snapshot, tier)
+        if known is not None and (known.state, known.thresholds) == (state, thresholds):
             return known
         live, candidate = of(state.live, tier), of(state.candidate, tier)
-        assert self._snapshot is not None, "it was dressed before"
         config = self._snapshot.config
         made = Showing(
             tier,
@@ -275,7 +281,8 @@ class Rolling:
             candidate="" if candidate is None else (await self._artifact(candidate)).label,
             margins=self._rules.margins(),
             explored_only=self._rules.labels_of == "explored",
-            forecast=await asyncio.to_thread(self.rollouts.forecast, tier, state.deciding),
+            thresholds=thresholds,
+            forecast=await self._forecast(tier, state, thresholds),
             accepted_error=self._rules.accepted_error,
             least_inclusion=None if config.exploration is None else config.exploration.share,
             settle_seconds=self._rules.settle_seconds,
@@ -284,6 +291,20 @@ class Rolling:
         )
         self._showings[tier] = made
         return made
+
+    async def _forecast(self, tier: str, state: State, thresholds: Mapping[str, float]) -> Mapping[str, float]:
+        """What the deciding release would have done before it came, or else what its trial promised; {} for neither."""
+        sha256 = of(state.deciding, tier)
+        if sha256 is None:
+            return {}
+        artifact = await self._artifact(sha256)
+
+        def foreseen() -> Mapping[str, float]:
+            alike = self.rollouts.registry.alike(artifact)
+            told = forecast(self._store, tier, artifact, thresholds, alike=alike, until=state.since)
+            return told or self.rollouts.forecast(tier, state.deciding)
+
+        return await asyncio.to_thread(foreseen)
 
     async def _stepped(self, tier: str, action: Action, why: tuple[str, ...]) -> None:
         head = (await asyncio.to_thread(self.rollouts.history, tier))[-1]
@@ -431,6 +452,17 @@ class DecidingLock:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
+
+
+def accepted_at(snapshot: Snapshot, tier: str) -> dict[str, float]:
+    """By policy, at what p a tier's answers are served; without policies that it has the last word in."""
+    return {
+        name: one.threshold
+        for name, policy in snapshot.policies.items()
+        if isinstance(policy, Policy)
+        for one in policy.tiers
+        if one.name == tier and one.threshold is not None
+    }
 
 
 async def nothing() -> None:

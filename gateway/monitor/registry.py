@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from calibrators import artifact as artifacts
-from calibrators.artifact import Artifact, ArtifactCorrupt, ArtifactMissing
+from calibrators.artifact import Artifact, ArtifactCorrupt, ArtifactError, ArtifactMissing
 from gateway.errors import ConfigError, StoreDown
 
+MEASURED_ON = ("span", "source")
 ARTIFACT, LINEAGE = "artifact.json", "lineage.json"
 
 
@@ -101,6 +103,16 @@ class Registry:
         if not self._folder.is_dir():
             return []
         return sorted(place.name for place in self._folder.iterdir() if not place.name.startswith("."))
+
+    def alike(self, artifact: Artifact) -> frozenset[str]:
+        """Labels of all whose features are measured on the same part of an answer; broken ones are left out."""
+        found = set()
+        for sha256 in self.hashes():
+            with contextlib.suppress(ArtifactError):
+                other = self.get(sha256).artifact
+                if all(other.fingerprint.get(name) == artifact.fingerprint.get(name) for name in MEASURED_ON):
+                    found.add(other.label)
+        return frozenset(found)
 
     def ancestors(self, sha256: str) -> list[Kept]:
         """The artefact, its parent, and so on to the first."""

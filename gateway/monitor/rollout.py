@@ -184,13 +184,19 @@ def back(health: Health) -> tuple[str, ...]:
 
 
 def escalates_oddly(minutes: Sequence[Minute], forecast: float) -> bool:
-    """Each of the latest 15 minutes outside the band, with requests in each and 200 in all."""
+    """Each of the latest 15 minutes outside the band, with requests in each and 200 in all, and more than chance does:
+    where one in a hundred escalates, none in a minute is below the band, and no news."""
     latest = minutes[-ESCALATION_MINUTES:]
     low, high = (factor * forecast for factor in ESCALATION_BAND)
     if len(latest) < ESCALATION_MINUTES or sum(minute.requests for minute in latest) < RATE_ROWS:
         return False
     shares = [minute.escalated / minute.requests for minute in latest if minute.requests]
-    return len(shares) == len(latest) and (all(s < low for s in shares) or all(s > high for s in shares))
+    if len(shares) < len(latest):
+        return False
+    n, hits = sum(minute.requests for minute in latest), sum(minute.escalated for minute in latest)
+    rate = min(max(forecast, 1e-9), 1 - 1e-9)
+    few, many = binomial_tail(n - hits, n, 1 - rate) < RATE_ALPHA, binomial_tail(hits, n, rate) < RATE_ALPHA
+    return (few and all(s < low for s in shares)) or (many and all(s > high for s in shares))
 
 
 def next_step(state: State, *, health: Health, trial: Trial | None, limits: Limits, now: float) -> Step | None:

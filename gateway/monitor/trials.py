@@ -45,7 +45,8 @@ class Stories(Readable, Protocol):
 class Showing:
     """Of one tier in one state. live, candidate: labels of their artefacts, "" for none.
 
-    explored_only: labels of explored decisions alone.  forecast: of the deciding release, from its trial.
+    explored_only: labels of explored decisions alone.  thresholds: by policy, what answers are accepted at.
+    forecast: of the deciding release.
     settle_seconds: after which a decision is taken to have been written.
     alpha: of a promotion that does harm, for telling.
     accepted_error, least_inclusion: an objective, and the share that is explored; None for none.
@@ -57,6 +58,7 @@ class Showing:
     candidate: str
     margins: Margins
     explored_only: bool
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     forecast: Mapping[str, float] = field(default_factory=dict)
     accepted_error: float | None = None
     least_inclusion: float | None = None
@@ -197,7 +199,8 @@ class Showing:
         self._rates["n"] += 1
         for name, reason in RATES.items():
             self._rates[name] += hop.null_reason == reason
-        if hop.p_correct is not None and hop.threshold is not None:
+        level = self.thresholds.get(decision.policy)
+        if hop.p_correct is not None and level is not None and hop.threshold == level:  # none that a request asked for
             at = int(decision.at) // 60
             count = self._minutes.setdefault(at, Counter())
             count["requests"] += 1
