@@ -250,6 +250,8 @@ class Rolling:
         await asyncio.to_thread(self.rollouts.show, tier, state, shown)
         if step is None:
             return
+        if showing.candidate:
+            step = replace(step, facts={**step.facts, "tried": showing.candidate, "against": showing.live or "none"})
         if step.action in (Action.CANARY, Action.PROMOTE):
             if not self._rules.advance:
                 return

@@ -6,6 +6,7 @@ import datetime as dt
 import getpass
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -129,6 +130,64 @@ def rollback(tier: TierName, why: Why, config: ConfigFile = DEFAULT_FILE) -> Non
 def stop(tier: TierName, why: Why, config: ConfigFile = DEFAULT_FILE) -> None:
     """End the trial; what is in service stays."""
     act(config, tier, Wish.STOP, why)
+
+
+@steps.command()
+def evidence(tier: TierName, config: ConfigFile = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """What the trial at a tier has shown by now, or the last one did: the candidate's differences from what is live."""
+    _, rollouts = opened(config)
+    told = told_of(rollouts, tier, rollouts.state(tier))
+    shown = trial(told)
+    if as_json:
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    if shown is None:
+        typer.echo(f"nothing was on trial at {tier} yet, or nothing of it was labelled")
+        return
+    mean, interval = (shown[name] for name in ("mean_difference", "interval"))
+    rows: list[Json] = [
+        {"measure": name.replace("_", " "), "new minus old": span(mean[name]), "95 %": span(interval.get(name))}
+        for name in mean
+    ]
+    typer.echo(f"{tier}: {shown['candidate']} against {shown['against']}, {shown['stage']}")
+    typer.echo(f"{shown['seen']:,} decisions seen, {shown['flipped']:,} of them otherwise; {shown['labels']:,} labels")
+    typer.echo(table(rows) or "no labels of both yet")
+    typer.echo("\n".join(shown["why"]))
+
+
+def trial(told: Json) -> Json | None:
+    """The one that goes on, else the last one that ended with evidence. told: of told_of."""
+    if told["candidate"] is not None:
+        found = told["evidence"]
+        if not found:
+            return None
+        unknown = [
+            name for name in found["mean_difference"] if name not in found["harm_excluded_in"] + found["harm_proven_in"]
+        ]
+        kinds = (
+            ("worse in", found["harm_proven_in"]),
+            ("no worse in", found["harm_excluded_in"]),
+            ("not known yet:", unknown),
+        )
+        names = {"candidate": told["candidate"], "against": told["live"], "stage": told["stage"]}
+        why = [f"{words} {', '.join(some)}" for words, some in kinds if some]
+        figures = {name: found[name] for name in ("seen", "flipped", "mean_difference", "interval")}
+        return names | figures | {"labels": found["paired_labels"], "why": why}
+    events = [event for event in told["history"] if "interval" in event]
+    if not events:
+        return None
+    last = events[-1]
+    names = {"candidate": last["tried"], "against": last["against"], "stage": f"ended by {last['action']}"}
+    figures = {name: last[name] for name in ("seen", "flipped", "labels", "interval", "why")}
+    return names | figures | {"mean_difference": last["mean"]}
+
+
+def span(ends: Sequence[float] | None) -> str:
+    """One number, or two where there is something between them."""
+    if ends is None:
+        return "-"
+    low, high = (f"{end:+.4f}" for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
 @steps.command()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calibrators.sampling import Z
 from gateway.monitor.betting import Wealth
 from gateway.nouns import Floats
 
@@ -47,7 +48,7 @@ class Paired:
 
     Arrays are by MEASURES, (3,).
     safe: wealth against "harm of at least the margin".  harmful: against "harm of at most the margin".
-    least, most: sums of the differences, which are the same where everything is known.
+    least, most: sums of the differences, which are the same where everything is known; and of their squares.
     """
 
     margins: Margins
@@ -56,6 +57,8 @@ class Paired:
     n: int = 0
     least: Floats = field(default_factory=lambda: np.zeros(3))
     most: Floats = field(default_factory=lambda: np.zeros(3))
+    least_squares: Floats = field(default_factory=lambda: np.zeros(3))
+    most_squares: Floats = field(default_factory=lambda: np.zeros(3))
 
     @property
     def rows(self) -> int:
@@ -67,6 +70,18 @@ class Paired:
         if not self.rows:
             return {}
         ends = ((end / self.rows).tolist() for end in (self.least, self.most))
+        return {name: (low, high) for name, low, high in zip(MEASURES, *ends, strict=True)}
+
+    @property
+    def interval(self) -> dict[str, tuple[float, float]]:
+        """`mean` with its 95 % error, for people: it holds for one look, and proves nothing. Empty below two rows."""
+        if self.rows < 2:
+            return {}
+        ends = []
+        for side, total, squares in ((-1, self.least, self.least_squares), (1, self.most, self.most_squares)):
+            mean = total / self.rows
+            variance = np.maximum(squares - self.rows * mean**2, 0.0) / (self.rows - 1)
+            ends.append((mean + side * Z * np.sqrt(variance / self.rows)).tolist())
         return {name: (low, high) for name, low, high in zip(MEASURES, *ends, strict=True)}
 
     def after(self, *, old: Told, new: Told, right: bool | None) -> Paired:
@@ -81,6 +96,8 @@ class Paired:
             self.n + (right is not None),
             self.least + least,
             self.most + most,
+            self.least_squares + least**2,
+            self.most_squares + most**2,
         )
 
     def safe_in(self, alpha: float = ALPHA) -> frozenset[str]:
@@ -115,9 +132,9 @@ class Compared:
         return max(view.n for view in self.views)
 
     @property
-    def mean(self) -> dict[str, tuple[float, float]]:
-        """As Paired's, of the view with the most rows."""
-        return max(self.views, key=lambda view: view.rows).mean
+    def widest(self) -> Paired:
+        """The view with the most rows, for telling."""
+        return max(self.views, key=lambda view: view.rows)
 
     def safe_in(self, alpha: float = ALPHA) -> tuple[str, ...]:
         return self._any([view.safe_in(alpha / len(self.views)) for view in self.views])

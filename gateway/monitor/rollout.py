@@ -14,13 +14,14 @@ from enum import StrEnum
 from math import log
 
 from gateway.errors import ConfigError, RolloutRefused
-from gateway.monitor.compare import Compared
+from gateway.monitor.compare import MEASURES, Compared
 from gateway.monitor.drift import binomial_tail
 from gateway.monitor.labels import ErrorVerdict, Verdict
 
 WEALTH_BACK = 100.0  # M_over; science 7.4
 ESCALATION_BAND, ESCALATION_MINUTES = (0.5, 2.0), 15
 CANARY_SHARE = 0.05  # of conversations, where nobody says otherwise
+LEARNED = "it was on trial to be learned from; what is live stays"
 RATE_ALPHA, RATE_ROWS = 1e-3, 200  # that a rate has doubled must be sure, too
 
 
@@ -140,12 +141,13 @@ class Health:
 class Trial:
     """What the candidate showed. seen, flipped: decisions in shadow, and those it would have changed.
 
-    paired: on trusted labels alone.
+    paired: on trusted labels alone.  to_learn: what is compared is not to be promoted, whatever comes of it.
     """
 
     seen: int
     flipped: int
     paired: Compared
+    to_learn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,8 @@ def next_step(state: State, *, health: Health, trial: Trial | None, limits: Limi
     if state.stage is Stage.SHADOW and why and state.live is not None:
         return _away_from_live(state, why)
     harmful = trial.paired.harmful_in(limits.alpha)
+    if trial.to_learn and state.stage is Stage.SHADOW:  # which does nobody harm, so it may take the labels it needs
+        return _learned(trial, limits, late=now - state.since > limits.max_seconds)
     if harmful:
         return Step(Action.REJECT, (f"worse in {', '.join(harmful)}",), _facts(trial))
     if now - state.since > limits.max_seconds:
@@ -216,9 +220,23 @@ def next_step(state: State, *, health: Health, trial: Trial | None, limits: Limi
     if state.stage is Stage.SHADOW:
         return _out_of_shadow(trial, limits)
     safe = trial.paired.safe_in(limits.alpha)
+    if trial.to_learn:
+        return _learned(trial, limits, late=False)
     if trial.paired.n >= limits.min_labels and len(safe) == 3:
         return Step(Action.PROMOTE, (f"no harm in {', '.join(safe)} on {trial.paired.n:,} labels",), _facts(trial))
     return None
+
+
+def _learned(trial: Trial, limits: Limits, *, late: bool) -> Step | None:
+    """The end of a trial that was to be learned from: it is proven worse, or no worse in anything, or time is up."""
+    worse, safe = trial.paired.harmful_in(limits.alpha), trial.paired.safe_in(limits.alpha)
+    known = trial.paired.n >= limits.min_labels and (bool(worse) or len(safe) == len(MEASURES))
+    if not known and not late:
+        return None
+    unknown = [name for name in MEASURES if name not in (*worse, *safe)]
+    kinds = (("worse in", worse), ("no worse in", safe), ("not known:", unknown))
+    told = "; ".join(f"{words} {', '.join(names)}" for words, names in kinds if names)
+    return Step(Action.REJECT, (f"{told}, on {trial.paired.n:,} labels", LEARNED), _facts(trial))
 
 
 def _away_from_live(state: State, why: tuple[str, ...]) -> Step | None:
@@ -239,7 +257,14 @@ def _out_of_shadow(trial: Trial, limits: Limits) -> Step | None:
 
 
 def _facts(trial: Trial) -> dict[str, object]:
-    return {"seen": trial.seen, "flipped": trial.flipped, "labels": trial.paired.n, "mean": trial.paired.mean}
+    widest = trial.paired.widest
+    return {
+        "seen": trial.seen,
+        "flipped": trial.flipped,
+        "labels": trial.paired.n,
+        "mean": widest.mean,
+        "interval": widest.interval,
+    }
 
 
 def offered(state: State, candidate: Release, limits: Limits) -> Step:

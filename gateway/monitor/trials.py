@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.monitor import uncalibrated
 from gateway.monitor.compare import ALPHA, Compared, Margins, Paired, Told
 from gateway.monitor.feed import Book, Readable
 from gateway.monitor.rollout import ESCALATION_MINUTES, Health, Minute, Rate, Stage, State, Trial
@@ -31,6 +32,7 @@ from gateway.store.base import Channel, Cursor, DecisionRow, HopRow, Labelled, R
 PAGE = 200
 OVERLAP_SECONDS = 120.0  # a label is dated before it is committed
 ANY_COST = 0.999  # a margin that nothing is beyond: cost is not judged
+WAYS = 20_000  # explored decisions whose labels find them without asking the store, one by one, where clients wait too
 ARMS = "arms"  # what the lot is for
 RATES = {"truncated": Reason.TRUNCATED, "no_evidence": Reason.NO_EVIDENCE}
 
@@ -73,6 +75,8 @@ class Showing:
     _decisions_at: Cursor = field(init=False)
     _labels_at: float = field(init=False)
     _counted: set[str] = field(default_factory=set)
+    _ways: dict[str, HopRow] = field(default_factory=dict)
+    _early: dict[str, Labelled] = field(default_factory=dict)
     _minutes: dict[int, Counter[str]] = field(default_factory=dict)
     _rates: Counter[str] = field(default_factory=Counter)
     _promised: Counter[str] = field(default_factory=Counter)
@@ -141,7 +145,9 @@ class Showing:
 
     def trial(self) -> Trial | None:
         """None without a candidate."""
-        return Trial(self.seen, self.flipped, self.paired) if self.candidate else None
+        if not self.candidate:
+            return None
+        return Trial(self.seen, self.flipped, self.paired, to_learn=self.candidate.startswith(f"{uncalibrated.ID}@"))
 
     def promised(self) -> dict[str, float]:
         """What the candidate's traffic is to be like, as far as it was seen; {} where nothing was."""
@@ -163,7 +169,8 @@ class Showing:
                 "seen": self.seen,
                 "flipped": self.flipped,
                 "paired_labels": self.paired.n,
-                "mean_difference": self.paired.mean,
+                "mean_difference": self.paired.widest.mean,
+                "interval": self.paired.widest.interval,
                 "harm_excluded_in": self.paired.safe_in(self.alpha),
                 "harm_proven_in": self.paired.harmful_in(self.alpha),
                 "views": {"everything": shown(self.everything), "served": shown(self.served)}
@@ -194,6 +201,10 @@ class Showing:
         both = self._both(hop)
         if both is not None:
             self._note_both(hop, *both)
+            if decision.explored and decision.tier != self.tier:
+                self._ways[decision.number] = hop
+                if len(self._ways) > WAYS:
+                    del self._ways[next(iter(self._ways))]
         if hop.calibrator != self.deciding:
             return
         self._rates["n"] += 1
@@ -234,6 +245,9 @@ class Showing:
     # Labels
 
     def _read_labels(self, store: Stories) -> None:
+        for one in list(self._early.values()):
+            del self._early[one.label.number]
+            self._compare(store, one)
         at: Cursor = (max(self._labels_at - OVERLAP_SECONDS, self.state.since), "", "")
         while page := store.labelled(at, PAGE):
             for one in page:
@@ -244,25 +258,29 @@ class Showing:
                 break
 
     def _compare(self, store: Stories, one: Labelled) -> None:
+        """A label that has not counted yet, if it ever may."""
         label, decision = one.label, one.decision
         if label.channel is not Channel.OPERATOR or decision is None or label.number in self._counted:
             return
         if label.decided_at < self.state.since or (self.explored_only and not decision.explored):
             return
-        served = one.served is not None and one.served.tier == self.tier
-        if not served and not self.explored_only:
-            return
-        hop = one.served if served else self._on_the_way(store.whole(label.number).hops)
-        self._counted.add(label.number)
-        both = None if hop is None else self._both(hop)
-        if hop is None or both is None:
-            return
-        old, new = both
+        if self.explored_only and (decision.at, decision.number) > self._decisions_at[:2]:
+            self._early[label.number] = one  # all alike: were served ones heard at once, they would be too many
+        elif one.served is not None and one.served.tier == self.tier:
+            self._take(one, decision, one.served, right=label.label, served=True)
+        elif self.explored_only:
+            hop = self._ways.pop(label.number, None) or self._on_the_way(store.whole(label.number).hops)
+            if hop is not None:
+                self._take(one, decision, hop, right=known(label.label, agrees=hop.agrees), served=False)
+            self._counted.add(label.number)
+
+    def _take(self, one: Labelled, decision: DecisionRow, hop: HopRow, *, right: bool | None, served: bool) -> None:
+        self._counted.add(one.label.number)
+        old, new = self._both(hop) or (None, None)
         if old is None or new is None:
             return
         beyond = self._costs.beyond(decision.policy)
         told = [Told(p, accepts(p, hop.threshold), 0.0 if accepts(p, hop.threshold) else beyond) for p in (old, new)]
-        right = label.label if served else known(label.label, agrees=hop.agrees)
         if self.explored_only:
             self.everything = self.everything.after(old=told[0], new=told[1], right=right)
         if served and self._kept(hop):

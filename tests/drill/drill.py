@@ -314,7 +314,7 @@ class Drill:
         step = told["history"][-1]
         self.line.say(
             f"PROMOTED {told['live']} {time.monotonic() - began:.1f} s after it was offered: {'; '.join(step['why'])}; "
-            f"Brier score {step['mean']['brier']:+.3f}"
+            f"Brier score {step['interval']['brier'][0]:+.3f} to {step['interval']['brier'][1]:+.3f}"
         )
 
     async def bad(self) -> None:

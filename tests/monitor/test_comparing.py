@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from gateway.monitor import trials
 from gateway.monitor.compare import Margins, Paired, Told
 from gateway.monitor.rollout import Release, Stage, State
 from gateway.monitor.trials import ANY_COST, Showing, known
@@ -45,21 +46,29 @@ GOOD = (SURE, LOW, Kind(0.2, 0.9, 0.55, 0.5))
 
 @dataclass(eq=False)
 class Log:
-    """A store with a stream in it, labels in the order of decisions. told: how many have come."""
+    """A store with a stream in it, labels in the order of decisions.
+
+    told: how many have come.  asked: decisions that were asked for one by one.
+    """
 
     rows: list[tuple[Labelled, tuple[HopRow, ...]]] = field(default_factory=list)
     told: int = 0
+    asked: list[str] = field(default_factory=list)
 
     def labelled(self, after: Cursor, limit: int) -> Sequence[Labelled]:
-        first = max(0, int((after[0] - AT) // APART_SECONDS))
-        return [one for one, _ in self.rows[first : self.told][:limit]]
+        return [one for one, _ in self._behind(after, limit)]
 
     def whole(self, number: str) -> Whole:
+        self.asked.append(number)
         one, hops = self.rows[int(number)]
         return Whole(one.decision, hops, (one.label,))
 
     def decisions(self, after: Cursor, limit: int) -> Sequence[tuple[DecisionRow, tuple[HopRow, ...]]]:
-        return []
+        return [(one.decision, hops) for one, hops in self._behind(after, limit) if one.decision is not None]
+
+    def _behind(self, after: Cursor, limit: int) -> Sequence[tuple[Labelled, tuple[HopRow, ...]]]:
+        first = max(0, int((after[0] - AT) // APART_SECONDS))
+        return self.rows[first : self.told][:limit]
 
     def labels(self, number: str) -> tuple[LabelRow, ...]:
         return ()
@@ -169,3 +178,21 @@ def test_an_escalated_answer_counts_by_what_the_served_one_was() -> None:
     assert found.served.rows < 25 < found.everything.n < found.everything.rows == 200
     assert low < 0.5 < high
     assert "accepted_wrong" in found.paired.harmful_in(ALPHA)
+
+
+def test_labels_find_their_decisions_without_asking_for_each_and_wait_until_these_are_read() -> None:
+    log = stream(50, HARM, 0, share=0.5, comparable=True)
+    found, log.told = showing(Margins(), 0.5), 50
+    found.read(log, AT + 11 * APART_SECONDS)
+    assert found.everything.rows == 10  # so many decisions have settled
+    found.read(log, AT + 1e9)
+    assert (found.everything.rows, log.asked) == (50, [])
+
+
+def test_a_label_of_a_decision_that_is_no_longer_at_hand_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "WAYS", 5)
+    log = stream(50, HARM, 0, share=0.5, comparable=True)
+    found, log.told = showing(Margins(), 0.5), 50
+    found.read(log, AT + 1e9)
+    assert found.everything.rows == 50
+    assert len(log.asked) > 5

@@ -73,7 +73,7 @@ def test_a_candidate_nearer_to_the_truth_is_shown_to_be_better(store: Store) -> 
     found = showing(CANARY)
     found.read(store, AT + 1e4)
     assert found.paired.n == 400
-    assert found.paired.mean["brier"][1] < -0.02
+    assert found.paired.widest.mean["brier"][1] < -0.02
     step = rollout.next_step(CANARY, health=rollout.Health(), trial=found.trial(), limits=Limits(), now=AT + 1e4)
     assert step is not None
     assert step.action is Action.PROMOTE
@@ -93,8 +93,8 @@ def test_in_shadow_flips_are_decisions_that_would_be_others(store: Store) -> Non
     found.read(store, AT + 1e4)
     assert (found.seen, found.flipped) == (40, 40)
     assert found.promised() == {"truncated": 0.0, "no_evidence": 0.0, "escalated": 1.0}
-    assert found.paired.mean["accepted_wrong"][1] < 0
-    assert found.paired.mean["cost"] == (
+    assert found.paired.widest.mean["accepted_wrong"][1] < 0
+    assert found.paired.widest.mean["cost"] == (
         1.0,
         1.0,
     )  # what escalating costs is not known yet, so it counts as all there is
