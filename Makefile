@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 POCKET := deploy/pocket/cascade.yaml
+KEY    := deploy/pocket/state/admin.key
 SHIFTS := more_steps,larger_numbers,new_names,reworded,extra_clause
 # Every extra but ray, which has an environment of its own.
 LOCKED := $(foreach extra,cli calibrate eval report local demo sign postgres otel dev,--extra $(extra))
@@ -18,8 +19,13 @@ help: ## what there is
 demo: $(VENV)/.run ## ask the pocket cascade 48 held-out questions over HTTP; no GPU, no model hub
 	$(BIN)/confgate demo
 
-serve: $(VENV)/.run ## keep the pocket cascade running; prints a curl line to try
-	$(BIN)/confgate serve --config $(POCKET)
+serve: $(VENV)/.run $(KEY) ## keep the pocket cascade running, with console, labels and monitors; prints a curl line to try
+	@echo 'the admin key stands in $(KEY)'
+	$(BIN)/confgate serve --config deploy/pocket/live.yaml
+
+$(KEY): | $(VENV)/bin/python
+	@mkdir -p $(@D)
+	@umask 077 && $(BIN)/python -c 'import secrets; print(secrets.token_hex(16))' > $@
 
 test: $(VENV)/.test ## the whole suite
 	$(BIN)/python -m pytest
@@ -43,7 +49,7 @@ pocket: $(VENV)/.test ## ask the shipped models anew and rebuild all figures and
 	$(BIN)/confgate sweep -r runs/pocket/validation -r runs/pocket/test -c $(POCKET) \
 	  --choose-on validation --test-on test --write $(POCKET) --policy parity | tee docs/results/pocket-sweep.txt
 	$(BIN)/confgate monitors -c $(POCKET) -r runs/pocket/validation -r runs/pocket/test -r runs/pocket/shifted \
-	  --out docs/results/monitors.md --write deploy/pocket/reference.npz
+	  --prompt-tokens 70 --out docs/results/monitors.md --write deploy/pocket/reference.npz
 	$(BIN)/confgate report -r runs/pocket/validation -r runs/pocket/test -c $(POCKET) \
 	  --choose-on validation --test-on test --out docs/results/pocket-report
 	$(BIN)/confgate objectives -r runs/pocket/calibration -r runs/pocket/test -r runs/pocket/shifted --out docs/results

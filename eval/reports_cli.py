@@ -140,6 +140,9 @@ def monitors(
     streams: Annotated[int, typer.Option(min=10, help="Simulated streams.")] = 1_000,
     tolerance: Annotated[float, typer.Option(min=0, max=0.5, help="A gap of confidence that is no alarm.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of orders and simulations.")] = 0,
+    prompt_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Edges of slices by length, instead of the configuration's.")
+    ] = None,
     from_log: Annotated[
         bool, typer.Option("--from-log", help="Write the reference from the decision log instead of from records.")
     ] = False,
@@ -176,7 +179,11 @@ def monitors(
 
         settings = configs.read(config)
         request = measuring.Request(
-            slicing=replace(settings.monitors.slices.slicing(), clients=()),
+            slicing=replace(
+                settings.monitors.slices.slicing(),
+                clients=(),  # records know of none
+                **({"edges": tuple(sorted(set(prompt_tokens)))} if prompt_tokens else {}),
+            ),
             policy=policy,
             reference=reference,
             home=home,

@@ -70,9 +70,9 @@ def run(read: Callable[[], Config], berth: Berth | None = None) -> None:
     with contextlib.ExitStack() as stack:
         if berth is None:
             listener = stack.enter_context(listen(config.server.host, config.server.port))
-            admin = stack.enter_context(listen(*config.admin.address)) if config.admin else None
+            admin = stack.enter_context(listen(*config.admin.address, said="admin.port")) if config.admin else None
             lasting = Lasting(secrets.token_bytes(32), Ledger(config.keys.ledger))
-            berth = Berth(listener, admin, lasting, invitation(url(listener), config))
+            berth = Berth(listener, admin, lasting, invitation(url(listener), config, admin))
         runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
         runner.run(serve(config, read, berth))
 
@@ -86,8 +86,9 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def listen(host: str, port: int, *, shared: bool = False, said: str = "--port") -> socket.socket:
     """A bound socket; nobody is let in before the cascade is open. shared: with other processes that share it, too.
+    said: how another port is chosen.
 
     Raises ConfigError that says what to do.
     """
@@ -107,7 +108,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     except OSError as error:
         where = f"port {port} on {host}"
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"{where} is in use; stop what listens there, or choose another with --port") from None
+            raise ConfigError(f"{where} is in use; stop what listens there, or choose another with {said}") from None
         raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
     return listener
 
@@ -320,12 +321,13 @@ class Process(uvicorn.Server):
 EXAMPLE = "Mia has 12 apples. Mia buys 5 more apples. How many apples does Mia have now?"
 
 
-def invitation(address: str, config: Config) -> str:
-    """One line: where we are, and a command to try it with."""
+def invitation(address: str, config: Config, admin: socket.socket | None) -> str:
+    """One line: where we are, where the console is, and a command to try us with."""
     key = "" if config.keys.allow_anonymous else " -H 'authorization: Bearer YOUR-KEY'"
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": EXAMPLE}]})
     curl = f"curl -i {address}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
-    return f"ready on {address}   try: {curl}\n"
+    console = "" if admin is None else f"   console: {url(admin)}/admin/console"
+    return f"ready on {address}{console}   try: {curl}\n"
 
 
 def url(listener: socket.socket) -> str:

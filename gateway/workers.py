@@ -97,7 +97,7 @@ def supervise(path: Path, given: Json, log_level: str) -> None:
         server = config.server
         listen(server.host, server.port).close()  # told now when somebody has it: SO_REUSEPORT would share it with him
         held = stack.enter_context(listen(server.host, server.port, shared=True))  # never listens: keeps the port ours
-        admin = stack.enter_context(listen(*config.admin.address))
+        admin = stack.enter_context(listen(*config.admin.address, said="admin.port"))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="confgate-"))
         ledger = config.keys.ledger or Path(folder, "ledger")
         Ledger(ledger)
@@ -107,7 +107,8 @@ def supervise(path: Path, given: Json, log_level: str) -> None:
             for seat in range(server.workers)
         ]
         runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
-        runner.run(Supervisor(config, orders, lambda: written(path, given)).serve(admin, invitation(url(held), config)))
+        ready = invitation(url(held), config, admin)
+        runner.run(Supervisor(config, orders, lambda: written(path, given)).serve(admin, ready))
 
 
 class Worker:

@@ -228,3 +228,14 @@ def test_images_copy_what_is_there_and_run_as_nobody_special(file: Path) -> None
     users = [line.split()[1] for line in lines if line.startswith("USER")]
     assert users
     assert int(users[-1].split(":")[0]) >= 10000
+
+
+def test_the_pocket_cascade_that_is_watched_is_the_one_that_was_measured() -> None:
+    measured, watched = (
+        yaml.safe_load((DEPLOY / "pocket" / f"{name}.yaml").read_text()) for name in ("cascade", "live")
+    )
+    assert watched["tiers"] == measured["tiers"]
+    assert watched["policies"]["default"] == measured["policies"]["default"]
+    assert watched["monitors"].items() >= measured["monitors"].items()
+    config = configs.read(DEPLOY / "pocket/live.yaml")
+    assert None not in (config.admin, config.store, config.exploration, config.rollout, config.monitors.refit)
