@@ -48,7 +48,7 @@ def lines(chosen_on: Crossed, test: Crossed, goal: Goal) -> list[Line]:
     found = [*singles(test), random_mix(test), random_escalation(test)]
     told = {
         LENGTH: "the shorter the answer, the surer: a threshold on its length",
-        RAW: "a threshold on the raw mean log-prob, the same number for every tier, not calibrated",
+        RAW: f"a threshold on the raw {chosen_on.raw}, the same number for every tier, not calibrated",
     }
     found += [
         thresholded(name, told.get(name, f"a threshold on {name}"), chosen_on, test, goal)
@@ -62,6 +62,29 @@ def lines(chosen_on: Crossed, test: Crossed, goal: Goal) -> list[Line]:
     if chosen_on.answers and test.answers and len(test.tiers) >= 3:
         found.append(agreement(chosen_on, test, goal))
     return [*found, router_oracle(test), cascade_oracle(test)]
+
+
+def absent(chosen_on: Crossed, test: Crossed) -> dict[str, str]:
+    """The reference lines that cannot be drawn, each with what is missing for it."""
+    scores = chosen_on.scores.keys() & test.scores.keys()
+    three = len(test.tiers) >= 3
+    asked = {
+        RAW: (
+            RAW in scores,
+            "no log-probs, and no column of every model that lies in [0, 1] and is a confidence as it is",
+        ),
+        LENGTH: (LENGTH in scores, "nothing tells how long answers are; completion_tokens would"),
+        "best feature": (bool(chosen_on.signals and test.signals), "no calibrator looks at a feature of its own"),
+        "before answering": (
+            bool(chosen_on.prompts and test.prompts),
+            "nothing tells how long prompts are; prompt_tokens would",
+        ),
+        "agreement": (
+            three and bool(chosen_on.answers and test.answers),
+            "final answers are not known; a column answer would tell" if three else "it takes three models",
+        ),
+    }
+    return {name: why for name, (there, why) in asked.items() if not there}
 
 
 def singles(test: Crossed) -> Iterator[Line]:

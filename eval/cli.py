@@ -34,6 +34,15 @@ Word = TypeVar("Word", bound=StrEnum)
 
 Implausible = Annotated[bool, typer.Option("--implausible", help="Go on with answers that look broken.")]
 
+# Of a table of the user's own, here and of `confgate sweep` and `report`
+Columns = Annotated[
+    str | None,
+    typer.Option(help="What columns are called in your own table: question=id,correct=is_right,completion_tokens=n."),
+]
+Divide = Annotated[
+    str | None, typer.Option(help="Deal the questions of your own table out: all:fit=0.6,test=0.4; in every command.")
+]
+
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -56,6 +65,14 @@ def one_line() -> Iterator[None]:
 def listed(words: str | None) -> tuple[str, ...]:
     """ "a,b(c=1,d=2)" as ("a", "b(c=1,d=2)")."""
     return tuple(part.strip() for part in re.split(r",(?![^()]*\))", words or "") if part.strip())
+
+
+def called(columns: str | None) -> dict[str, str]:
+    """By our name of a column, what it is called in a table. Raises ConfigError."""
+    parts = [part.partition("=") for part in (columns or "").split(",") if part.strip()]
+    if not all(mark and theirs.strip() for _, mark, theirs in parts):
+        raise ConfigError(f"--columns is written like question=id,correct=is_right, got {columns!r}")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in parts}
 
 
 # collect
@@ -244,6 +261,8 @@ def fit(
         str, typer.Option(help="auto, on or off: do tiers share slopes? auto: where few answers gain by it.")
     ] = "auto",
     tiers: Annotated[str | None, typer.Option(help="Tiers to fit, in the cascade's order. Without it: all.")] = None,
+    columns: Columns = None,
+    divide: Divide = None,
     missing: Annotated[str | None, typer.Option(help="refuse, impute or indicate: an undefined feature.")] = None,
     days: Annotated[int, typer.Option("--expires-days", min=1, help="How long the artefacts are good.")] = 90,
     no_expiry: Annotated[bool, typer.Option("--no-expiry", help="They do not expire.")] = False,
@@ -277,7 +296,11 @@ def fit(
             upstream=upstream, pool=pool, missing=missing, chosen=bool(features), seed=seed,
         )  # fmt: skip
         specs = tables.windowed(listed(features) or tables.FEATURES, window) if features or window else None
-        every, manifest = tables.read_all(records, specs, how.slices, cut=cut, prefix=prefix)
+        every, manifest = tables.read_all(records, specs, how.slices, called=called(columns), cut=cut, prefix=prefix)
+        if divide is not None:
+            if manifest is not None:
+                raise ConfigError("--divide is about a table of your own; what is collected is dealt out by `collect`")
+            every = tables.dealt_out(every, divide, seed=seed)
         if manifest is None and not tiers and how.upstream is fits.Upstream.AUTO:
             how = replace(how, upstream=fits.Upstream.OFF)  # a table does not say which model is asked first
         done = fits.fit(tables.ordered(every, listed(tiers)), how)

@@ -12,25 +12,28 @@ machines come from a YAML file that people write:
         gpus: 1
         prompt_tokens_per_second: 90000
         completion_tokens_per_second: 12000
+
+`usd_per_answer` stands for the prices of tokens where an answer has one price, whatever its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from pydantic import Field, ValidationError
 
-from eval.crossed import BadTable, Floats
+from eval.crossed import BadTable, Bools, Floats
 from gateway.config import PriceList, causes, compose, tell
 from gateway.errors import ConfigError
 from gateway.written import Written
 
-Model = Literal["tokens", "flops", "gpu-seconds", "usd", "seconds"]
+Model = Literal["tokens", "flops", "gpu-seconds", "usd", "seconds", "cost"]
 MODELS: tuple[Model, ...] = get_args(Model)
+PAID: tuple[Model, ...] = ("cost", "usd")  # what a table of one's own may hold added up
 
 
 class TierCost(PriceList):
@@ -39,6 +42,7 @@ class TierCost(PriceList):
     parameters: float | None = Field(
         default=None, gt=0, description="weights of the model, active ones if it is sparse"
     )
+    usd_per_answer: float | None = Field(default=None, ge=0, description="of one answer, however long it is")
     gpus: float | None = Field(default=None, gt=0, description="GPUs that one replica occupies")
     prompt_tokens_per_second: float | None = Field(default=None, gt=0, description="one replica's, under `load`")
     completion_tokens_per_second: float | None = Field(default=None, gt=0, description="one replica's, under `load`")
@@ -66,34 +70,87 @@ def read(path: Path) -> CostFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Usage:
-    """What every answer took. tiers: K names.  prompt_tokens, completion_tokens, seconds: (n, K) >= 0."""
+    """What every answer took. tiers: K names.  prompt_tokens, completion_tokens, seconds: (n, K) >= 0, NaN where that
+    is not known.  paid: what somebody else has added up, by the cost model that it stands for, (n, K) or NaN."""
 
     tiers: tuple[str, ...]
     prompt_tokens: Floats
     completion_tokens: Floats
     seconds: Floats
+    paid: Mapping[Model, Floats] = field(default_factory=dict)
+
+    def rows(self, chosen: Bools) -> Usage:
+        """The same for some of the questions. chosen: (n,)."""
+        return Usage(
+            self.tiers,
+            self.prompt_tokens[chosen],
+            self.completion_tokens[chosen],
+            self.seconds[chosen],
+            {model: cost[chosen] for model, cost in self.paid.items()},
+        )
+
+
+def likeliest(usage: Usage, prices: CostFile | None = None) -> Model:
+    """The cost model that is meant where none is named. Raises ConfigError where nothing tells what answers cost."""
+    if prices is not None:
+        return "usd"
+    for model in PAID:
+        if model in usage.paid:
+            return model
+    if not np.isnan(usage.prompt_tokens + usage.completion_tokens).all():
+        return "tokens"
+    raise ConfigError(
+        "nothing says what an answer costs: add a column cost (in any unit) or usd, or prompt_tokens and "
+        "completion_tokens; or give --prices with usd_per_answer of each model, or take --cost seconds where there are "
+        "seconds"
+    )
 
 
 def cost(model: Model, usage: Usage, prices: CostFile | None = None) -> Floats:
-    """(n, K) in the model's own unit. Raises ConfigError naming what the price file lacks.
+    """(n, K) in the model's own unit. Raises ConfigError naming what the price file, or the answers, lack.
 
     tokens: prompt and completion.  flops: 2 * parameters * tokens, the multiply-adds of the weights alone; attention
     over a prompt of 1,000 tokens adds a few percent (science 5.1).  gpu-seconds: GPUs times tokens over throughput
     under a stated load, which is what a busy machine is worth; the seconds one request waited depend on who else was
     there.  usd: by the price of tokens.  seconds: the latency one user sees; tiers are asked one after another, so
-    these add up too.
+    these add up too.  cost: whatever unit the column `cost` of a user's own table is in; `usd` without a price file is
+    its column `usd`.
     """
+    if model not in MODELS:
+        raise ConfigError(f"no cost model {model!r}; have {', '.join(MODELS)}")
+    if model in usage.paid and prices is None:
+        return _told(model, usage, usage.paid[model], f"a number in every row of the column {model}")
+    if model == "cost":
+        raise ConfigError("the cost model 'cost' is the column cost of a table of your own, and there is none")
+    return _told(model, usage, _counted(model, usage, prices), NEEDED[model])
+
+
+NEEDED: Mapping[Model, str] = {
+    "seconds": "the seconds of every answer",
+    **dict.fromkeys(("tokens", "flops", "gpu-seconds", "usd"), "prompt_tokens and completion_tokens of every answer"),
+}
+
+
+def _told(model: Model, usage: Usage, cost: Floats, needed: str) -> Floats:
+    """The cost itself, if all of it is known. Raises ConfigError."""
+    unknown = np.isnan(cost)
+    if unknown.any():
+        tiers = ", ".join(tier for place, tier in enumerate(usage.tiers) if unknown[:, place].any())
+        raise ConfigError(
+            f"the cost model {model!r} needs {needed}; {int(unknown.sum()):,} of {unknown.size:,} lack that ({tiers})"
+        )
+    return cost
+
+
+def _counted(model: Model, usage: Usage, prices: CostFile | None) -> Floats:
+    """(n, K), NaN where the answers do not say enough."""
     if model == "tokens":
         return usage.prompt_tokens + usage.completion_tokens
     if model == "seconds":
         return usage.seconds
-    if model not in MODELS:
-        raise ConfigError(f"no cost model {model!r}; have {', '.join(MODELS)}")
     entries = _entries(model, usage.tiers, prices)
     if model == "usd":
-        per_in = _column(model, usage.tiers, entries, "usd_per_mtok_in")
-        per_out = _column(model, usage.tiers, entries, "usd_per_mtok_out")
-        return np.asarray((usage.prompt_tokens * per_in + usage.completion_tokens * per_out) / 1e6)
+        return np.stack([_usd(usage, place, entry) for place, entry in enumerate(entries)], axis=1)
     if model == "flops":
         parameters = _column(model, usage.tiers, entries, "parameters")
         return np.asarray(2 * parameters * (usage.prompt_tokens + usage.completion_tokens))
@@ -116,6 +173,16 @@ def _entries(model: Model, tiers: Sequence[str], prices: CostFile | None) -> lis
         if tier not in prices.tiers:
             raise ConfigError(f"the prices have no tier {tier!r}; they have {', '.join(prices.tiers) or 'none'}")
     return [prices.tiers[tier] for tier in tiers]
+
+
+def _usd(usage: Usage, place: int, entry: TierCost) -> Floats:
+    """(n,) of one tier."""
+    tier = usage.tiers[place : place + 1]
+    if entry.usd_per_answer is not None and not {"usd_per_mtok_in", "usd_per_mtok_out"} & entry.model_fields_set:
+        return np.full(len(usage.seconds), entry.usd_per_answer)
+    (per_in,), (per_out,) = (_column("usd", tier, [entry], f"usd_per_mtok_{way}") for way in ("in", "out"))
+    counted = usage.prompt_tokens[:, place] * per_in + usage.completion_tokens[:, place] * per_out
+    return np.asarray(counted / 1e6 + (entry.usd_per_answer or 0.0))
 
 
 def _column(model: Model, tiers: Sequence[str], entries: Sequence[TierCost], name: str) -> Floats:

@@ -32,13 +32,14 @@ class Crossed:
     questions: n distinct ids.  tiers: K distinct names.
     p: (n, K) calibrated probabilities in [0, 1]; NaN where there is no evidence, which no threshold accepts.
     right: (n, K), 1 right, 0 not.  cost: (n, K) >= 0, what asking this tier adds, in `cost_unit`.
-    seconds: (n, K) >= 0, from the call to the last token.
+    seconds: (n, K) >= 0, from the call to the last token; NaN where nobody measured.
     given: p of a tier whose calibrator looks at the tiers asked before it. given(path) -> (n,), the p of path[-1] when
     exactly path[:-1] were asked before, in that order; tiers that were skipped are simply not in the path, and the
     calibrator's missing-value indicators see that. None: p[:, tier] holds whatever came before.
     families: n names; questions of one family are resampled together. Empty: each is its own.
     answers: n rows of K final answers in canonical spelling, "" for none. Empty: not known; only agreement needs them.
     scores: other scores by name, each (n, K) in [0, 1] or NaN, higher = surer: what baselines threshold instead of p.
+    raw: what the score that came without any calibration is, in words.
     signals: single features by name, each (n, K) in its own unit, NaN where a tier has none.
     prompts: what is known before anybody answers, by name, each (n,).
     """
@@ -56,6 +57,7 @@ class Crossed:
     scores: Mapping[str, Floats] = field(default_factory=dict)
     signals: Mapping[str, Floats] = field(default_factory=dict)
     prompts: Mapping[str, Floats] = field(default_factory=dict)
+    raw: str = "mean log-prob"
 
     def __post_init__(self) -> None:
         shape = (len(self.questions), len(self.tiers))
@@ -81,7 +83,8 @@ class Crossed:
         if not bool(np.isin(self.right, (0.0, 1.0)).all()):
             raise BadTable("right must be 1 or 0 for every question and tier")
         for name, array in (("cost", self.cost), ("seconds", self.seconds)):
-            if not bool((np.isfinite(array) & (array >= 0)).all()):
+            unknown = np.isnan(array) & (name == "seconds")
+            if not bool((unknown | (np.isfinite(array) & (array >= 0))).all()):
                 raise BadTable(f"{name} must be finite and >= 0 everywhere")
         for name, rows in (("families", self.families), ("answers", self.answers)):
             if rows and len(rows) != shape[0]:

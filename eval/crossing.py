@@ -1,4 +1,6 @@
-"""From recorded answers to crossed tables, one per split, with the very probabilities that the gateway would compute.
+"""From answers to crossed tables, one per split, with the very probabilities that the gateway would compute.
+
+Answers are records, or rows of a table of the user's own, which has features and no texts or log-probs.
 
 Every p comes from gateway.cascade.judge and the tier's own calibrator, row by row as in service, because summing a
 batch in another order can change the last bit. Where a calibrator looks at earlier tiers, only its columns about them
@@ -10,21 +12,23 @@ the out-of-fold p of the fit takes its place (eval.held_out).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
 
 from calibrators.base import CalibrationError
+from eval import tables
 from eval.baselines import LENGTH, RAW
-from eval.costs import Usage
+from eval.costs import PAID, Model, Usage
 from eval.crossed import BadTable, Bools, Crossed, Floats, Path
 from eval.datasets import Slice
 from eval.grade import Grade
 from eval.held_out import HeldOut
 from eval.records import Record
+from eval.tables import Place, Table
 from gateway import cascade, confidence
 from gateway.nouns import Ask, Completion, Earlier, Evidence, Finish, Message, Source, Tier, TokenTrace
 
@@ -37,27 +41,28 @@ class Crossing:
     """One split. table: cost in tokens, see eval.costs for others.  unasked: questions left out because some tier gave
     no answer at all; the gateway would have gone on without that tier, which is no question of policy.
     cut, unreadable, silent: (n, K) answers that met their token limit, that have no final number, that came without
-    log-probs.  slices: n values by name, only those that every question has."""
+    log-probs; None where nobody says so.  slices: n values by name, only those that every question has."""
 
     table: Crossed
     usage: Usage
     unasked: int
-    cut: Bools
-    unreadable: Bools
-    silent: Bools
+    cut: Bools | None
+    unreadable: Bools | None
+    silent: Bools | None
     slices: Mapping[str, tuple[Slice, ...]]
 
     def rows(self, chosen: Bools) -> Crossing:
         """The same for some of the questions. chosen: (n,)."""
-        usage = self.usage
-        parts = (usage.prompt_tokens[chosen], usage.completion_tokens[chosen], usage.seconds[chosen])
+        cut, unreadable, silent = (
+            None if marked is None else marked[chosen] for marked in (self.cut, self.unreadable, self.silent)
+        )
         return Crossing(
             self.table.rows(chosen),
-            Usage(usage.tiers, *parts),
+            self.usage.rows(chosen),
             self.unasked,
-            self.cut[chosen],
-            self.unreadable[chosen],
-            self.silent[chosen],
+            cut,
+            unreadable,
+            silent,
             {
                 name: tuple(value for value, keep in zip(values, chosen, strict=True) if keep)
                 for name, values in self.slices.items()
@@ -67,9 +72,10 @@ class Crossing:
 
 @dataclass(slots=True)
 class _Row:
-    """What is kept of a record: its trace is hundreds of times larger.
+    """What is kept of an answer: a record's trace is hundreds of times larger. None: not known.
 
     p: when the tier is asked first.  unseen: out of fold, for an answer that was fitted on, after exactly `after`.
+    raw: a score in [0, 1] as it came.  paid: by cost model, what others have added up.
     """
 
     text: str
@@ -80,12 +86,13 @@ class _Row:
     unseen: float | None
     after: tuple[str, ...]
     raw: float | None
-    cut: bool
-    unreadable: bool
-    silent: bool
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
+    cut: bool | None
+    unreadable: bool | None
+    silent: bool | None
+    prompt_tokens: float | None
+    completion_tokens: float | None
+    seconds: float | None
+    paid: Mapping[Model, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -118,23 +125,98 @@ def cross(
         found.families.append(told[names[0]].family)
         found.slices.append(told[names[0]].slices)
         found.rows.append([_row(told[tier.name], tier, known.get(tier.name)) for tier in tiers])
-    empty = [split for split, found in splits.items() if not found.questions]
-    if empty or not splits:
-        raise BadTable(
-            f"no question of {', '.join(empty) or 'these records'} was answered by all of {', '.join(names)}"
+    return _crossings(splits, tiers)
+
+
+def cross_tables(
+    every: Mapping[str, Table], tiers: Sequence[Tier], held_out: Mapping[str, HeldOut] | None = None
+) -> dict[str, Crossing]:
+    """The same from a table of the user's own per tier. Raises BadTable, also for a question that one of them was asked
+    twice."""
+    known, chosen = held_out or {}, [every[tier.name] for tier in tiers]
+    where = [_places(table) for table in chosen]
+    raw = _raw(chosen)
+    splits: defaultdict[str, _Split] = defaultdict(_Split)
+    for place in dict.fromkeys(place for rows in where for place in rows):
+        found = splits[place[0]]
+        if any(place not in rows for rows in where):
+            found.unasked += 1
+            continue
+        first, row = chosen[0], where[0][place]
+        found.questions.append(place[1])
+        found.families.append(str(first.family[row]))
+        found.slices.append({name: values[row] for name, values in first.slices.items()})
+        asked = zip(chosen, where, tiers, strict=True)
+        found.rows.append(
+            [_told(table, rows[place], place, tier, known.get(tier.name), raw) for table, rows, tier in asked]
         )
-    return {split: _crossing(found, tiers) for split, found in splits.items()}
+    crossed = _crossings(splits, tiers)
+    return {split: replace(one, table=replace(one.table, raw=f"column {raw}")) for split, one in crossed.items()}
+
+
+def _places(table: Table) -> dict[Place, int]:
+    """Row number by split and question."""
+    places = table.places
+    found = {place: row for row, place in enumerate(places)}
+    if len(found) < len(places):
+        (split, question), n = Counter(places).most_common(1)[0]
+        raise BadTable(
+            f"{table.tier} answers question {question!r} (split {split!r}) {n} times, and a policy asks once: keep one "
+            "of these rows, or give repeated answers ids of their own and the same name in a column family"
+        )
+    return found
+
+
+def _raw(every: Sequence[Table]) -> str | None:
+    """The first feature that every tier has and that lies in [0, 1]: a confidence that can be taken as it is."""
+    for name in every[0].names:
+        if all(name in table.names for table in every):
+            values = np.concatenate([table.X[:, table.names.index(name)] for table in every])
+            if bool((np.isnan(values) | ((values >= 0) & (values <= 1))).all()):
+                return name
+    return None
+
+
+def _told(table: Table, row: int, place: Place, tier: Tier, held_out: HeldOut | None, raw: str | None) -> _Row:
+    """One row of a tier's table. raw: the feature that is a confidence already."""
+    said = table.said.get(place, "")
+    values = np.array([_feature(name, table, row, said, tier) for name in tier.features])
+    p = None if tier.calibrator is None else _predicted(tier, values)
+    p, unseen, after = _out_of_fold(place[1], p, held_out)
+    spent = {name: float(column[row]) for name, column in table.spent.items()}
+    return _Row(
+        said,
+        said,
+        bool(table.y[row]),
+        values,
+        p,
+        unseen,
+        after,
+        None if raw is None else float(table.X[row, table.names.index(raw)]),
+        None,
+        None,
+        None,
+        spent.get("prompt_tokens"),
+        spent.get("completion_tokens"),
+        spent.get("seconds"),
+        {model: spent[model] for model in PAID if model in spent},
+    )
+
+
+def _feature(name: str, table: Table, row: int, said: str, tier: Tier) -> float:
+    """A column's value, or what a feature about earlier tiers says where none was asked before."""
+    if name in table.names:
+        return float(table.X[row, table.names.index(name)])
+    nobody = cascade.in_order((), tier.after)
+    return float(confidence.measure((name,), Evidence(STUB, said, nobody)).values[0])
 
 
 def _row(record: Record, tier: Tier, held_out: HeldOut | None) -> _Row:
     completion = completed(record)
     verdict = cascade.judge(completion, tier, ASK, ())
     trace = record.trace
-    p, unseen = verdict.p_correct, None
-    after: tuple[str, ...] = ()
-    if held_out is not None and verdict.features is not None and record.question in held_out.p:
-        unseen, after = held_out.p[record.question], held_out.after
-        p = None if after else unseen
+    measured = None if verdict.features is None else held_out
+    p, unseen, after = _out_of_fold(record.question, verdict.p_correct, measured)
     return _Row(
         completion.text,
         record.answer,
@@ -151,6 +233,16 @@ def _row(record: Record, tier: Tier, held_out: HeldOut | None) -> _Row:
         record.completion_tokens,
         record.seconds,
     )
+
+
+def _out_of_fold(
+    question: str, p: float | None, held_out: HeldOut | None
+) -> tuple[float | None, float | None, tuple[str, ...]]:
+    """(p, unseen, after) of a row: where the question was fitted on, the calibrator's own p gives way."""
+    if held_out is None or question not in held_out.p:
+        return p, None, ()
+    unseen, after = held_out.p[question], held_out.after
+    return None if after else unseen, unseen, after
 
 
 def completed(record: Record) -> Completion:
@@ -170,6 +262,15 @@ def completed(record: Record) -> Completion:
     )
 
 
+def _crossings(splits: Mapping[str, _Split], tiers: Sequence[Tier]) -> dict[str, Crossing]:
+    """Raises BadTable when a split has no question that all tiers answered."""
+    empty = [split for split, found in splits.items() if not found.questions]
+    if empty or not splits:
+        names = ", ".join(tier.name for tier in tiers)
+        raise BadTable(f"no question of {', '.join(empty) or 'these records'} was answered by all of {names}")
+    return {split: _crossing(found, tiers) for split, found in splits.items()}
+
+
 def _crossing(found: _Split, tiers: Sequence[Tier]) -> Crossing:
     def matrix(name: str) -> Floats:
         values = [[getattr(row, name) for row in rows] for rows in found.rows]
@@ -177,27 +278,43 @@ def _crossing(found: _Split, tiers: Sequence[Tier]) -> Crossing:
 
     prompt_tokens, completion_tokens, seconds = matrix("prompt_tokens"), matrix("completion_tokens"), matrix("seconds")
     names = tuple(tier.name for tier in tiers)
-    looking = any(confidence.needs(tier.features).earlier for tier in tiers)
-    p = matrix("p")
+    looking = any(tables.looks_back(name) for tier in tiers for name in tier.features)
+    p, raw = matrix("p"), matrix("raw")
+    answers = tuple(tuple(row.answer for row in rows) for rows in found.rows)
+    scores = {RAW: np.minimum(raw, 1.0), LENGTH: 1 / (1 + completion_tokens)}
     table = Crossed(
         tuple(found.questions),
         names,
         p,
         matrix("right"),
-        prompt_tokens + completion_tokens,
+        np.nan_to_num(prompt_tokens + completion_tokens),
         seconds,
         given=_Given(found.rows, tiers, p) if looking else None,
         families=tuple(found.families),
-        answers=tuple(tuple(row.answer for row in rows) for rows in found.rows),
-        scores={RAW: np.minimum(matrix("raw"), 1.0), LENGTH: 1 / (1 + completion_tokens)},
+        answers=answers if any(map(any, answers)) else (),
+        scores=_told_of(scores),
         signals=_signals(found.rows, tiers),
-        prompts={"prompt length": np.log1p(prompt_tokens[:, 0])},
+        prompts={} if np.isnan(prompt_tokens).any() else {"prompt length": np.log1p(prompt_tokens[:, 0])},
     )
-    cut, unreadable, silent = (matrix(name).astype(np.bool_) for name in ("cut", "unreadable", "silent"))
+    cut, unreadable, silent = (_marked(matrix(name)) for name in ("cut", "unreadable", "silent"))
     shared = [name for name in found.slices[0] if all(name in one for one in found.slices)]
     slices = {name: tuple(one[name] for one in found.slices) for name in shared}
-    usage = Usage(names, prompt_tokens, completion_tokens, seconds)
+    paid = {
+        model: np.array([[row.paid.get(model, np.nan) for row in rows] for rows in found.rows])
+        for model in PAID
+        if any(model in row.paid for row in found.rows[0])
+    }
+    usage = Usage(names, prompt_tokens, completion_tokens, seconds, paid)
     return Crossing(table, usage, found.unasked, cut, unreadable, silent, slices)
+
+
+def _told_of(columns: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Those that say anything."""
+    return {name: values for name, values in columns.items() if not np.isnan(values).all()}
+
+
+def _marked(values: Floats) -> Bools | None:
+    return None if bool(np.isnan(values).any()) else values.astype(np.bool_)
 
 
 def _signals(rows: Sequence[Sequence[_Row]], tiers: Sequence[Tier]) -> dict[str, Floats]:
@@ -205,7 +322,7 @@ def _signals(rows: Sequence[Sequence[_Row]], tiers: Sequence[Tier]) -> dict[str,
     found: dict[str, Floats] = {}
     for k, tier in enumerate(tiers):
         for place, name in enumerate(tier.features):
-            if confidence.needs((name,)).earlier:
+            if tables.looks_back(name):
                 continue
             column = found.setdefault(name, np.full((len(rows), len(tiers)), np.nan))
             for i, row in enumerate(rows):
@@ -228,7 +345,7 @@ class _Given:
 
     def _along(self, path: Path) -> Floats:
         tier = self._tiers[path[-1]]
-        looking = [place for place, name in enumerate(tier.features) if confidence.needs((name,)).earlier]
+        looking = [place for place, name in enumerate(tier.features) if tables.looks_back(name)]
         if not looking or len(path) == 1:
             return self._alone[:, path[-1]]
         names = tuple(tier.features[place] for place in looking)

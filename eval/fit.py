@@ -343,17 +343,9 @@ def fit_data(table: Table, how: How) -> FitData:
 
 def policy(name: str, column: Floats, how: How) -> Missing:
     """What a NaN means: of an earlier tier, that it was silent; of a feature of the user's choice, what they say."""
-    if looks_back(name):
+    if tables.looks_back(name):
         return Missing.INDICATE
     return how.missing or (Missing.INDICATE if bool(np.isnan(column).any()) else Missing.REFUSE)
-
-
-def looks_back(name: str) -> bool:
-    """Whether a feature is about earlier tiers. Columns of a user's own table never are."""
-    try:
-        return confidence.find(name).needs.earlier
-    except ConfigError:
-        return False
 
 
 def with_silence(data: FitData, seed: int) -> FitData:

@@ -18,7 +18,6 @@ from calibrators.artifact import Artifact
 from eval.fit import Fitting
 from eval.records import replacing
 from eval.tables import Place
-from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.nouns import Floats
 
@@ -77,11 +76,7 @@ def read(path: Path, artifact: Artifact) -> HeldOut | None:
     return HeldOut(dict(zip(*columns, strict=True)), after)
 
 
-def of(config: Config) -> dict[str, HeldOut]:
-    """By tier, where there are any. Raises ConfigError and ArtifactError."""
-    found = {
-        entry.name: read(entry.calibrator, artifacts.load(entry.calibrator))
-        for entry in config.tiers
-        if entry.calibrator is not None
-    }
+def of(calibrators: Mapping[str, Path]) -> dict[str, HeldOut]:
+    """By tier, where there are any. calibrators: the artefacts' files.  Raises ConfigError and ArtifactError."""
+    found = {tier: read(path, artifacts.load(path)) for tier, path in calibrators.items()}
     return {name: held for name, held in found.items() if held is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,12 @@ from eval import baselines, certify, guarantees, lookahead
 from eval.baselines import Line
 from eval.certify import Promised
 from eval.choice import Goal, Mix, NothingFits, budget, exchange, mix, target
-from eval.costs import CostFile
 from eval.crossed import Crossed, group_codes
-from eval.material import Material, Wish, gather
+from eval.material import Material, Wish
 from eval.stats import DEFINITIONS, BadComparison, aiq, concave_hull, mix_accuracy, pair_scores
 from eval.sweep import Played, Route, Swept, replay, sweep
 from eval.verdict import Verdict, judge
 from gateway.certificate import Certificate
-from gateway.config import Config
 from gateway.errors import ConfigError
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the reference's cost
@@ -47,7 +45,8 @@ class Recommendation:
     budgets: accuracy at shares of the reference's cost.  metrics: of the signal between the chain's first tier (the
     cheapest where no chain was chosen) and the reference, and AIQ of the curve.
     mixed: two routes that spend a budget exactly.  promised: what --write serves, and what the test promises of it.
-    named: the splits of both tables.  notes: what a reader must know."""
+    absent: the reference lines that cannot be drawn, and why.  named: the splits of both tables.  calibrators: files of
+    the artefacts by tier.  notes: what a reader must know."""
 
     chosen_on: Crossed
     test: Crossed
@@ -60,16 +59,13 @@ class Recommendation:
     mixed: Mix | None
     promised: Promised
     named: tuple[str, str]
+    calibrators: Mapping[str, Path]
     notes: list[str]
+    absent: Mapping[str, str]
 
     @property
     def certificates(self) -> tuple[guarantees.Outcome, ...]:
         return self.promised.outcomes
-
-
-def recommend(places: Sequence[Path], config: Config, wish: Wish, prices: CostFile | None = None) -> Recommendation:
-    """places: folders of `confgate collect`, or their Parquet files. Raises GatewayError leaves and ArtifactError."""
-    return decide(gather(places, config, wish, prices), wish)
 
 
 def decide(material: Material, wish: Wish) -> Recommendation:
@@ -96,7 +92,9 @@ def decide(material: Material, wish: Wish) -> Recommendation:
         mix(swept, goal.most_cost) if goal is not None and np.isfinite(goal.most_cost) else None,
         promise(test.table, path, verdict, wish),
         material.named,
+        material.calibrators,
         list(material.notes),
+        baselines.absent(chosen_on.table, test.table),
     )
 
 
@@ -191,11 +189,9 @@ def promise(test: Crossed, path: Sequence[Route], verdict: Verdict, wish: Wish) 
     return found if wish.certify is None else certify.by_proof(test, path, wish.certify, delta, found)
 
 
-def certificate(found: Recommendation, config: Config, issued: dt.date) -> Certificate | None:
-    """As it goes into the cascade file, None where nothing can be promised. config: what was swept with."""
-    labels = {
-        entry.name: artifacts.load(entry.calibrator).label for entry in config.tiers if entry.calibrator is not None
-    }
+def certificate(found: Recommendation, issued: dt.date) -> Certificate | None:
+    """As it goes into the cascade file, None where nothing can be promised."""
+    labels = {tier: artifacts.load(path).label for tier, path in found.calibrators.items()}
     return certify.certificate(found.promised, found.test, labels, *found.named, issued)
 
 
@@ -274,5 +270,6 @@ def as_json(found: Recommendation) -> dict[str, Any]:
         ],
         "policies_tried": found.swept.combinations,
         "definitions": DEFINITIONS,
+        "absent": dict(found.absent),
         "notes": found.notes,
     }

@@ -444,7 +444,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BadRecords(
             path,
             "there is no manifest; it lies beside the records that `confgate collect` and `import` write, and only "
-            "these have the texts and costs that are needed here; a table of your own is for `confgate fit`",
+            "these have the texts that are needed here; a table of one's own is for `confgate fit`, `sweep`, `report`",
         ) from None
     except OSError as error:
         raise BadRecords(path, f"cannot be read: {error.strerror or error}") from None

@@ -21,7 +21,8 @@ from calibrators._linear import LinearCalibrator, smoothed_targets, task, with_o
 from calibrators.artifact import Artifact
 from calibrators.base import CalibrationError, FitData, Fitted, Floats, Missing, folds, log_losses, sigmoid, varying
 from calibrators.tempered import Tempered
-from eval.fit import looks_back, measured
+from eval import tables
+from eval.fit import measured
 from gateway.monitor.feed import fit_weights
 from gateway.monitor.triggers import RUNGS
 from gateway.store.base import Channel, HopRow, Labelled, Role, Store, label_pages
@@ -175,7 +176,7 @@ def gathered(parent: Artifact, heard: Sequence[Row], weights: Floats) -> FitData
         weights,
         groups=np.array(families),
         missing=tuple(
-            Missing.INDICATE if looks_back(name) or bool(np.isnan(column).any()) else Missing.REFUSE
+            Missing.INDICATE if tables.looks_back(name) or bool(np.isnan(column).any()) else Missing.REFUSE
             for name, column in zip(parent.features, X.T, strict=True)
         ),
     )

@@ -10,7 +10,7 @@ import datetime as dt
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,16 +23,14 @@ from calibrators import scores
 from calibrators.card import Ruler
 from eval import guarantees, recommend, records, tables
 from eval.choice import NothingFits, choose, mix, target
-from eval.costs import CostFile
 from eval.crossed import Bools, Crossed, Floats, group_codes
 from eval.crossing import Crossing
-from eval.material import Material, Wish, gather
+from eval.material import Material, Wish
 from eval.recommend import SHARES, Recommendation
-from eval.records import MANIFEST, RECORDS, Record
+from eval.records import MANIFEST, RECORDS
 from eval.stats import interval, mix_accuracies, resampled_means
 from eval.sweep import Played, Route, grid, reached, replay
 from eval.verdict import measure
-from gateway.config import Config
 from gateway.errors import ConfigError
 
 SCHEMA_NAME = "confidence-gateway/report"
@@ -49,39 +47,27 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What no number can tell. command: that makes the report again.  created: when.  config: the cascade file.
-    prices: the file that the costs came from, None for the cascade file itself."""
+    """What no number can tell. command: that makes the report again.  created: when.  answers: the files.
+    config: the cascade file, None for tables of the user's own.  prices: the file that the costs came from, None where
+    the cascade file or the answers tell them."""
 
     command: str
     created: dt.datetime
-    config: Path
+    answers: tuple[Path, ...]
+    config: Path | None = None
     prices: Path | None = None
 
 
-def make(
-    places: Sequence[Path],
-    config: Config,
-    wish: Wish,
-    about: About,
-    *,
-    prices: CostFile | None = None,
-    note: Callable[[str], None] = lambda _: None,
-    watch: Callable[[Iterable[Record]], Iterable[Record]] = lambda rows: rows,
-) -> Json:
-    """The twin. note: told what is being done.  watch: the records pass through it while they are read.
-
-    Raises GatewayError leaves, ArtifactError, and BadComparison.
-    """
-    check_calibrators(config, wish)
-    note("reading the answers and measuring how sure each was")
-    material = gather(places, config, wish, prices, watch=watch)
+def make(material: Material, wish: Wish, about: About, *, note: Callable[[str], None] = lambda _: None) -> Json:
+    """The twin. note: told what is being done.  Raises GatewayError leaves, ArtifactError, and BadComparison."""
+    check_calibrators(material)
     check_confidence(material)
     return {
         "schema": SCHEMA_NAME,
         "schema_version": SCHEMA_VERSION,
         "created": about.created.isoformat(),
         **findings(material, wish, note),
-        "provenance": provenance(places, config, wish, about),
+        "provenance": provenance(material, wish, about),
     }
 
 
@@ -107,14 +93,13 @@ def findings(material: Material, wish: Wish, note: Callable[[str], None] = lambd
     }
 
 
-def check_calibrators(config: Config, wish: Wish) -> None:
+def check_calibrators(material: Material) -> None:
     """Raises ConfigError when no candidate has a calibrator: without one there is no confidence to report on."""
-    entries = [entry for entry in config.tiers if not wish.tiers or entry.name in wish.tiers]
-    if entries and all(entry.calibrator is None for entry in entries):
-        names = ", ".join(entry.name for entry in entries)
+    names = material.test.table.tiers
+    if not material.calibrators.keys() & set(names):
         raise ConfigError(
-            f"none of {names} has a calibrator, so no answer has a confidence; fit them with `confgate fit` and name "
-            "the artefacts in the cascade file"
+            f"none of {', '.join(names)} has a calibrator, so no answer has a confidence; fit them with `confgate fit` "
+            "and name the artefacts in the cascade file"
         )
 
 
@@ -124,6 +109,8 @@ def check_confidence(material: Material) -> None:
         table = one.table
         every = [tuple(range(tier + 1)) for tier in range(len(table.tiers))]
         if all(bool(np.isnan(table.p_of(path)).all()) for path in every):
+            if one.silent is None:
+                raise ConfigError("no answer has a confidence: all of them lack what the calibrators were fitted on")
             silent = f"{int(one.silent.sum()):,} of {one.silent.size:,} answers came without log-probs"
             raise ConfigError(
                 f"no recorded answer has a confidence ({silent}); collect anew from servers that send log-probs "
@@ -244,8 +231,8 @@ def models(test: Crossing, rng: np.random.Generator) -> list[Json]:
                 "n": table.n,
                 "accuracy": share("accuracy", table.right[:, tier]),
                 "cost": float(table.cost[:, tier].mean()),
-                "seconds": float(table.seconds[:, tier].mean()),
-                **{kind: int(marked[:, tier].sum()) for kind, marked in counts.items()},
+                "seconds": _known(float(table.seconds[:, tier].mean())),
+                **{kind: None if marked is None else int(marked[:, tier].sum()) for kind, marked in counts.items()},
                 "without_p": int(np.isnan(p).sum()),
                 "confidence": confidence(p, table.right[:, tier], rng),
             }
@@ -269,7 +256,7 @@ def steps(test: Crossing, route: Route, rng: np.random.Generator) -> list[Json]:
                 "right": share("share right", right[accepted]),
                 "claimed": float(p[known].mean()) if known.any() else None,
                 "cost": float(table.cost[here, tier].sum() / table.n),
-                "cut": int((test.cut[:, tier] & here).sum()),
+                "cut": None if test.cut is None else int((test.cut[:, tier] & here).sum()),
                 "without_p": int((np.isnan(p) & here).sum()),
                 "confidence": confidence(p[here], right[here], rng),
             }
@@ -281,15 +268,20 @@ def whole(test: Crossing, route: Route, rng: np.random.Generator) -> Json:
     """The routed whole: the p that came with the answer that was served."""
     table = test.table
     played = replay(table, route)
-    seconds = np.quantile(played.seconds, [0.5, 0.95])
+    seconds = [played.seconds.mean(), *np.quantile(played.seconds, [0.5, 0.95])]
     return {
         **guarantees.told(table, route),
         "n": table.n,
         "accuracy": share("accuracy", played.right),
         "tiers_asked": float(played.asked.mean()),
-        "seconds": {"mean": float(played.seconds.mean()), "p50": float(seconds[0]), "p95": float(seconds[1])},
+        "seconds": {name: _known(float(one)) for name, one in zip(("mean", "p50", "p95"), seconds, strict=True)},
         "confidence": confidence(served_p(table, route), played.right, rng),
     }
+
+
+def _known(seconds: float) -> float | None:
+    """Nobody has to measure them."""
+    return None if np.isnan(seconds) else seconds
 
 
 def served_p(table: Crossed, route: Route) -> Floats:
@@ -446,21 +438,23 @@ def questions(found: Recommendation) -> Json:
 # Where it all comes from
 
 
-def provenance(places: Sequence[Path], config: Config, wish: Wish, about: About) -> Json:
-    files = [place / RECORDS if place.is_dir() else place for place in places]
-    entries = [entry for entry in config.tiers if not wish.tiers or entry.name in wish.tiers]
+def provenance(material: Material, wish: Wish, about: About) -> Json:
+    files = [place / RECORDS if place.is_dir() else place for place in about.answers]
+    tiers = material.test.table.tiers
     return {
         "command": about.command,
-        "config": {"path": str(about.config), "sha256": sha256(about.config)},
-        "prices": None if about.prices is None else {"path": str(about.prices), "sha256": sha256(about.prices)},
+        "config": _file(about.config),
+        "prices": _file(about.prices),
         "wish": asdict(wish) | {"tiers": list(wish.tiers)},
         "versions": {"python": platform.python_version(), **versions()},
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "records": [_collected(file) for file in files],
-        "calibrators": [
-            _artifact(entry.name, entry.calibrator) for entry in entries if entry.calibrator is not None
-        ],
-    }  # fmt: skip
+        "records": [_collected(file) if tables.collected(file) else _file(file) for file in files],
+        "calibrators": [_artifact(tier, material.calibrators[tier]) for tier in tiers if tier in material.calibrators],
+    }
+
+
+def _file(path: Path | None) -> Json | None:
+    return None if path is None else {"path": str(path), "sha256": sha256(path)}
 
 
 def _collected(file: Path) -> Json:

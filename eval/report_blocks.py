@@ -31,6 +31,8 @@ def blocks(twin: Json, curve: str) -> list[Block]:
         Text("Each with thresholds chosen like ours, where it has any, and scored on the same questions. What the goal "
              "would have taken of each is shown; an oracle knows the right answers, so no router can be it."),
         _baselines(twin),
+        *([Text("Not drawn: " + "; ".join(f"{STYLES[name].label} ({why})" for name, why in absent.items()) + ".")]
+          if (absent := twin["sweep"]["absent"]) else []),
         Heading(3, "Models alone"),
         Text("Exact McNemar tests of the chosen policy against each model, adjusted for their number by Holm."),
         _against(twin),
@@ -227,7 +229,7 @@ def _where(twin: Json) -> list[Block]:
             outcome(one["right"]),
             "–" if one["claimed"] is None else f"{one['claimed']:.3f}",
             money(twin, one["cost"]),
-            f"{one['cut']:,}",
+            "–" if one["cut"] is None else f"{one['cut']:,}",
             f"{one['without_p']:,}",
         )
         for one in twin["steps"]
@@ -239,15 +241,19 @@ def _where(twin: Json) -> list[Block]:
             one["tier"],
             outcome(one["accuracy"]),
             money(twin, one["cost"]),
-            f"{one['seconds']:.2f}",
-            *(f"{one[kind]:,} ({one[kind] / one['n']:.1%})" for kind in ("cut", "unreadable", "silent")),
+            "–" if one["seconds"] is None else f"{one['seconds']:.2f}",
+            *(
+                "–" if one[kind] is None else f"{one[kind]:,} ({one[kind] / one['n']:.1%})"
+                for kind in ("cut", "unreadable", "silent")
+            ),
         )
         for one in twin["models"]
     )
     return [
         Text(f"The policy chosen ({route(chosen)}) on {n:,} test questions: {chosen['tiers_asked']:.2f} models asked "
-             f"per question; seconds as recorded, one after another: {seconds['mean']:.2f} on average, "
-             f"{seconds['p50']:.2f} in the middle, {seconds['p95']:.2f} for the slowest 5 %."),
+             f"per question; " + ("how long they took is not known." if seconds["mean"] is None else
+             f"seconds as recorded, one after another: {seconds['mean']:.2f} on average, "
+             f"{seconds['p50']:.2f} in the middle, {seconds['p95']:.2f} for the slowest 5 %.")),
         Table(heads, rows),
         Heading(3, "Every model on every question"),
         Text("Cut: met its token limit, which counts as wrong. Unreadable: no final number, which does too."),
@@ -453,7 +459,7 @@ def _provenance(twin: Json) -> list[Block]:
     wish = {name: value for name, value in made["wish"].items() if value not in (None, [], ())}
     facts = [
         ("Made", twin["created"]),
-        ("Cascade file", f"{made['config']['path']}, sha256 {made['config']['sha256']}"),
+        *([("Cascade file", f"{made['config']['path']}, sha256 {made['config']['sha256']}")] if made["config"] else []),
         *([("Prices", f"{made['prices']['path']}, sha256 {made['prices']['sha256']}")] if made["prices"] else []),
         ("Wish", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in wish.items())),
         ("Seed", str(made["wish"]["seed"])),
@@ -477,6 +483,8 @@ def _provenance(twin: Json) -> list[Block]:
 
 
 def _collected(one: Json) -> tuple[tuple[str, str], ...]:
+    if "dataset" not in one:
+        return (("Table", f"{one['path']}, sha256 {one['sha256']}"),)
     splits = ", ".join(f"{n:,} of {split}" for split, n in one["splits"].items())
     limit = f"at most {one['max_tokens']} tokens" if one["max_tokens"] else "as many tokens as the engine allows"
     return (

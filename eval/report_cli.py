@@ -7,14 +7,17 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from eval.cli import Implausible, moment, one_line, plausible
+from eval.cli import Columns, Divide, Implausible, moment, one_line, plausible
 from eval.sweep_cli import (
+    ANSWERS,
     Budget,
+    Calibrators,
     Candidates,
     Certify,
     ChooseOn,
@@ -23,17 +26,20 @@ from eval.sweep_cli import (
     Prices,
     Rate,
     Seed,
+    Slices,
     Steps,
     Target,
     TestOn,
     comparable,
+    loaded,
+    own,
     wished,
 )
 from gateway.cli import AsJson, ConfigFile, table
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eval.material import Wish
+    from eval.material import Own, Wish
     from eval.records import Record
     from eval.report_files import Read
 
@@ -46,7 +52,7 @@ ON_TERMINAL, ELSEWHERE = 0.2, 15.0  # seconds between two counts
 def report(
     records: Annotated[
         list[Path] | None,
-        typer.Option("--records", "-r", help="Folder of `collect`, or its Parquet file; may be repeated."),
+        typer.Option("--records", "-r", help=ANSWERS),
     ] = None,
     config: ConfigFile = Path("cascade.yaml"),
     out: Annotated[Path, typer.Option(help="Folder for the report; an old report there is replaced.")] = Path("report"),
@@ -61,6 +67,10 @@ def report(
     levels: Levels = 4,
     steps: Steps = 24,
     certify: Certify = None,
+    calibrators: Calibrators = None,
+    columns: Columns = None,
+    divide: Divide = None,
+    slices: Slices = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(help="Two reports (folders), or two folders of records: is the second better, and by how much?"),
@@ -73,6 +83,7 @@ def report(
     """Choose a policy as `confgate sweep` does and write all of it down: report.html, .md, .json, curve.png and .svg.
 
     Example:  confgate report -r runs/calibration -r runs/test -c cascade.yaml --out report
+    Example:  confgate report -r answers.csv --out report
     Example:  confgate report --compare report-monday report-tuesday
     """
     wish = wished(
@@ -80,35 +91,41 @@ def report(
         certify=certify, levels=levels, steps=steps, seed=seed,
     )  # fmt: skip
     stages = Stages(sys.stderr)
+    with one_line():
+        source = Answers(config, calibrators, prices, own(columns, divide, slices, seed))
     recorded = records or [place for place in compare or () if holds_records(place)]
     plausible(recorded, implausible=implausible)
     with one_line(), comparable():
         if compare is not None:
             if records:
                 raise ConfigError("take --compare or --records, not both: --compare names what it compares")
-            told = compared(compare, config, wish, prices, stages)
+            told = compared(compare, source, wish, stages)
         elif records:
-            told = written(records, config, out, wish, prices, created, stages)
+            told = written(records, source, out, wish, created, stages)
         else:
             raise ConfigError("name the recorded answers with --records, or two reports with --compare")
     typer.echo(json.dumps(told["json"], indent=2, allow_nan=False) if as_json else told["words"])
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Where tiers, calibrators and prices stand. folder: of the calibrators of tables.  own: how to read those."""
+
+    config: Path
+    folder: Path | None
+    prices: Path | None
+    own: Own
+
+
 def written(
-    places: list[Path],
-    config: Path,
-    out: Path,
-    wish: Wish,
-    prices: Path | None,
-    created: str | None,
-    stages: Stages,
+    places: list[Path], source: Answers, out: Path, wish: Wish, created: str | None, stages: Stages
 ) -> dict[str, Any]:
     """Make and save; {"json": ..., "words": ...}."""
     from eval import report_curve, report_files
 
     report_files.check_free(out)  # before minutes of work
     report_curve.check_installed()
-    twin = made(places, config, wish, prices, created, stages)
+    twin = made(places, source, wish, created, stages)
     stages("drawing")
     paths = report_files.save(out, twin, report_curve.draw(twin))
     stages.close()
@@ -116,28 +133,31 @@ def written(
     return {"json": {"report": twin, "files": files}, "words": "\n".join([twin["verdict"], "", *files])}
 
 
-def made(
-    places: list[Path], config: Path, wish: Wish, prices: Path | None, created: str | None, stages: Stages
-) -> dict[str, Any]:
-    from eval import costs, report
-    from gateway import config as configs
+def made(places: list[Path], source: Answers, wish: Wish, created: str | None, stages: Stages) -> dict[str, Any]:
+    from eval import report, tables
 
+    tabled = not any(map(tables.collected, places))
     about = report.About(
-        command=shlex.join(["confgate", *sys.argv[1:]]), created=moment(created), config=config, prices=prices
+        command=shlex.join(["confgate", *sys.argv[1:]]),
+        created=moment(created),
+        answers=tuple(places),
+        config=None if tabled else source.config,
+        prices=source.prices,
     )
-    listed = None if prices is None else costs.read(prices)
-    return report.make(places, configs.read(config), wish, about, prices=listed, note=stages, watch=stages.counting)
+    stages("reading the answers and measuring how sure each was")
+    found = loaded(places, source.config, source.folder, wish, source.prices, source.own, stages.counting)
+    return report.make(found, wish, about, note=stages)
 
 
 # Comparing
 
 
-def compared(pair: tuple[Path, Path], config: Path, wish: Wish, prices: Path | None, stages: Stages) -> dict[str, Any]:
+def compared(pair: tuple[Path, Path], source: Answers, wish: Wish, stages: Stages) -> dict[str, Any]:
     import numpy as np
 
     from eval import report_compare
 
-    first, second = (opened(place, config, wish, prices, stages) for place in pair)
+    first, second = (opened(place, source, wish, stages) for place in pair)
     found = report_compare.compare(first, second, np.random.default_rng(wish.seed))
     stages.close()
     numbers = [
@@ -159,20 +179,21 @@ def compared(pair: tuple[Path, Path], config: Path, wish: Wish, prices: Path | N
     return {"json": {"a": str(pair[0]), "b": str(pair[1]), **found.as_json()}, "words": "\n\n".join(parts)}
 
 
-def opened(place: Path, config: Path, wish: Wish, prices: Path | None, stages: Stages) -> Read:
+def opened(place: Path, source: Answers, wish: Wish, stages: Stages) -> Read:
     """A report, or one made on the spot of recorded answers."""
     from eval import report_files
 
     if not holds_records(place):
         return report_files.read(place)
-    twin = made([place], config, wish, prices, None, stages)
+    twin = made([place], source, wish, None, stages)
     return report_files.checked(place, json.dumps(twin).encode())
 
 
 def holds_records(place: Path) -> bool:
     from eval.records import RECORDS
+    from eval.rows import READERS
 
-    return place.suffix == ".parquet" or (place / RECORDS).exists()
+    return place.suffix in READERS or (place / RECORDS).exists()
 
 
 # How far it is

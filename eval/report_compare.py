@@ -15,7 +15,7 @@ import numpy as np
 from calibrators import scores
 from calibrators.scores import Insufficient, Outcome, Score
 from eval.crossed import Floats, Ints
-from eval.report_files import Questions, Read, Route
+from eval.report_files import File, Questions, Read, Route
 from eval.stats import interval, mcnemar, resampled_means
 from eval.verdict import ends, percents, points
 
@@ -189,9 +189,9 @@ def differences(a: Read, b: Read) -> list[tuple[str, str, str]]:
         ("reference", route(a.sweep.reference), route(b.sweep.reference)),
         ("cost", a.sweep.cost_unit, b.sweep.cost_unit),
         ("models", ", ".join(m.tier for m in a.models), ", ".join(m.tier for m in b.models)),
-        ("cascade file", a.provenance.config.sha256[:12], b.provenance.config.sha256[:12]),
+        ("cascade file", hashed(a.provenance.config), hashed(b.provenance.config)),
         *((name, hashes(a, field), hashes(b, field)) for name, field in HASHED.items()),
-        ("prices", priced(a), priced(b)),
+        ("prices", hashed(a.provenance.prices), hashed(b.provenance.prices)),
         ("machine", a.provenance.machine, b.provenance.machine),
     ]
     sealed = [{one.tier: one.sha256[:12] for one in run.provenance.calibrators} for run in (a, b)]
@@ -213,9 +213,8 @@ def hashes(run: Read, field: str) -> str:
     return ", ".join(sorted(getattr(one, field)[:12] for one in run.provenance.records))
 
 
-def priced(run: Read) -> str:
-    file = run.provenance.prices
-    return "of the cascade file" if file is None else file.sha256[:12]
+def hashed(file: File | None) -> str:
+    return "none" if file is None else file.sha256[:12]
 
 
 def route(told: Route) -> str:

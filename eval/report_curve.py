@@ -70,7 +70,7 @@ class Style:
 STYLES = {
     "random mix": Style("random mix of models (no skill)", "dim", "", "--"),
     "random escalation": Style("random escalation", "dim", "", ":"),
-    "raw": Style("raw mean log-prob, uncalibrated", "raw", "v", "-"),
+    "raw": Style("raw confidence, uncalibrated", "raw", "v", "-"),
     "length": Style("answer length only", "length", "s", "-"),
     "best feature": Style("best single feature, calibrated", "feature", "^", "-."),
     "before answering": Style("router that reads the prompt alone", "prompt", "<", "-"),
@@ -87,6 +87,7 @@ UNITS = {
     "flops": (1e-12, "teraFLOPs per question"),
     "gpu-seconds": (1.0, "GPU-seconds per question"),
     "seconds": (1.0, "seconds per question"),
+    "cost": (1.0, "cost per question, in the table's own unit"),
 }
 
 

@@ -120,10 +120,12 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Collected(msgspec.Struct, frozen=True):
+    """Of a table of the user's own nobody knows questions and prompt."""
+
     path: str
     sha256: str
-    questions_sha256: str
-    prompt_sha256: str
+    questions_sha256: str = ""
+    prompt_sha256: str = ""
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -133,7 +135,7 @@ class Sealed(msgspec.Struct, frozen=True):
 
 class Provenance(msgspec.Struct, frozen=True):
     command: str
-    config: File
+    config: File | None
     prices: File | None
     wish: dict[str, Any]
     versions: dict[str, str]

@@ -88,7 +88,7 @@ SWEEP: Schema = _object(
     served=_ref("route"),
     reference=_ref("route"),
     chosen=_ref("route"),
-    cost_unit={"enum": ["tokens", "flops", "gpu-seconds", "usd", "seconds"]},
+    cost_unit={"enum": ["tokens", "flops", "gpu-seconds", "usd", "seconds", "cost"]},
     n=_object(chosen_on=COUNT, test=COUNT),
     held_out=_object(
         chosen_accuracy=SHARE, chosen_cost=COST, test_accuracy=SHARE, test_cost=COST, optimism=NUMBER
@@ -120,10 +120,25 @@ SWEEP: Schema = _object(
     certificates=_list({"anyOf": [_ref("certificate"), _object(what=WORDS, why=WORDS)]}),
     policies_tried=COUNT,
     definitions=_by_name(WORDS),
+    absent=_by_name(WORDS),
     notes=_list(WORDS),
 )  # fmt: skip
 
 _FILE = _object(path=WORDS, sha256=SHA256)
+_COLLECTED = _object(
+    path=WORDS,
+    sha256=SHA256,
+    dataset=WORDS,
+    splits=_by_name(COUNT),
+    questions_sha256=WORDS,
+    prompt_sha256=WORDS,
+    seed={"type": "integer"},
+    max_tokens=_or_null(COUNT),
+    command=WORDS,
+    created=WORDS,
+    versions=_by_name(WORDS),
+    models=_by_name(_by_name(WORDS)),
+)
 
 SCHEMA: Schema = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -174,10 +189,10 @@ SCHEMA: Schema = {
             n=COUNT,
             accuracy=_ref("outcome"),
             cost=COST,
-            seconds=COST,
-            cut=COUNT,
-            unreadable=COUNT,
-            silent=COUNT,
+            seconds=_or_null(COST),
+            cut=_or_null(COUNT),
+            unreadable=_or_null(COUNT),
+            silent=_or_null(COUNT),
             without_p=COUNT,
             confidence=_ref("confidence"),
         )
@@ -187,7 +202,7 @@ SCHEMA: Schema = {
         n=COUNT,
         accuracy=_ref("outcome"),
         tiers_asked=NUMBER,
-        seconds=_object(mean=COST, p50=COST, p95=COST),
+        seconds=_object(**dict.fromkeys(("mean", "p50", "p95"), _or_null(COST))),
         confidence=_ref("confidence"),
     ),
     steps=_list(
@@ -199,7 +214,7 @@ SCHEMA: Schema = {
             right=_ref("outcome"),
             claimed=_or_null(SHARE),
             cost=COST,
-            cut=COUNT,
+            cut=_or_null(COUNT),
             without_p=COUNT,
             confidence=_ref("confidence"),
         )
@@ -244,27 +259,12 @@ SCHEMA: Schema = {
     ),
     provenance=_object(
         command=WORDS,
-        config=_FILE,
+        config=_or_null(_FILE),
         prices=_or_null(_FILE),
         wish={"type": "object"},
         versions=_by_name(WORDS),
         machine=WORDS,
-        records=_list(
-            _object(
-                path=WORDS,
-                sha256=SHA256,
-                dataset=WORDS,
-                splits=_by_name(COUNT),
-                questions_sha256=WORDS,
-                prompt_sha256=WORDS,
-                seed={"type": "integer"},
-                max_tokens=_or_null(COUNT),
-                command=WORDS,
-                created=WORDS,
-                versions=_by_name(WORDS),
-                models=_by_name(_by_name(WORDS)),
-            )
-        ),
+        records=_list({"anyOf": [_FILE, _COLLECTED]}),
         calibrators=_list(
             _object(
                 tier=WORDS,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,30 +16,61 @@ import pyarrow as pa
 from eval import lm_eval, records
 from eval.records import BadRecords
 
-SHARED = ("question", "split", "family")  # columns of a wide table that belong to no model
+SHARED = ("question", "split", "family", "prompt_tokens")  # columns of a wide table that may belong to all models
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """One row per model and question, columns as they are called there. Raises BadRecords naming the file and line."""
+def read(path: Path, called: Mapping[str, str] | None = None, shared: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One row per model and question. Raises BadRecords naming the file and line.
+
+    called: by our name of a column, what it is called in this file; behind the model's name too, in a wide table.
+    shared: further columns of a wide table that belong to no model.
+    """
     rows = READERS[_kind(path)](path)
     if not rows:
         raise BadRecords(path, "no rows in it")
     if lm_eval.are_samples(rows):
         rows = lm_eval.table_rows(path, rows)
-    return lengthened(path, rows)
+    return lengthened(path, renamed(path, rows, called or {}), shared)
 
 
-def lengthened(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def renamed(path: Path, rows: list[dict[str, Any]], called: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows with our names for columns. Raises BadRecords for a column that is not there, or is there under both."""
+    if not called:
+        return rows
+    ours = {theirs: name for name, theirs in called.items()}
+    have = list(dict.fromkeys(name for row in rows for name in row))
+    absent = [theirs for theirs in ours if not any(_is(name, theirs) for name in have)]
+    if absent:
+        raise BadRecords(path, f"no column {', '.join(absent)}; have {', '.join(have)}")
+    new = {name: _ours(name, ours) for name in have}
+    twice = [name for name, n in Counter(new.values()).items() if n > 1]
+    if twice:
+        raise BadRecords(
+            path, f"column {', '.join(twice)} would be there twice; leave it out of the file, or rename it"
+        )
+    return [{new[name]: value for name, value in row.items()} for row in rows]
+
+
+def _is(name: str, theirs: str) -> bool:
+    return name == theirs or name.endswith(f".{theirs}")  # of one model, in a wide table
+
+
+def _ours(name: str, ours: Mapping[str, str]) -> str:
+    return next((name.removesuffix(theirs) + mine for theirs, mine in ours.items() if _is(name, theirs)), name)
+
+
+def lengthened(path: Path, rows: list[dict[str, Any]], shared: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A wide table, one row per question with columns such as `small.correct` and `small.certainty`, made long.
 
-    A long one is returned as it is. Raises BadRecords for a column that belongs to no model, nor to all.
+    A long one is returned as it is. A model whose cell for `correct` is empty was not asked.
+    Raises BadRecords for a column that belongs to no model, nor to all.
     """
     models = [name.removesuffix(WIDE) for name in rows[0] if name.endswith(WIDE)]
     if not models or "correct" in rows[0]:
         return rows
     longest = sorted(models, key=len, reverse=True)  # "a.b.x" is of the model "a.b", not of "a"
     owner = {name: next((model for model in longest if name.startswith(f"{model}.")), "") for name in rows[0]}
-    strange = [name for name, model in owner.items() if not model and name not in SHARED]
+    strange = [name for name, model in owner.items() if not model and name not in {*SHARED, *shared}]
     if strange:
         told = f"column {', '.join(strange)} belongs to none of {', '.join(models)}"
         raise BadRecords(path, f"{told}; in a wide table it is called like {models[0]}.certainty")
@@ -48,7 +82,13 @@ def lengthened(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for model in models
         for row in rows
+        if not empty(row.get(f"{model}{WIDE}"))
     ]
+
+
+def empty(value: object) -> bool:
+    """Whether a cell says nothing."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 WIDE = ".correct"

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from eval.cli import Implausible, listed, moment, one_line, plausible
+from eval.cli import Columns, Divide, Implausible, called, listed, moment, one_line, plausible
 from gateway.cli import AsJson, ConfigFile, table
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    from eval.material import Wish
+    from eval.material import Material, Own, Wish
     from eval.recommend import Recommendation
+    from eval.records import Record
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 # What may be wished for, here and of `confgate report`
-Records = Annotated[
-    list[Path], typer.Option("--records", "-r", help="Folder of `collect`, or its Parquet file; may be repeated.")
-]
+ANSWERS = "Folder of `collect`, or your own .parquet, .jsonl or .csv table; may be repeated."
+Records = Annotated[list[Path], typer.Option("--records", "-r", help=ANSWERS)]
 Budget = Annotated[
     str | None, typer.Option(help="Most to spend per question, in the cost's unit; 40% is of the best model's.")
 ]
 Target = Annotated[float | None, typer.Option(help="Least share of right answers, such as 0.94.")]
 Rate = Annotated[float | None, typer.Option("--lambda", min=0, help="Right answers that one unit of cost is worth.")]
-CostModel = Annotated[str | None, typer.Option(help="tokens, usd, flops, gpu-seconds or seconds.")]
+CostModel = Annotated[
+    str | None, typer.Option(help="tokens, usd, flops, gpu-seconds, seconds, or cost: that column of your own table.")
+]
 Prices = Annotated[Path | None, typer.Option(help="YAML file of prices and machines. Without it: those of --config.")]
 ChooseOn = Annotated[str | None, typer.Option(help="Split that chooses the policy.")]
 TestOn = Annotated[str | None, typer.Option(help="Split that judges it; no calibrator may know it.")]
@@ -42,6 +44,11 @@ Certify = Annotated[
 ]
 Confidence = Annotated[float, typer.Option(help="Of every promise of the certificate.")]
 Seed = Annotated[int, typer.Option(help="Of halves and intervals.")]
+Calibrators = Annotated[
+    Path | None,
+    typer.Option(help="Of your own table: folder that `fit` wrote. Without it: calibrators, beside the table."),
+]
+Slices = Annotated[str | None, typer.Option(help="Of your own table: columns to break results down by.")]
 
 
 @app.command()
@@ -60,6 +67,9 @@ def sweep(
     steps: Steps = 24,
     certify: Certify = None,
     confidence: Confidence = 0.95,
+    calibrators: Calibrators = None,
+    columns: Columns = None,
+    divide: Divide = None,
     write: Annotated[
         Path | None, typer.Option(help="Put the policy and its certificate into this cascade file; comments stay.")
     ] = None,
@@ -74,11 +84,12 @@ def sweep(
     """Find the best policy for recorded answers and judge it on questions that did not choose it.
 
     Without a budget, target or lambda: as accurate as the best single model, for the least cost.
+    Of a table of your own no cascade file is needed: `confgate fit` on it, then this.
 
     Example:  confgate sweep -r runs/calibration -r runs/test -c cascade.yaml --budget 40% --write cascade.yaml
+    Example:  confgate sweep -r answers.csv
     """
-    from eval import costs, policy_file, recommend
-    from gateway import config as configs
+    from eval import policy_file, recommend
 
     wish = wished(
         tiers=tiers, choose_on=choose_on, test_on=test_on, cost=cost, budget=budget, target=target, rate=rate,
@@ -87,9 +98,11 @@ def sweep(
     check_form(form, writes=write is not None)
     plausible(records, implausible=implausible)
     with one_line(), comparable():
-        settings = configs.read(config)
-        found = recommend.recommend(records, settings, wish, None if prices is None else costs.read(prices))
-        certificate = recommend.certificate(found, settings, moment(None).date())
+        if write is not None:
+            check_served(records, write)
+        how = own(columns, divide, None, seed)
+        found = recommend.decide(loaded(records, config, calibrators, wish, prices, how), wish)
+        certificate = recommend.certificate(found, moment(None).date())
         if write is not None and form == "mix":
             parts = recommend.parts_of(found, policy)
             policy_file.write_mix(write, policy, parts)
@@ -123,6 +136,52 @@ def check_form(form: str, *, writes: bool) -> None:
         raise ConfigError(f"--as is recommended or mix, got {form!r}")
     if form == "mix" and not writes:
         raise ConfigError("--as mix says what --write writes: name the cascade file with --write")
+
+
+def check_served(places: Sequence[Path], write: Path) -> None:
+    """Raises ConfigError for what a gateway could not serve, before anything is computed."""
+    from eval import tables
+
+    if not all(map(tables.collected, places)):
+        raise ConfigError(
+            f"nothing was written to {write}: calibrators of a table say what another system's confidences are worth, "
+            "and the gateway measures its own on the log-probs of its engines; collect answers with `confgate collect` "
+            "and fit on those to serve a policy, or decide by these thresholds where the confidences come from"
+        )
+
+
+def own(columns: str | None, divide: str | None, slices: str | None, seed: int) -> Own:
+    """How to read a table of the user's own. Raises ConfigError."""
+    from eval import material
+
+    return material.Own(columns=called(columns), divide=divide, slices=listed(slices), seed=seed)
+
+
+def loaded(
+    places: Sequence[Path],
+    config: Path,
+    folder: Path | None,
+    wish: Wish,
+    prices: Path | None,
+    how: Own,
+    watch: Callable[[Iterable[Record]], Iterable[Record]] = lambda rows: rows,
+) -> Material:
+    """What to decide on, from records and a cascade file or from tables and their calibrators."""
+    from eval import costs, material, tables
+    from gateway import config as configs
+
+    listed_prices = None if prices is None else costs.read(prices)
+    kinds = {tables.collected(place) for place in places}
+    if len(kinds) > 1:
+        raise ConfigError("take what `confgate collect` recorded or tables of your own, not both at once")
+    if True in kinds:
+        if folder is not None or how.columns or how.divide or how.slices:
+            raise ConfigError(
+                "--calibrators, --columns, --divide and --slices are about tables of your own; of what was collected "
+                "the cascade file names the calibrators"
+            )
+        return material.gather(places, configs.read(config), wish, listed_prices, watch=watch)
+    return material.gather_tables(places, folder or places[0].parent / "calibrators", wish, listed_prices, how)
 
 
 def wished(*, tiers: str | None, cost: str | None, **rest: Any) -> Wish:
@@ -176,7 +235,7 @@ def told(found: Recommendation) -> str:
             ]
         ),
         table([{"metric": name, "value": str(one)} for name, one in found.metrics.items()]),
-        "held against, each chosen like ours\n" + table(baselines(found)),
+        "held against, each chosen like ours\n" + "\n".join([table(baselines(found)), *not_drawn(found)]),
         "models alone (exact McNemar, Holm)\n"
         + table(
             [
@@ -203,6 +262,10 @@ def told(found: Recommendation) -> str:
             3, f"to spend the budget exactly: {found.mixed.share:.1%} of requests to {high}, the rest to {low}"
         )
     return "\n\n".join([*parts, *[f"note: {note}" for note in found.notes]])
+
+
+def not_drawn(found: Recommendation) -> list[str]:
+    return [f"{name} is not among them: {why}" for name, why in found.absent.items()]
 
 
 def baselines(found: Recommendation) -> list[dict[str, Any]]:

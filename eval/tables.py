@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrators.base import BadLabels
-from eval import records
+from eval import _questions, records
 from eval import rows as reading
-from eval.datasets import Slice
+from eval.datasets import Question, Slice
 from eval.grade import Grade
 from eval.records import MANIFEST, RECORDS, BadRecords, Manifest, Record
 from gateway import confidence
@@ -41,6 +41,9 @@ FEATURES = (
 )
 NEEDED = ("model", "question", "correct")  # columns of a user's own table
 KNOWN = ("split", "family")  # and those that mean something where they are present
+COUNTED = ("prompt_tokens", "completion_tokens", "seconds", "usd", "cost")  # what an answer took, numbers >= 0
+ANSWER = "answer"  # the final answer, for comparing with other models' ones
+MEANT = (*NEEDED, *KNOWN, *COUNTED, ANSWER)
 Place = tuple[str, str]  # split, question
 TRUE, FALSE = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 
@@ -53,7 +56,7 @@ class Table:
     question, family, split: (N,) words; family names what no fold may tear apart.  slices: by name, N values.
     said: by (split, question), the text of every answer there is, also of those left out.  left_out: how many, by why.
     source: of the evidence; None in a user's own table.  cut: measured up to the final number only.
-    prefix: measured on so many first tokens only.
+    prefix: measured on so many first tokens only.  spent: what a table of one's own tells of COUNTED, (N,) each.
     """
 
     tier: str
@@ -69,6 +72,7 @@ class Table:
     source: Source | None = None
     cut: bool = False
     prefix: int | None = None
+    spent: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def places(self) -> list[Place]:
@@ -79,17 +83,20 @@ class Table:
         """Some of the rows. chosen: (N,)."""
         slices = {name: [value for value, kept in zip(values, chosen, strict=True) if kept]
                   for name, values in self.slices.items()}  # fmt: skip
-        return Table(
-            self.tier, self.names, self.X[chosen], self.y[chosen], self.question[chosen], self.family[chosen],
-            self.split[chosen], slices, self.said, self.left_out, self.source, self.cut, self.prefix,
-        )  # fmt: skip
+        return replace(
+            self,
+            X=self.X[chosen],
+            y=self.y[chosen],
+            question=self.question[chosen],
+            family=self.family[chosen],
+            split=self.split[chosen],
+            slices=slices,
+            spent={name: values[chosen] for name, values in self.spent.items()},
+        )
 
     def with_columns(self, names: Sequence[str], X: Floats) -> Table:
         """The same with other features. X: (N, F)."""
-        return Table(
-            self.tier, tuple(names), X, self.y, self.question, self.family, self.split, self.slices, self.said,
-            self.left_out, self.source, self.cut, self.prefix,
-        )  # fmt: skip
+        return replace(self, names=tuple(names), X=X)
 
 
 def read(
@@ -97,18 +104,27 @@ def read(
     features: Sequence[str] | None = None,
     slices: Sequence[str] = (),
     *,
+    called: Mapping[str, str] | None = None,
+    some: bool = False,
     cut: bool = False,
     prefix: int | None = None,
 ) -> tuple[dict[str, Table], Manifest | None]:
     """Tables and manifest of a collection (its folder, or its Parquet file), or of the user's own table, which has
     no manifest. Raises what `from_records` and `from_user` do."""
     file = path / RECORDS if path.is_dir() else path
-    if path.is_dir() or (file.suffix == ".parquet" and records.is_ours(records.open_parquet(file).schema_arrow)):
+    if collected(path):
+        if called:
+            raise ConfigError(f"{path} was collected, so its columns have their names; leave out --columns")
         manifest = records.read_manifest(file.parent / MANIFEST)
         return from_records(file, features, cut=cut, prefix=prefix), manifest
     if cut or prefix:
         raise ConfigError(f"{file} is a table of finished confidences: there is no text in it that could be cut")
-    return from_user(file, features, slices), None
+    return from_user(file, features, slices, called, some=some), None
+
+
+def collected(path: Path) -> bool:
+    """Whether it holds records of ours, rather than a table of the user's own. Raises BadRecords."""
+    return path.is_dir() or (path.suffix == ".parquet" and records.is_ours(records.open_parquet(path).schema_arrow))
 
 
 def read_all(
@@ -116,21 +132,27 @@ def read_all(
     features: Sequence[str] | None = None,
     slices: Sequence[str] = (),
     *,
+    called: Mapping[str, str] | None = None,
+    some: bool = False,
     cut: bool = False,
     prefix: int | None = None,
 ) -> tuple[dict[str, Table], Manifest | None]:
-    """`read` for several, put together tier by tier, with the first one's manifest.
+    """`read` for several, put together tier by tier, with the first one's manifest. Tables of the user's own may hold
+    a model each.
 
     Raises ConfigError when they were not answered by the same engines, or do not support the same features.
     """
-    parts = [read(path, features, slices, cut=cut, prefix=prefix) for path in paths]
+    parts = [read(path, features, slices, called=called, some=some, cut=cut, prefix=prefix) for path in paths]
+    found: dict[str, list[Table]] = {}
     first, manifest = parts[0]
-    for path, (every, theirs) in zip(paths[1:], parts[1:], strict=True):
-        if _asked(manifest) != _asked(theirs) or every.keys() != first.keys():
+    for path, (every, theirs) in zip(paths, parts, strict=True):
+        if _asked(manifest) != _asked(theirs) or (manifest is not None and every.keys() != first.keys()):
             raise ConfigError(f"{path} and {paths[0]} are not answers of the same tiers to the same prompt")
-        if any(table.names != first[tier].names for tier, table in every.items()):
-            raise ConfigError(f"{path} and {paths[0]} do not support the same features; name them with --features")
-    return {tier: _stacked([every[tier] for every, _ in parts]) for tier in first}, manifest
+        for tier, table in every.items():
+            found.setdefault(tier, []).append(table)
+            if (table.names, table.spent.keys()) != (found[tier][0].names, found[tier][0].spent.keys()):
+                raise ConfigError(f"{path} and {paths[0]} do not support the same features; name them with --features")
+    return {tier: _stacked(tables) for tier, tables in found.items()}, manifest
 
 
 def _asked(manifest: Manifest | None) -> object:
@@ -152,6 +174,7 @@ def _stacked(parts: Sequence[Table]) -> Table:
         slices=slices,
         said={place: text for part in parts for place, text in part.said.items()},
         left_out=dict(sum((Counter(part.left_out) for part in parts), Counter())),
+        spent={name: np.concatenate([part.spent[name] for part in parts]) for name in parts[0].spent},
     )
 
 
@@ -161,6 +184,14 @@ def ordered(every: Mapping[str, Table], tiers: Sequence[str]) -> dict[str, Table
         if tier not in every:
             raise ConfigError(f"no answers of {tier!r} in these records; have {', '.join(every)}")
     return {tier: every[tier] for tier in tiers or every}
+
+
+def looks_back(name: str) -> bool:
+    """Whether a feature is about earlier tiers. Columns of a user's own table never are."""
+    try:
+        return confidence.find(name).needs.earlier
+    except ConfigError:
+        return False
 
 
 def windowed(specs: Sequence[str], window: int | None) -> list[str]:
@@ -182,7 +213,7 @@ def _windowed(spec: str, window: int) -> str:
 
 @dataclass(slots=True)
 class _Draft:
-    """A table while records come in."""
+    """A table while rows come in."""
 
     names: tuple[str, ...]
     source: Source | None
@@ -194,12 +225,14 @@ class _Draft:
     slices: dict[str, list[Slice]] = field(default_factory=lambda: defaultdict(list))
     said: dict[Place, str] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
+    spent: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def finished(self, tier: str) -> Table:
         question, family, split = (np.array(part, dtype=np.str_) for part in zip(*self.facts, strict=True))
         return Table(
             tier, self.names, np.array(self.X), np.array(self.y), question, family, split, dict(self.slices),
             self.said, dict(self.left_out), self.source, self.cut, self.prefix,
+            {name: np.array(values) for name, values in self.spent.items()},
         )  # fmt: skip
 
 
@@ -295,28 +328,47 @@ def _evidence(record: Record, *, cut: bool, prefix: int | None) -> Evidence:
 # From a table of the user's own
 
 
-def from_user(path: Path, features: Sequence[str] | None = None, slices: Sequence[str] = ()) -> dict[str, Table]:
+def from_user(
+    path: Path,
+    features: Sequence[str] | None = None,
+    slices: Sequence[str] = (),
+    called: Mapping[str, str] | None = None,
+    *,
+    some: bool = False,
+) -> dict[str, Table]:
     """A table per model, in the order of first appearance, from Parquet, JSONL or CSV. docs/records.md has the schema.
 
-    features: columns to fit on; None takes every column that is not model, question, correct, split, family or a slice.
-    slices: columns by which objectives group rows.  Raises BadRecords naming the file, row and column, and BadLabels.
+    features: columns to fit on; None takes every column that has no meaning of its own and is no slice.
+    slices: columns by which objectives group rows and results are broken down.  called: what our columns are called.
+    some: take those of the features that are there.
+    Raises BadRecords naming the file, row and column, and BadLabels.
     """
-    rows = reading.read(path)
+    for name in called or {}:
+        if name not in MEANT:
+            raise ConfigError(f"--columns says what we find under which name: no {name!r}; have {', '.join(MEANT)}")
+    rows = reading.read(path, called, slices)
     have = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    features = [name for name in features if name in have] if features is not None and some else features
     missing = [name for name in (*NEEDED, *(features or ()), *slices) if name not in have]
     if missing:
         raise BadRecords(path, f"no column {', '.join(missing)}; have {', '.join(have)}")
-    meant = {*NEEDED, *KNOWN, *slices}
+    meant = {*MEANT, *slices}
     names = tuple(features) if features is not None else tuple(name for name in have if name not in meant)
-    if not names:
+    counted = [name for name in COUNTED if name in have]
+    if not names and not some:
         raise BadRecords(path, f"no column left to fit on besides {', '.join(have)}")
     drafts: dict[str, _Draft] = {}
     for number, row in enumerate(rows, start=1):
         draft = drafts.setdefault(str(row.get("model", "")), _Draft(names, None, cut=False))
         question = str(row.get("question", ""))
+        place = str(row.get("split") or "all"), question
         draft.X.append(np.array([_number(path, number, name, row.get(name)) for name in names]))
         draft.y.append(_label(path, number, row.get("correct")))
-        draft.facts.append((question, str(row.get("family") or question), str(row.get("split") or "all")))
+        draft.facts.append((question, str(row.get("family") or question), place[0]))
+        for name in counted:
+            draft.spent[name].append(_amount(path, number, name, row.get(name)))
+        if ANSWER in row and not reading.empty(row[ANSWER]):
+            draft.said[place] = str(row[ANSWER]).strip()
         for name in slices:
             draft.slices[name].append(_slice(row.get(name)))
     return {model: draft.finished(model) for model, draft in drafts.items()}
@@ -333,6 +385,13 @@ def _number(path: Path, row: int, name: str, value: object) -> float:
         raise BadRecords(path, f"row {row}: {name} is {value!r}, not a number; {advice}") from None
 
 
+def _amount(path: Path, row: int, name: str, value: object) -> float:
+    amount = _number(path, row, name, value)
+    if amount < 0 or math.isinf(amount):
+        raise BadRecords(path, f"row {row}: {name} is {value!r}; what an answer took is a number >= 0")
+    return amount
+
+
 def _label(path: Path, row: int, value: object) -> float:
     told = str(value).strip().lower()
     if told not in TRUE | FALSE:
@@ -342,6 +401,28 @@ def _label(path: Path, row: int, value: object) -> float:
 
 def _slice(value: object) -> Slice:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def dealt_out(every: Mapping[str, Table], written: str, *, seed: int) -> dict[str, Table]:
+    """Questions of one split dealt out to several, families together and the same for all models.
+
+    written: "all:fit=0.6,test=0.4".  Raises ConfigError and BadSplit.
+    """
+    facts = {
+        place: str(family) for table in every.values() for place, family in zip(table.places, table.family, strict=True)
+    }
+    asked = [Question(question, question, "", "", split, family=family) for (split, question), family in facts.items()]
+    before = {split for split, _ in facts}
+    dealt = _questions.divide(asked, written, seed=seed)
+    to = {question.id: question.split for question in dealt if question.split not in before}
+    return {tier: moved(table, written.partition(":")[0], to) for tier, table in every.items()}
+
+
+def moved(table: Table, split: str, to: Mapping[str, str]) -> Table:
+    """The table with the questions of a split in others. to: the new split by question."""
+    new = [to[str(one)] if own == split else str(own) for one, own in zip(table.question, table.split, strict=True)]
+    said = {(to[one] if own == split else own, one): text for (own, one), text in table.said.items()}
+    return replace(table, split=np.array(new, dtype=np.str_), said=said)
 
 
 def codes(columns: Iterable[Sequence[Slice]], names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:

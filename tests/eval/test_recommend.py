@@ -20,8 +20,8 @@ from eval.choice import replay_mix
 from eval.crossed import BadTable, Crossed
 from eval.crossing import completed, cross
 from eval.grade import Grade
-from eval.material import Wish, bound, gather
-from eval.recommend import goal_of, recommend, steps_of
+from eval.material import Wish, bound, gather, of_config
+from eval.recommend import Recommendation, decide, goal_of, steps_of
 from eval.records import Collected, Manifest, Record
 from eval.replay import answers
 from eval.sweep import Route, replay, sweep
@@ -254,6 +254,10 @@ def out_of_fold(data: FitData) -> np.ndarray:
     return p
 
 
+def recommend(places: list[Path], config: configs.Config, wish: Wish) -> Recommendation:
+    return decide(gather(places, config, wish), wish)
+
+
 def run(folder: Path, *arguments: str) -> str:
     done = CliRunner().invoke(app, ["-r", str(folder), "-c", str(folder / "cascade.yaml"), *arguments])
     assert done.exit_code == 0, f"{done.output} {done.exception!r}"
@@ -399,7 +403,7 @@ def copied(folder: Path, to: Path) -> Path:
 def test_a_policy_is_chosen_on_the_p_of_a_fit_that_has_not_seen_the_question(folder: Path) -> None:
     config = configs.read(folder / "cascade.yaml")
     found = gather([folder], config, Wish())
-    unseen = held_out.of(config)
+    unseen = held_out.of(of_config(config))
     table = found.chosen_on.table
     for place, name in enumerate(TIERS):
         p = [unseen[name].p.get(question, np.nan) for question in table.questions]

@@ -33,7 +33,7 @@ from eval.costs import Usage
 from eval.crossed import Crossed
 from eval.crossing import Crossing
 from eval.grade import Grade
-from eval.material import Material, Wish
+from eval.material import Material, Wish, gather
 from eval.records import Collected, Manifest, Record
 from eval.report_files import BadReport, checked
 from eval.report_schema import SCHEMA
@@ -173,7 +173,7 @@ def drawn(twin: Any) -> report_curve.Pictures:
 
 def test_the_numbers_are_those_of_the_sweep(strong: Path, twin: Any) -> None:
     wish = Wish(choose_on="validation", test_on="test")
-    found = recommend.recommend([strong], configs.read(strong / "cascade.yaml"), wish)
+    found = recommend.decide(gather([strong], configs.read(strong / "cascade.yaml"), wish), wish)
     assert twin["sweep"] == json.loads(json.dumps(recommend.as_json(found)))
     assert twin["verdict"] == found.verdict.sentence
     assert [one["accuracy"] and one["accuracy"]["value"] for one in twin["budgets"]] == pytest.approx(
@@ -541,7 +541,9 @@ def test_a_wish_that_cannot_be_met_is_an_error_in_words(strong: Path, tmp_path: 
     config = ("-r", strong, "-c", strong / "cascade.yaml", "--out", tmp_path / "new")
     assert "no policy is right 99.9% of the time" in refused(*config, *SPLITS, "--target", "0.999")
     assert "no split 'tset'" in refused(*config, "--test-on", "tset")
-    with pytest.raises(ConfigError):
-        report.check_calibrators(configs.read(strong / "cascade.yaml").model_copy(
-            update={"tiers": tuple(t.model_copy(update={"calibrator": None})
-                                   for t in configs.read(strong / "cascade.yaml").tiers)}), Wish())  # fmt: skip
+
+
+def test_without_any_calibrator_there_is_nothing_to_report_on(world: Callable[..., Crossed]) -> None:
+    material = Material(crossing(world(20, 1)), crossing(world(20, 2)), (), ("validation", "test"))
+    with pytest.raises(ConfigError, match="none of a, b, c has a calibrator"):
+        report.check_calibrators(material)

@@ -155,7 +155,7 @@ def test_a_tier_whose_p_never_varies_gets_no_threshold_unless_some_answers_have_
         ({"p": np.array([[1.2]])}, "must lie in"),
         ({"right": np.array([[0.5]])}, "1 or 0"),
         ({"cost": np.array([[-1.0]])}, "cost must be finite"),
-        ({"seconds": np.array([[np.nan]])}, "seconds must be finite"),
+        ({"seconds": np.array([[np.inf]])}, "seconds must be finite"),
         ({"p": np.zeros((2, 1))}, "shape"),
         ({"families": ("x", "y")}, "families"),
     ],
