@@ -30,6 +30,7 @@ from gateway.written import SecretReference, read_secret, wrong
 
 MIB = 2**20
 READY_SECONDS = 2.0
+IDENTITY_SECONDS = 10.0  # vLLM's loop answers nobody while it builds replies with 20 candidates a token for a crowd
 DRAIN_SECONDS = 0.05  # for the end of a body whose [DONE] has come: 5 bytes, and the connection can be used again
 
 
@@ -253,11 +254,11 @@ class OpenAIHttp:
     async def fingerprint(self) -> Mapping[str, str]:
         """The model's name, the server's kind and version. No such server can tell a revision or a chat template."""
         try:
-            async with asyncio.timeout(READY_SECONDS):
+            async with asyncio.timeout(IDENTITY_SECONDS):
                 listed = await self._listed()
                 version = await self._version()
         except TimeoutError:
-            raise EngineDown(self.name, f"did not say who it is within {READY_SECONDS:g} s") from None
+            raise EngineDown(self.name, f"did not say who it is within {IDENTITY_SECONDS:g} s") from None
         return listed | version
 
     async def _listed(self) -> dict[str, str]:

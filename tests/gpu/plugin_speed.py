@@ -1,6 +1,6 @@
 """What confidence costs a vLLM server: inside the engine, and as log-probs over HTTP.
 
-    python tests/gpu/plugin_speed.py --out docs/results/vllm_speed.json       # needs CUDA, vLLM and this distribution
+    python tests/gpu/plugin_speed.py --sizes 7B --out docs/results/vllm_speed_7B.json   # CUDA, vLLM, this distribution
 
 Random weights of Qwen2.5's shapes, 128 requests in flight, 200 tokens each. Every kind of request runs against the same
 server, in turn and repeatedly, so that a slow moment of the machine hits all alike. With --more, two more servers of

@@ -3,8 +3,8 @@
     python tests/gpu/pocket_cascade.py --out docs/results/vllm_cascade.json     # needs CUDA, vLLM and this distribution
 
 What a user would do, with the commands that a user has: collect, fit, sweep --write, serve; then 1,000 questions
-through the gateway over HTTP. Beside it: accuracy per tier against the in-process engine, the same throughput with
-log-probs over HTTP in place of the plugin, and what giving up doomed answers saves.
+through the gateway over HTTP. Beside it (--parts): accuracy per tier against the in-process engine, the same throughput
+with log-probs over HTTP in place of the plugin, and what giving up doomed answers saves.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ PRICES = (0.110, 0.173, 0.321, 1.527)  # as in deploy/pocket/cascade.yaml
 MODELS = Path("deploy/pocket/models")
 FIRST_PORT, GATEWAY_PORT = 8401, 8480
 CLIENTS = 128
+PARTS = ("engine", "logprobs", "aborts")
 ABORT_AT = (0.003, 0.01, 0.03, 0.1)  # share of right answers that may be given up, per tier, on calibration
 
 
@@ -189,14 +190,54 @@ def aborts(calibration: list[pocket.Problem], test: list[pocket.Problem]) -> lis
     return rows
 
 
+def in_process(found: dict[str, Any]) -> dict[str, Any]:
+    """Right answers of 1,000, by vLLM and by the in-process engine."""
+    local = json.loads(Path("deploy/pocket/accuracy.json").read_text())["models"]
+    return {
+        name: {"vllm": found[name]["accuracy"]["right"], "in_process": local[name]["test"]["right"], "n": 1000}
+        for name in TIERS
+    }
+
+
+def cascaded(kind: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Collects, fits, chooses and serves on one kind of evidence; what is found is saved part by part."""
+    environment = os.environ | {"PYTHONPATH": args.gateway_path}
+    test, found = list(pocket.problems("test", 1000)), result.setdefault(kind, {})
+    bare = cascade(args.scratch, kind, None)
+    splits = (("calibration", 1500), ("validation", 1000), ("test", 1000))
+    for split, many in splits if kind == "engine" else (("calibration", 800),):
+        confgate("collect", "-c", bare, "--split", split, "--n", many, "--out", args.scratch / f"{kind}-{split}",
+                 "--max-tokens", 256, "--concurrency", CLIENTS, "--top-k", 20, environment=environment)  # fmt: skip
+    wished = [] if kind == "engine" else ["--features", "deepconf_average,deepconf_lowest,lp_mean,log_length"]
+    confgate("fit", "-r", args.scratch / f"{kind}-calibration", "--out", args.scratch / f"calibrators-{kind}",
+             *wished, environment=environment)  # fmt: skip
+    fitted = cascade(args.scratch, kind, f"calibrators-{kind}")
+    if kind == "engine":
+        records = [flag for split in ("validation", "test") for flag in ("-r", args.scratch / f"engine-{split}")]
+        told = confgate("sweep", *records, "-c", fitted, "--choose-on", "validation", "--test-on", "test",
+                        "--write", fitted, "--policy", "parity", environment=environment)  # fmt: skip
+        result["sweep"] = told.splitlines()
+    with gateway(fitted, args.out.parent / f"gateway-{kind}.log", environment):
+        models = ("auto", "auto:parity", *TIERS) if kind == "engine" else ("auto",)
+        for model in models:
+            found[model] = through_gateway(model, test)
+        found["throughput"] = plain_load("auto", test, 3)
+    if kind == "engine":
+        result["accuracy_against_in_process"] = in_process(found)
+    servers.save(args.out, result)
+    with gateway(fitted, args.out.parent / f"gateway-{kind}-4.log", environment, workers=4):
+        found["throughput_of_4_workers"] = plain_load("auto", test, 3)
+    servers.save(args.out, result)
+
+
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("--out", type=Path, required=True)
     cli.add_argument("--scratch", type=Path, default=Path("/tmp/pocket-cascade"))
     cli.add_argument("--gateway-path", default=os.environ.get("PYTHONPATH", ""), help="PYTHONPATH of confgate itself")
+    cli.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = cli.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": args.gateway_path}
     started = [
         servers.Server(
             name, MODELS / name, FIRST_PORT + n,
@@ -206,57 +247,18 @@ def main() -> None:
         for n, name in enumerate(TIERS)
     ]  # fmt: skip
     result = servers.machine() | {"clients": CLIENTS, "servers": [server.said for server in started]}
-    test = list(pocket.problems("test", 1000))
-    local = json.loads(Path("deploy/pocket/accuracy.json").read_text())["models"]
     with servers.serving(started, args.out.parent) as seconds:
         result["start_seconds"] = seconds
-        for kind in ("engine", "logprobs"):
-            bare = cascade(args.scratch, kind, None)
-            n = 1500 if kind == "engine" else 800
-            for split, many in (("calibration", n), ("validation", 1000), ("test", 1000))[
-                : 3 if kind == "engine" else 1
-            ]:
-                out = args.scratch / f"{kind}-{split}"
-                confgate("collect", "-c", bare, "--split", split, "--n", many, "--out", out, "--max-tokens", 256,
-                         "--concurrency", CLIENTS, "--top-k", 20, environment=environment)  # fmt: skip
-            wished = [] if kind == "engine" else ["--features", "deepconf_average,deepconf_lowest,lp_mean,log_length"]
-            confgate("fit", "-r", args.scratch / f"{kind}-calibration", "--out", args.scratch / f"calibrators-{kind}",
-                     *wished, environment=environment)  # fmt: skip
-            fitted = cascade(args.scratch, kind, f"calibrators-{kind}")
-            if kind == "engine":
-                records = [
-                    flag for split in ("validation", "test") for flag in ("-r", args.scratch / f"engine-{split}")
-                ]
-                told = confgate("sweep", *records, "-c", fitted, "--choose-on", "validation", "--test-on", "test",
-                                "--write", fitted, "--policy", "parity", environment=environment)  # fmt: skip
-                result["sweep"] = told.splitlines()
-            with gateway(fitted, args.out.parent / f"gateway-{kind}.log", environment):
-                found = {"auto": through_gateway("auto", test)}
-                if kind == "engine":
-                    found["auto:parity"] = through_gateway("auto:parity", test)
-                    found |= {name: through_gateway(name, test) for name in TIERS}
-                found["throughput"] = plain_load("auto", test, 3)
-            with gateway(fitted, args.out.parent / f"gateway-{kind}-4.log", environment, workers=4):
-                found["throughput_of_4_workers"] = plain_load("auto", test, 3)
-            result[kind] = found
+        for part in args.parts:
+            if part == "aborts":
+                learned, test = list(pocket.problems("calibration", 800)), list(pocket.problems("test", 1000))
+                result["early_abort"] = {"window": 16, "learned_on": 800, "rows": aborts(learned, test)}
+            else:
+                cascaded(part, args, result)
             servers.save(args.out, result)
-        result["accuracy_against_in_process"] = {
-            name: {
-                "vllm": result["engine"][name]["accuracy"]["right"],
-                "in_process": local[name]["test"]["right"],
-                "n": 1000,
-            }
-            for name in TIERS
-        }
-        result["early_abort"] = {
-            "window": 16,
-            "learned_on": 800,
-            "rows": aborts(list(pocket.problems("calibration", 800)), test),
-        }
-        servers.save(args.out, result)
-    gaps = [abs(v["vllm"] - v["in_process"]) / 1000 for v in result["accuracy_against_in_process"].values()]
-    print(json.dumps({k: result[k] for k in ("accuracy_against_in_process", "engine")}, indent=1)[:3500])
-    assert max(gaps) <= 0.01, "a tier is more than a point from the in-process engine"
+    told = result.get("accuracy_against_in_process", {})
+    print(json.dumps(told, indent=1))
+    assert all(abs(v["vllm"] - v["in_process"]) <= 10 for v in told.values()), "a tier is over a point off"
 
 
 if __name__ == "__main__":
