@@ -12,10 +12,11 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -28,7 +29,7 @@ from gateway.http import protocol
 from gateway.http.admin import create_admin
 from gateway.http.app import create_app
 from gateway.http.journal import Journal
-from gateway.http.live import Lasting, Live, as_it_is, open_generation
+from gateway.http.live import Lasting, Live, open_generation
 from gateway.monitoring import Monitoring
 from gateway.resilience.ledger import Ledger
 from gateway.rolling import Rolling
@@ -36,6 +37,9 @@ from gateway.snapshot import Snapshot
 from gateway.store.desk import DAY_SECONDS, Aside, Desk
 from gateway.store.story import Keep
 from gateway.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from gateway.tracing import Traces
 
 log = logging.getLogger(__name__)
 
@@ -114,80 +118,138 @@ def listen(host: str, port: int, *, shared: bool = False, said: str = "--port") 
 
 
 async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> None:
-    """Open, serve, and close again, in this order."""
-    traces = config.tracing.open() if config.tracing is not None else None
-    telemetry, lasting = Telemetry(), berth.lasting
+    """Open room after room, serve, and leave them in reverse: listeners, jobs, monitors, store, engines, tracer."""
     if config.ids == Ids():
         log.warning("decision ids end with this process; name a secret under ids, or a file to keep one in")
+    telemetry = Telemetry()
+    async with contextlib.AsyncExitStack() as rooms:
+        enter = rooms.enter_async_context
+        traces = await enter(traced(config))
+        live = await enter(opened(config, read, berth.lasting))
+        desk = await enter(kept(config, telemetry))
+        rolling = await rolled(config, live, desk, telemetry)
+        monitoring = await enter(watched(live, desk, telemetry))
+        await consult(live.snapshot)
+        explorer = None if desk is None else Explorer(desk, telemetry)
+        journal = Journal(desk, explorer, keep(config), traces, monitoring)
+        public = Process(settings(create_app(live, telemetry, journal), config.server), live, berth.ready)
+        stop = partial(public.handle_exit, signal.SIGTERM, None)
+        group = await enter(asyncio.TaskGroup())
+        endless = [live.heal(), on_hangup_signal(live, group)]
+        endless += [one.run() for one in (desk, explorer, rolling) if one is not None]
+        await enter(at_work(group, endless))
+        await enter(tied(berth.lifeline, stop))
+        if berth.admin is not None:
+            private = create_admin(
+                live, telemetry, journal, monitoring, rolling, group, stop, of_many=berth.lifeline is not None
+            )
+            await enter(beside(settings(private, config.server), berth.admin, group))
+        await public.serve([berth.listener])
+
+
+@contextlib.asynccontextmanager
+async def traced(config: Config) -> AsyncIterator[Traces | None]:
+    """The tracer, where spans are wanted; what waits is sent at the end."""
+    traces = config.tracing.open() if config.tracing is not None else None
+    try:
+        yield traces
+    finally:
+        if traces is not None:
+            await asyncio.to_thread(traces.close, FAREWELL_SECONDS / 2)
+
+
+@contextlib.asynccontextmanager
+async def opened(config: Config, read: Callable[[], Config], lasting: Lasting) -> AsyncIterator[Live]:
+    """What is served, with its engines. Raises ConfigError."""
+    live = Live(await open_generation(config, lasting.spare), read, lasting)
+    try:
+        yield live
+    finally:
+        await live.close()
+
+
+@contextlib.asynccontextmanager
+async def kept(config: Config, telemetry: Telemetry) -> AsyncIterator[Desk | None]:
+    """The store, where there is to be one; what waits is written at the end."""
+    desk = open_desk(config, telemetry)
+    try:
+        yield desk
+    finally:
+        if desk is not None:
+            await desk.close(FAREWELL_SECONDS / 2)  # the other half was for clients
+
+
+async def rolled(config: Config, live: Live, desk: Desk | None, telemetry: Telemetry) -> Rolling | None:
+    """What decides about rollouts, where they are wanted; from now on calibrators are those that they have come to."""
+    if config.rollout is None or desk is None:
+        return None
+    rolling = Rolling(config.rollout, Aside(desk, asyncio.get_running_loop()), telemetry.registry)
+    live.dress, rolling.redress = rolling.dress, live.redress
+    await live.redress()
+    return rolling
+
+
+@contextlib.asynccontextmanager
+async def watched(live: Live, desk: Desk | None, telemetry: Telemetry) -> AsyncIterator[Monitoring]:
+    """The monitors, over whatever comes into service; they have looked once, unless that takes too long."""
+    loop = asyncio.get_running_loop()
+    monitoring = Monitoring(telemetry.registry, None if desk is None else Aside(desk, loop))
 
     def watch(now: Snapshot) -> None:
         telemetry.start(now.tiers, now.withheld, {name: one.holds for name, one in now.certificates.items()})
         monitoring.serve(now)
 
-    desk = open_desk(config, telemetry)
-    loop = asyncio.get_running_loop()
-    monitoring = Monitoring(telemetry.registry, None if desk is None else Aside(desk, loop))
-    first = await open_generation(config, lasting.spare)
-    rolling = None
-    if config.rollout is not None and desk is not None:
-        rolling = Rolling(config.rollout, Aside(desk, loop), telemetry.registry)
-        first.snapshot = await rolling.dress(first.snapshot)
-    monitoring.serve(first.snapshot)
-    await asyncio.to_thread(monitoring.start, FIRST_LOOK_SECONDS)
-    live = Live(first, read, lasting, watch, monitoring.amended, as_it_is if rolling is None else rolling.dress)
-    monitoring.changed = partial(loop.call_soon_threadsafe, live.amend)
-    live.amend()  # for what was found just before it could be told
+    monitoring.serve(live.snapshot)
     try:
-        await consult(live.snapshot)
-        async with asyncio.TaskGroup() as group:
-            texts = config.store.texts if config.store is not None else None
-            keep = None if texts is None else Keep(texts.function(), texts.max_kib * 1024)
-            explorer = None if desk is None else Explorer(desk, telemetry)
-            journal = Journal(desk, explorer, keep, traces, monitoring)
-            app = create_app(live, telemetry, journal)
-            public = Process(settings(app, config.server), live, berth.ready)
-            jobs = [group.create_task(live.heal()), group.create_task(on_hangup_signal(live, group))]
-            if desk is not None:
-                jobs.append(group.create_task(desk.run()))
-            if explorer is not None:
-                jobs.append(group.create_task(explorer.run()))
-            if rolling is not None:
-                rolling.redress = live.redress
-                jobs.append(group.create_task(rolling.run()))
-            beside = None
-            if berth.lifeline is not None:
-                stop = partial(public.handle_exit, signal.SIGTERM, None)
-                asyncio.get_running_loop().add_reader(berth.lifeline, stop)
-            if berth.admin is not None:
-                private = create_admin(
-                    live,
-                    telemetry,
-                    journal,
-                    monitoring,
-                    rolling,
-                    group,
-                    partial(public.handle_exit, signal.SIGTERM, None),
-                    of_many=berth.lifeline is not None,
-                )
-                beside = Beside(settings(private, config.server))
-                jobs.append(group.create_task(beside.serve([berth.admin])))
-                await beside.open.wait()  # before anybody is told that this process is ready
-            await public.serve([berth.listener])
-            if beside is not None:  # last, so that the end can be watched
-                beside.should_exit = True
-                await jobs.pop()
-            for job in jobs:
-                job.cancel()
-            if berth.lifeline is not None:
-                asyncio.get_running_loop().remove_reader(berth.lifeline)
+        await asyncio.to_thread(monitoring.start, FIRST_LOOK_SECONDS)
+        live.amended, live.changed = monitoring.amended, watch
+        monitoring.changed = partial(loop.call_soon_threadsafe, live.amend)
+        live.begin()
+        yield monitoring
     finally:
         telemetry.settle()
         await asyncio.to_thread(monitoring.stop, FAREWELL_SECONDS)  # a look under way changes nothing any more
-        if desk is not None:
-            await desk.close(FAREWELL_SECONDS / 2)  # the other half was for clients
-        await live.close()
-        if traces is not None:
-            await asyncio.to_thread(traces.close, FAREWELL_SECONDS / 2)
+
+
+@contextlib.asynccontextmanager
+async def at_work(group: asyncio.TaskGroup, endless: Sequence[Coroutine[None, None, None]]) -> AsyncIterator[None]:
+    """What goes on until clients have been served. Where something fails, the group ends it."""
+    jobs = [group.create_task(one) for one in endless]
+    yield
+    for job in jobs:
+        job.cancel()
+
+
+@contextlib.asynccontextmanager
+async def tied(lifeline: int | None, stop: Callable[[], None]) -> AsyncIterator[None]:
+    """Drain when the supervisor has ended, where there is one."""
+    if lifeline is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_reader(lifeline, stop)
+    try:
+        yield
+    finally:
+        loop.remove_reader(lifeline)
+
+
+@contextlib.asynccontextmanager
+async def beside(wanted: uvicorn.Config, listener: socket.socket, group: asyncio.TaskGroup) -> AsyncIterator[None]:
+    """The admin listener: open before anybody is told that this process is ready, and until the last client has left,
+    so that the end can be watched. Where something fails, the group ends it."""
+    server = Beside(wanted)
+    serving = group.create_task(server.serve([listener]))
+    await server.open.wait()
+    yield
+    server.should_exit = True
+    await serving
+
+
+def keep(config: Config) -> Keep | None:
+    """How texts are kept, where they are."""
+    texts = config.store.texts if config.store is not None else None
+    return None if texts is None else Keep(texts.function(), texts.max_kib * 1024)
 
 
 def open_desk(config: Config, telemetry: Telemetry) -> Desk | None:

@@ -84,27 +84,25 @@ class Live:
     """The current generation, and whether the process still takes requests.
 
     read: the configuration as it is written now.
+    Set by whoever serves, before `begin`:
     amended: makes of a snapshot what may come into service, with what has been found out since its configuration was
     written; the very same one where that is nothing.
     dress: gives a snapshot the calibrators that rollouts have come to; never raises.
     changed: called with every snapshot that comes into service.
     """
 
-    def __init__(
-        self,
-        first: Generation,
-        read: Callable[[], Config],
-        lasting: Lasting,
-        changed: Callable[[Snapshot], object] = lambda _: None,
-        amended: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
-        dress: Callable[[Snapshot], Awaitable[Snapshot]] = as_it_is,
-    ) -> None:
+    def __init__(self, first: Generation, read: Callable[[], Config], lasting: Lasting) -> None:
         self._now, self._read, self.lasting = first, read, lasting
-        self._changed, self._amended, self._dress = changed, amended, dress
+        self.changed: Callable[[Snapshot], object] = lambda _: None
+        self.amended: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
+        self.dress: Callable[[Snapshot], Awaitable[Snapshot]] = as_it_is
         self._lock = asyncio.Lock()
         self.draining = False  # no new requests; set once, by whoever ends the process
-        first.snapshot = amended(first.snapshot)
-        changed(first.snapshot)
+
+    def begin(self) -> None:
+        """Bring the first snapshot into service."""
+        self._now.snapshot = self.amended(self.snapshot)
+        self.changed(self.snapshot)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -139,9 +137,9 @@ class Live:
             config = self._read()
             check_listeners(self.snapshot.config, config)
             following = await open_generation(config, self.lasting.spare, self.snapshot)
-            following.snapshot = self._amended(await self._dress(following.snapshot))
+            following.snapshot = self.amended(await self.dress(following.snapshot))
             old, self._now = self._now, following
-            self._changed(self.snapshot)
+            self.changed(self.snapshot)
             group.create_task(old.close())
         log.warning("configuration reloaded", extra={"withheld": dict(self.snapshot.withheld)})
         return config
@@ -151,10 +149,10 @@ class Live:
         self._enter(self._now, self.snapshot)
 
     def _enter(self, now: Generation, snapshot: Snapshot) -> None:
-        better = self._amended(snapshot)
+        better = self.amended(snapshot)
         if better is not now.snapshot:
             now.snapshot = better
-            self._changed(better)
+            self.changed(better)
 
     async def heal(self) -> None:
         """For ever: give calibrators that were withheld because a server was away another chance."""
@@ -163,13 +161,13 @@ class Live:
             async with self._lock:
                 now = self._now
                 better = await healed(now.snapshot) if now.snapshot.away else now.snapshot
-                self._enter(now, better if better is now.snapshot else await self._dress(better))
+                self._enter(now, better if better is now.snapshot else await self.dress(better))
 
     async def redress(self) -> None:
         """Serve by what rollouts have come to now. Requests that have begun keep what they began with."""
         async with self._lock:
             now = self._now
-            self._enter(now, await self._dress(now.snapshot))
+            self._enter(now, await self.dress(now.snapshot))
 
     async def close(self) -> None:
         await self._now.close()
