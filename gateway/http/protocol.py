@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+import weakref
 from functools import partial
 from typing import Any, cast
 
@@ -150,20 +151,22 @@ class Protocol(HttpToolsProtocol):
 
 
 class Wire(Line):
-    """The line of one request. cycle: uvicorn's, which writes an answer's head and its body each by itself."""
+    """The line of one request. cycle: uvicorn's, which writes an answer's head and its body each by itself. Its scope
+    holds us; held in turn, each request would be left to the garbage collector. It lasts as long as its task does."""
 
     def __init__(self, cycle: Any) -> None:
         super().__init__(cycle.flow.resume_reading)
-        self._cycle = cycle
+        self._cycle = weakref.ref(cycle)
 
     @property
     def free(self) -> bool:  # type: ignore[override]
-        return not (self._cycle.flow.write_paused or self._cycle.response_started)
+        cycle = self._cycle()
+        return cycle is not None and not (cycle.flow.write_paused or cycle.response_started)
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """What uvicorn does when both are sent, in one write. headers: without any about length or connection."""
-        cycle = self._cycle
-        if cycle.disconnected:
+        cycle = self._cycle()
+        if cycle is None or cycle.disconnected:
             return
         lines = [b"%b: %b\r\n" % pair for pair in (*cycle.default_headers, *headers)]
         if not cycle.keep_alive:
