@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.errors import BadTrace, EngineError
+from gateway.noun import noun
 from gateway.resilience.guard import Guard
 
 Floats = npt.NDArray[np.float64]
@@ -105,7 +106,7 @@ class CallPart:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@noun(frozen=True, slots=True)
 class Message:
     """One turn of a conversation. calls: what the assistant wanted called.  call_id: which call this answers."""
 
@@ -115,7 +116,7 @@ class Message:
     call_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@noun(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn. The default is greedy, which is what calibrators are fitted under.
 
@@ -150,7 +151,7 @@ class Sampling:
 GREEDY = Sampling()
 
 
-@dataclass(frozen=True, slots=True)
+@noun(frozen=True, slots=True)
 class Ask:
     """One request to one engine, or to the cascade as a whole.
 
@@ -185,7 +186,7 @@ class Ask:
         return sum(len(message.content) for message in self.messages) + len(self.prompt or "")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class TokenTrace:
     """What the engine said about each token of one answer, the end token apart.
 
@@ -259,7 +260,7 @@ def _check_nats(name: str, nats: Floats) -> None:
     nats.setflags(write=False)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Completion:
     """One engine's answer to one Ask.
 
@@ -305,7 +306,7 @@ class Piece:
 Hear = Callable[[Piece], Awaitable[None]]  # may raise, to end the answer: nothing that an operating system raises
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Earlier:
     """What an earlier tier of the same cascade said about the same question; p_correct is None where it had none."""
 
@@ -314,7 +315,7 @@ class Earlier:
     p_correct: float | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Evidence:
     """All a confidence feature may look at: the trace, the text it belongs to, and the tiers that answered before."""
 
@@ -323,7 +324,7 @@ class Evidence:
     earlier: tuple[Earlier, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Features:
     """Measured confidence features of one answer. names: F strings; values: (F,), finite."""
 
@@ -331,7 +332,7 @@ class Features:
     values: Floats
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Verdict:
     """What one answer's evidence is worth. Of an answer that was judged, p_correct is None exactly when null_reason is
     not."""
@@ -390,7 +391,7 @@ class Prices:
     usd_per_mtok_out: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@noun(frozen=True, slots=True)
 class Cost:
     """What was spent. Adds up over hops, rejected ones too."""
 
@@ -524,7 +525,7 @@ class Mix:
     key: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Hop:
     """One tier's turn. p_correct is None without evidence, and null_reason says why; completion is None when the engine
     failed (see error) or its answer was given up before its end. retried: why second attempts were made.
@@ -550,7 +551,7 @@ class Hop:
     rival_p: float | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Opening:
     """What is known about an answer when its first piece is passed on; of a whole answer, the same facts in the end.
 
@@ -566,7 +567,7 @@ class Opening:
     calibrator_id: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Answer:
     """What the cascade served, and the whole way there. `served` is one of `hops`.
 

@@ -132,15 +132,15 @@ def measure(specs: Iterable[str], evidence: Evidence) -> Features:
     Raises BadTrace when the trace lacks what a feature needs, ConfigError on a wrong name.
     """
     found = _find_all(tuple(specs))
-    for feature in found.demanding:
-        _check_needs(feature, evidence)
+    trace = evidence.trace
+    _check_needs(found, 0 if trace.top is None else trace.top.shape[1], tuple(trace.signals), bool(trace.tokens))
     values = [measure(evidence) for measure in found.measures]
     if any(map(math.isinf, values)):
         raise BadTrace(f"infinite: {', '.join(n for n, v in zip(found.names, values, strict=True) if math.isinf(v))}")
     return Features(found.names, np.array(values, dtype=np.float64))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """Features that are measured together. demanding: those that need more than the chosen tokens."""
 
@@ -159,17 +159,19 @@ def _find_all(specs: tuple[str, ...]) -> _Found:
     )
 
 
-def _check_needs(feature: Feature, evidence: Evidence) -> None:
-    trace, wants = evidence.trace, feature.needs
-    have_k = 0 if trace.top is None else trace.top.shape[1]
-    stood_in = bool(wants.stand_ins) and all(name in trace.signals for name in wants.stand_ins)
-    if wants.top_k > have_k and not stood_in:
-        raise BadTrace(f"{feature.spec} needs the {wants.top_k} most likely tokens, the engine reported {have_k}")
-    missing = [name for name in wants.signals if name not in trace.signals]
-    if missing:
-        raise BadTrace(f"{feature.spec} needs the engine's {', '.join(missing)}")
-    if wants.tokens and not trace.tokens:
-        raise BadTrace(f"{feature.spec} needs the tokens' texts, the engine reported none")
+@lru_cache(maxsize=1024)  # traces of one engine have the same things in them
+def _check_needs(found: _Found, have_k: int, signals: tuple[str, ...], tokens: bool) -> None:
+    """Raises BadTrace for what a trace lacks. have_k, signals, tokens: what it has."""
+    for feature in found.demanding:
+        wants = feature.needs
+        stood_in = bool(wants.stand_ins) and all(name in signals for name in wants.stand_ins)
+        if wants.top_k > have_k and not stood_in:
+            raise BadTrace(f"{feature.spec} needs the {wants.top_k} most likely tokens, the engine reported {have_k}")
+        missing = [name for name in wants.signals if name not in signals]
+        if missing:
+            raise BadTrace(f"{feature.spec} needs the engine's {', '.join(missing)}")
+        if wants.tokens and not tokens:
+            raise BadTrace(f"{feature.spec} needs the tokens' texts, the engine reported none")
 
 
 def _bind_needs(needs: Needs, bound: Mapping[str, float]) -> Needs:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from gateway.http.journal import Journal
 from gateway.http.live import Generation, Live
 from gateway.http.quota import Estimate, Visit
 from gateway.http.reply import Call
+from gateway.noun import noun
 from gateway.nouns import Answer, Ask, Hop, Mix, Mode, Opening, Policy
 from gateway.policy import canaried, drawn
 from gateway.snapshot import Snapshot
@@ -183,7 +184,7 @@ class Chat:
         return note
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@noun(frozen=True, slots=True, eq=False)
 class Asked:
     """One request, read and within its client's means. mode: how a stream comes about.
 

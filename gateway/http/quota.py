@@ -10,13 +10,14 @@ import asyncio
 import datetime as dt
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from gateway.config import Allowance
 from gateway.errors import OverBudget, RateLimited
 from gateway.http.auth import Caller
+from gateway.noun import noun
 from gateway.nouns import Cost, Hop, Policy, Prices, Tier
 from gateway.resilience.ledger import DAYS, MONTHS, REQUESTS, TOKENS, Bucket, Ledger, Numbers, Windows
 
@@ -27,7 +28,7 @@ BUSY_SECONDS = 1.0
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True)
+@noun(frozen=True, slots=True)
 class Estimate:
     """What one tier may take for a request at most. completion_tokens: of all choices together."""
 
@@ -216,7 +217,7 @@ class Visit:
 Period = tuple[int, int, float, list[tuple[int, float | None, str]]]
 
 
-@dataclass(frozen=True, slots=True)
+@noun(frozen=True, slots=True)
 class Spent:
     """What one request takes from a budget."""
 

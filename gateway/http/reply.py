@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
 
 from gateway.http.wire import Request
+from gateway.noun import noun
 from gateway.nouns import Answer, CallPart, Completion, Hop, Mode, Opening, TokenTrace, ToolCall
 
 SCHEMA = "1"  # of the x-route-* headers
@@ -108,7 +108,7 @@ def call_part(part: CallPart) -> Json:
     return {"index": part.index} | called(ToolCall(part.id, part.name, part.arguments))
 
 
-@dataclass(frozen=True, slots=True)
+@noun(frozen=True, slots=True)
 class Call:
     """The facts of one HTTP request. route_id: names the decision.  created: Unix time, s.  ignored: field names.
     mode: how a stream comes about.  form: how the answer is written."""

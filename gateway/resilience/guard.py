@@ -17,6 +17,7 @@ from gateway.errors import (
     EngineRefused,
     EngineSlow,
 )
+from gateway.noun import noun
 from gateway.resilience.breaker import Breaker, Entry, Rules
 from gateway.resilience.budget import RetryBudget
 from gateway.resilience.bulkhead import Bulkhead, Full
@@ -38,7 +39,7 @@ class Limits:
     breaker: Rules = field(default_factory=Rules)
 
 
-@dataclass(frozen=True, slots=True)
+@noun(frozen=True, slots=True)
 class Call:
     """One turn of a tier.
 
