@@ -6,7 +6,6 @@ JSON per candidate: what an answer of 200 tokens weighs falls from 231 kB with 2
 
 from __future__ import annotations
 
-import binascii
 from typing import Any
 
 import msgspec
@@ -19,24 +18,29 @@ SCHEMA = "confgate.confidence/1"
 
 
 class Arrays(msgspec.Struct):
-    """Base64 of little-endian float16, one number per token, the end token's among them."""
+    """Little-endian float16, in JSON as base64: one number per token, the end token's among them."""
 
     dtype: str
-    confidence: str
-    top1: str
-    margin: str
-    entropy: str
-    self_certainty: str
+    confidence: bytes
+    top1: bytes
+    margin: bytes
+    entropy: bytes
+    self_certainty: bytes
+
+
+READ_ARRAYS = msgspec.json.Decoder(Arrays | None)
 
 
 class Confidence(msgspec.Struct):
+    """arrays: Arrays, read apart: what is wrong in them costs the confidence alone."""
+
     schema: str
     missing: str = ""
     tokens: int = 0
     k: int = 0
     greedy: bool = False
     ended: bool = False
-    arrays: Arrays | None = None
+    arrays: msgspec.Raw = msgspec.Raw(b"null")
 
 
 def wish(k: int) -> dict[str, Any]:
@@ -53,7 +57,8 @@ def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | N
         raise BadTrace("the engine sent no confidence; is it vLLM with our plugin's middleware and processor?")
     if told.schema != SCHEMA:
         raise BadTrace(f"confidence of the schema {told.schema[:40]!r}, this gateway reads {SCHEMA}")
-    if told.missing or told.arrays is None:
+    arrays = None if told.missing else unpacked(told.arrays)
+    if arrays is None:
         raise BadTrace(f"the engine sent no confidence: {told.missing[:200] or 'no arrays'}")
     if told.k != k:
         raise BadTrace(f"asked for the {k} most likely tokens, the engine's confidence is of {told.k}")
@@ -61,14 +66,14 @@ def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | N
         raise BadTrace("the engine's confidence does not tell the chosen tokens' log-probs unless sampling is greedy")
     if told.tokens != tokens:
         raise BadTrace(f"the engine's confidence is of {told.tokens} tokens, the answer has {tokens}")
-    if told.arrays.dtype != "float16":
-        raise BadTrace(f"confidence arrays of {told.arrays.dtype[:20]!r}, this gateway reads float16")
-    told_numbers = numbers(told.arrays, tokens)
+    if arrays.dtype != "float16":
+        raise BadTrace(f"confidence arrays of {arrays.dtype[:20]!r}, this gateway reads float16")
+    rows = numbers(arrays, tokens)
     length = tokens - 1 if told.ended else tokens
     if length == 0:
         raise BadTrace("the answer has no tokens")
-    end_nats = told_numbers.item(0, -1) if told.ended else None
-    chosen, group, margin, entropy, certainty = told_numbers[:, :length]
+    end_nats = rows.item(0, -1) if told.ended else None
+    chosen, group, margin, entropy, certainty = rows[:, :length]
     signals = {f"confidence_k{k}": group, "margin": margin, "entropy": entropy, "self_certainty": certainty}
     if over_http is None:
         return TokenTrace(Source.PLUGIN, chosen, signals=signals, end_nats=end_nats)
@@ -89,19 +94,20 @@ NAMES = ("top1", "confidence", "margin", "entropy", "self_certainty")
 
 def numbers(arrays: Arrays, tokens: int) -> Floats:
     """(5, tokens) float64, in the order of NAMES."""
-    packed = [unpacked(name, getattr(arrays, name), tokens) for name in NAMES]
+    packed = (arrays.top1, arrays.confidence, arrays.margin, arrays.entropy, arrays.self_certainty)
+    for name, raw in zip(NAMES, packed, strict=True):
+        if len(raw) != 2 * tokens:
+            raise BadTrace(f"the confidence array {name!r} holds {len(raw) / 2:g} numbers for {tokens} tokens")
     return np.frombuffer(b"".join(packed), FLOAT16).astype(np.float64).reshape(len(NAMES), tokens)
 
 
-def unpacked(name: str, packed: str, tokens: int) -> bytes:
-    """One array's bytes, two for each token."""
+def unpacked(told: msgspec.Raw) -> Arrays | None:
+    """The arrays, where there are any. Raises BadTrace."""
     try:
-        raw = binascii.a2b_base64(packed, strict_mode=True)
-    except ValueError as error:
-        raise BadTrace(f"the confidence array {name!r} is no base64 of float16 ({error})") from None
-    if len(raw) != 2 * tokens:
-        raise BadTrace(f"the confidence array {name!r} holds {len(raw) / 2:g} numbers for {tokens} tokens")
-    return raw
+        found: Arrays | None = READ_ARRAYS.decode(told)
+        return found
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadTrace(f"the confidence arrays are no base64 of float16 ({error})") from None
 
 
 def wanted(ask: Ask) -> bool:
