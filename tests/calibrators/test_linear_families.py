@@ -182,3 +182,24 @@ def test_rows_that_all_lack_a_covered_feature_are_still_predicted() -> None:
     y = (rng.random(400) < 1 / (1 + np.exp(-X[:, 0]))).astype(float)
     fitted = logistic.fit(FitData(X, y, missing=(Missing.REFUSE, Missing.INDICATE)))
     np.testing.assert_allclose(fitted.predict(X[:3]), [fitted.predict(X[n : n + 1])[0] for n in range(3)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_answer_is_worth_what_it_is_worth_among_others(seed):
+    """A single row takes another way, past NumPy; far outside the bounds, with a gap and at the sigmoid's ends too."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(400, 6)) * 10.0 ** rng.integers(-3, 6, size=6)
+    y = (rng.random(400) < sigmoid(X[:, 0] / np.abs(X[:, 0]).mean())).astype(float)
+    fitted = logistic.fit(FitData(X, y, missing=(Missing.INDICATE,) + (Missing.REFUSE,) * 5))
+    steep = logistic.Logistic(fitted.linear.scaled(500.0, 3.0))
+    asked = np.vstack([X, X * 1e9, np.where(np.arange(6) == 0, np.nan, X[:20])])
+    for calibrator in (fitted, steep):
+        alone = np.array([calibrator.predict(row[np.newaxis, :])[0] for row in asked])
+        np.testing.assert_allclose(alone, calibrator.predict(asked), rtol=1e-12)
+
+
+def test_one_infinite_value_is_refused_as_among_others():
+    fitted = logistic.fit(DATA)
+    for rows in ([[np.inf, 0.0, 0.0]], [[np.inf, 0.0, 0.0], [0.0, 0.0, 0.0]], [[np.nan, 0.0, 0.0]]):
+        with pytest.raises(BadFeatures):
+            fitted.predict(np.array(rows))
