@@ -32,9 +32,9 @@ class GivenUp(Exception):
     """What a listener raises who has heard that it is not worth while."""
 
 
-async def whole(tier: Tier, ask: Ask, _: Turn) -> Completion:
+def whole(tier: Tier, ask: Ask, _: Turn) -> Awaitable[Completion]:
     """One attempt for an answer that nobody hears before it is complete."""
-    return await tier.engine.complete(ask)
+    return tier.engine.complete(ask)
 
 
 async def stream(tier: Tier, ask: Ask, turn: Turn, hear: Hear) -> Completion:

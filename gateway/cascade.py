@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -128,9 +128,9 @@ async def take_hop(
     needed = as_needed(ask, tier)
     put = attempt or as_due(tier, ask, last=last)
 
-    async def once(turn: Turn) -> Completion | Stopped:
+    def once(turn: Turn) -> Awaitable[Completion | Stopped]:
         turns.append(turn)
-        return await put(tier, replace(needed, fresh=True) if turn.fresh else needed, turn)
+        return put(tier, replace(needed, fresh=True) if turn.fresh else needed, turn)
 
     def failed(reason: Reason, error: EngineError) -> Hop:
         cost = sum((charge(turn.prompt_tokens, turn.tokens, tier.prices) for turn in turns), Cost())

@@ -249,12 +249,10 @@ class Reply:
         self._failure: Trouble | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close(reuse=kind is None)
 
     def close(self, *, reuse: bool) -> None:

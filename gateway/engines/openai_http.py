@@ -173,25 +173,26 @@ class OpenAIHttp:
         begun = False
         told = self._client.request("POST", self._at(ask), msgspec.json.encode(body), ask.trace)
         try:
-            async with limit, await self._client.ask(told, fresh=ask.fresh) as reply:
-                await reply.head()
-                await self._check(reply, "text/event-stream")
-                async for raw in reply.pieces():
-                    piece = assembly.take(raw)
-                    if piece is not None:
+            async with limit:
+                with await self._client.ask(told, fresh=ask.fresh) as reply:
+                    await reply.head()
+                    await self._check(reply, "text/event-stream")
+                    async for raw in reply.pieces():
+                        piece = assembly.take(raw)
+                        if piece is not None:
+                            begun = True
+                            limit.reschedule(None)
+                            await hear(piece)
+                        if assembly.done:
+                            break
+                        if begun:
+                            limit.reschedule(now() + options.idle_seconds)
+                    answered, end = assembly.finished()
+                    limit.reschedule(None)
+                    if end is not None:
                         begun = True
-                        limit.reschedule(None)
-                        await hear(piece)
-                    if assembly.done:
-                        break
-                    if begun:
-                        limit.reschedule(now() + options.idle_seconds)
-                answered, end = assembly.finished()
-                limit.reschedule(None)
-                if end is not None:
-                    begun = True
-                    await hear(end)
-                await drain(reply)
+                        await hear(end)
+                    await drain(reply)
         except _http.Trouble as error:
             raise self._translated(error, begun=begun) from error
         except EngineDown as error:
@@ -213,7 +214,7 @@ class OpenAIHttp:
     async def _call(self, told: bytes, *, fresh: bool = False) -> bytes:
         """The body of a 200, whatever is wrong translated into our errors."""
         try:
-            async with await self._client.ask(told, fresh=fresh) as reply:
+            with await self._client.ask(told, fresh=fresh) as reply:
                 await reply.head()
                 await self._check(reply, "application/json")
                 return await reply.whole()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Response
@@ -26,10 +27,10 @@ def create_app(live: Live, telemetry: Telemetry, journal: Journal) -> ASGIApp:
     chat = Chat(live, telemetry, journal)
     app = public(live, telemetry, journal, chat, metrics=config.admin is None)
 
-    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+    def front(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """The one route that is hot, past seven layers of the framework's that do nothing for it; then all others."""
         hot = scope["type"] == "http" and scope["path"] == CHAT and scope["method"] == "POST"
-        await (chat if hot else app)(scope, receive, send)
+        return (chat if hot else app)(scope, receive, send)
 
     inside: ASGIApp = front
     if config.server.cors_origins:

@@ -99,7 +99,9 @@ class Chat:
             asked = await self._read(held, visit, headers, receive, story, began)
             note = self._noting(visit, story)
             if asked.mode is Mode.BUFFER:
-                answer = await or_hangup(decided(asked, note), out.line)
+                several = asked.request.choices > 1
+                deciding = decided(asked, note) if several else cascade.answer(asked.ask, asked.route, note)
+                answer = await or_hangup(deciding, out.line)
                 heads, pieces = asked.written(answer)
                 visit.settle()
                 heads |= visit.headers()
@@ -214,8 +216,8 @@ class Asked:
 
 async def decided(asked: Asked, note: cascade.Observer) -> Answer:
     """A whole answer, and its siblings."""
-    answer, choices = await cascade.answer(asked.ask, asked.route, note), asked.request.choices
-    return answer if choices == 1 else await cascade.with_siblings(answer, asked.ask, choices, note)
+    answer = await cascade.answer(asked.ask, asked.route, note)
+    return await cascade.with_siblings(answer, asked.ask, asked.request.choices, note)
 
 
 def passed_on(asked: Asked, visit: Visit, out: Out, silence_seconds: float) -> sse.Passing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,14 +19,17 @@ class Hosts:
     def __init__(self, app: ASGIApp, named: Callable[[], frozenset[str] | None]) -> None:
         self._app, self._named = app, named
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         named = self._named()
         if scope["type"] == "http" and named is not None and called(scope) not in named:
-            headers = [(name.encode(), value.encode()) for name, value in MISDIRECTED.headers.items()]
-            await send({"type": "http.response.start", "status": MISDIRECTED.status, "headers": headers})
-            await send({"type": "http.response.body", "body": MISDIRECTED.body})
-            return
-        await self._app(scope, receive, send)
+            return refuse(send)
+        return self._app(scope, receive, send)
+
+
+async def refuse(send: Send) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in MISDIRECTED.headers.items()]
+    await send({"type": "http.response.start", "status": MISDIRECTED.status, "headers": headers})
+    await send({"type": "http.response.body", "body": MISDIRECTED.body})
 
 
 def called(scope: Scope) -> str | None:

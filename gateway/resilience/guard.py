@@ -21,6 +21,7 @@ from gateway.noun import noun
 from gateway.resilience.breaker import Breaker, Entry, Rules
 from gateway.resilience.budget import RetryBudget
 from gateway.resilience.bulkhead import Bulkhead, Full
+from gateway.resilience.limit import Limit
 from gateway.resilience.pause import Pause
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class Turn:
     prompt_tokens, tokens: of an answer that is heard piece by piece, so far; an attempt that fails was paid for, too.
     """
 
-    def __init__(self, limit: asyncio.Timeout, deadline: float, *, fresh: bool) -> None:
+    def __init__(self, limit: Limit, deadline: float, *, fresh: bool) -> None:
         self.fresh = fresh
         self._limit, self._deadline = limit, deadline
         self.prompt_tokens = self.tokens = 0
@@ -127,7 +128,7 @@ class Guard:
         began = now()
         patience_ends = began + call.patience_seconds
         try:
-            async with asyncio.timeout_at(min(patience_ends, call.deadline)) as limit:
+            with Limit(min(patience_ends, call.deadline)) as limit:
                 return await self._twice(attempt, call, limit, once=once)
         except TimeoutError:
             waited = now() - began
@@ -137,9 +138,7 @@ class Guard:
         finally:
             self.bulkhead.leave()
 
-    async def _twice(
-        self, attempt: Callable[[Turn], Awaitable[T]], call: Call, limit: asyncio.Timeout, *, once: bool
-    ) -> T:
+    async def _twice(self, attempt: Callable[[Turn], Awaitable[T]], call: Call, limit: Limit, *, once: bool) -> T:
         """One attempt, and a second one when the connection was to blame and the budget allows.
 
         A single attempt takes a new connection at once: an old one's death would be held against a healed server.

@@ -56,7 +56,7 @@ async def with_server(
 
 
 async def get(client: _http.Client) -> tuple[int, bytes]:
-    async with await client.ask(client.request("GET", "/v1/models")) as reply:
+    with await client.ask(client.request("GET", "/v1/models")) as reply:
         await reply.head()
         return reply.status, await reply.whole()
 
@@ -142,7 +142,7 @@ def test_a_request_that_is_given_up_takes_its_connection_with_it() -> None:
 
 def test_a_body_that_nobody_reads_slows_its_server_down() -> None:
     async def work(client: _http.Client) -> None:
-        async with await client.ask(client.request("GET", "/")) as reply:
+        with await client.ask(client.request("GET", "/")) as reply:
             await reply.head()
             await asyncio.sleep(0.2)
             assert reply.waiting_bytes < 2**20, "of sixteen"
@@ -255,7 +255,7 @@ def test_a_reply_that_was_read_leaves_nothing_to_the_garbage_collector() -> None
     """A cycle a request adds up to pauses in which nobody is answered."""
 
     async def work(client: _http.Client) -> None:
-        async with await client.ask(client.request("GET", "/")) as reply:
+        with await client.ask(client.request("GET", "/")) as reply:
             await reply.whole()
             gone = weakref.ref(reply)
         del reply
