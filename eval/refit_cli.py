@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
+import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +45,13 @@ def refit(
     latest: Annotated[int, typer.Option(min=30, help="Labels, the newest.")] = 2_000,
     offer: Annotated[bool, typer.Option("--offer", help="Put it on trial by the configured rollout.")] = False,
     out: Annotated[Path | None, typer.Option(help="File for the artefact.")] = None,
+    questions: Annotated[
+        bool,
+        typer.Option(
+            "--questions",
+            help="For another model: ask monitors.refit.questions of all tiers, and fit on their answers.",
+        ),
+    ] = False,
     nice: Annotated[int, typer.Option(min=0, max=19, help="Give way to other processes, by so much.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -59,6 +68,9 @@ def refit(
             raise ConfigError(f"{config} configures no rollout, so nothing can be offered; say where under rollout")
         if not offer and out is None:
             raise ConfigError("say what becomes of it: --offer, or --out FILE, or both")
+        if questions:
+            typer.echo(by_questions(config, wanted, tier, why=why, offer=offer, out=out, as_json=as_json))
+            return
         parent = worn(wanted, tier)
         from eval import refit as refitting  # here, so that a wrong name is told at once
         from gateway.monitor.rollouts import Rollouts
@@ -91,6 +103,56 @@ def refit(
         "se": made.se, "offered": offer, "left_out": dict(left_out),
     }  # fmt: skip
     typer.echo(json.dumps(told) if as_json else f"{made}{'; offered' if offer else ''}")
+
+
+def by_questions(
+    file: Path, config: Config, tier: str, *, why: str, offer: bool, out: Path | None, as_json: bool
+) -> str:
+    """Collect, fit and offer, as people would do it for another model. What to tell about it.
+
+    Records stay in the rollout's folder, so a fit that was ended goes on where it was. Raises ConfigError.
+    """
+    from urllib.parse import quote
+
+    from calibrators import artifact as artifacts
+    from eval import cli as commands
+    from gateway.monitor.rollouts import Rollouts
+
+    rules = None if config.monitors.refit is None else config.monitors.refit.questions
+    if rules is None or config.rollout is None:
+        raise ConfigError(f"{file} names no questions to ask; say which under monitors.refit.questions")
+    known = worn(config, tier)
+    if prefixed(known):
+        raise ConfigError(f"{known.label} was fitted on first tokens; collect and fit by hand, with --prefix")
+    now = time.time()
+    day = dt.datetime.fromtimestamp(now, dt.UTC).date().isoformat()
+    folder = config.rollout.folder / "fits" / f"{quote(tier, safe='')}-{day}"
+    with contextlib.redirect_stdout(sys.stderr):
+        commands.collect(
+            config=file, dataset=rules.dataset, split=rules.split, n=rules.n, out=folder / "records",
+            data=None if rules.data is None else Path(rules.data), prompt=rules.prompt, concurrency=rules.concurrency,
+        )  # fmt: skip
+        with contextlib.suppress(typer.Exit):  # of some tier too little is known
+            commands.fit(
+                records=[folder / "records"], out=folder / "fitted", split=rules.split,
+                cut=known.fingerprint.get("span") == "answer",
+            )  # fmt: skip
+    made = next(
+        (one for one in map(artifacts.load, sorted((folder / "fitted").glob("*.json"))) if one.id == tier), None
+    )
+    if made is None:
+        raise ConfigError(f"{rules.n:,} questions do not tell enough of {tier} to fit on; see {folder}")
+    if out is not None:
+        artifacts.dump(made, out)
+    if offer:
+        Rollouts(config.rollout.folder).offer(tier, made, who=WHO, at=now, why=why)
+    told = {"artefact": made.label, "how": "questions", "labels": made.fit["n"], "rare": made.fit["n_rare"],
+            "offered": offer}  # fmt: skip
+    return json.dumps(told) if as_json else f"{made.label}: fitted on {made.fit['n']:,} questions"
+
+
+def prefixed(artifact: Artifact) -> bool:
+    return str(artifact.fingerprint.get("span", "")).startswith("prefix-")
 
 
 def worn(config: Config, name: str) -> Artifact:

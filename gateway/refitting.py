@@ -37,9 +37,11 @@ COMMAND = (sys.executable, "-m", "gateway", "refit")
 NICE = 19
 OUT = "it was taken out of service"
 MEASURE = (
-    "answers of what is served now: nothing is measured of a server that the calibrator does not belong to; "
-    "`confgate collect` and `confgate fit`, then `confgate rollout offer`"
+    "answers of what is served now, of which nothing is known: name labelled questions under monitors.refit.questions, "
+    "or `confgate collect` and `confgate fit`, then `confgate rollout offer`"
 )
+WORDS = {Cause.METRIC: "metric", Cause.DRIFT: "drift", Cause.SCHEDULE: "schedule", Cause.MODEL: "model"}
+BY_QUESTIONS = "questions"  # how such a fit is made
 Json = dict[str, Any]
 
 
@@ -61,6 +63,7 @@ class Refitting:
         self._command = command
         self._running: Running | None = None
         self._fitted: dict[str, float] = {}
+        self._withheld: dict[str, tuple[str, float]] = {}  # by tier: why, and since when, monotonic seconds
         self._told: dict[str, Json] = {}
 
     def look(
@@ -79,7 +82,7 @@ class Refitting:
             if tier.calibrator is None and name not in snapshot.withheld:
                 continue
             try:
-                wish = self._wanted(snapshot, name, rules, found, latest, rollouts, now)
+                wish = self._wanted(snapshot, name, rules, found, latest, rollouts, now, monotonic)
             except (GatewayError, ArtifactError, OSError) as error:
                 self._say(name, "unknown", "", str(error), now)
                 continue
@@ -90,7 +93,7 @@ class Refitting:
                 self._say(name, "waiting", wish.cause, f"for {wish.missing}", now)
             elif (
                 self._running is None
-                and wish.cause in rules.causes
+                and WORDS[wish.cause] in rules.causes
                 and self._start(config, wish, rules, now, monotonic)
             ):
                 outcomes.append("started")
@@ -109,18 +112,19 @@ class Refitting:
 
     def _wanted(
         self, snapshot: Snapshot, name: str, rules: Refit, found: Findings,
-        latest: Mapping[tuple[str, str], list[Shift]], rollouts: Rollouts, now: float,
+        latest: Mapping[tuple[str, str], list[Shift]], rollouts: Rollouts, now: float, monotonic: float,
     ) -> FitWish | Waiting | None:  # fmt: skip
         tier = snapshot.tiers[name]
         state = rollouts.state(name)
         if state is None or state.candidate is not None or name in snapshot.away:
             return None  # the gateway begins one at its start; one trial at a time; a server that is away comes back
         at = tried(rollouts.folder, name, now)
+        rested = at is None or now - at >= rules.pause_hours * 3600.0
         if state.live is None and "metric" in rules.causes:  # labels of what was taken out are all there is
-            rested = at is None or now - at >= rules.pause_hours * 3600.0
             return FitWish(name, Cause.METRIC, "auto", OUT) if rested else None
         if name in snapshot.withheld:
-            return Waiting(name, Cause.MODEL, MEASURE)
+            return self._of_another(name, snapshot.withheld[name], rules, rested=rested, monotonic=monotonic)
+        self._withheld.pop(name, None)
         right, wrong = found.tally.get((name, tier.calibrator_id), (0, 0))
         if tier.calibrator_id not in self._fitted:
             live = of(state.live, name) or ""
@@ -147,6 +151,20 @@ class Refitting:
             now=now,
         )
 
+    def _of_another(
+        self, name: str, why: str, rules: Refit, *, rested: bool, monotonic: float
+    ) -> FitWish | Waiting | None:
+        """A tier's server is another than its calibrator's; while servers are being replaced, it is now this one and
+        now that."""
+        if rules.questions is None or "model" not in rules.causes:
+            return Waiting(name, Cause.MODEL, MEASURE)
+        known = self._withheld.get(name)
+        if known is None or known[0] != why:
+            known = self._withheld[name] = (why, monotonic)
+        if monotonic - known[1] < rules.settle_minutes * 60.0:
+            return Waiting(name, Cause.MODEL, f"its server to stay the same for {rules.settle_minutes:g} minutes")
+        return FitWish(name, Cause.MODEL, BY_QUESTIONS, why) if rested else None
+
     def _start(self, config: Config, wish: FitWish, rules: Refit, now: float, monotonic: float) -> bool:
         """Whether it is under way; not while another process fits."""
         assert config.rollout is not None, "the configuration says so"
@@ -163,8 +181,9 @@ class Refitting:
         why = f"{wish.cause}: {wish.why}"
         output = tempfile.TemporaryFile()  # noqa: SIM115  it is read when the process has ended
         options = ("--tier", wish.tier, "--config", str(config.file), "--why", why, "--latest", str(rules.latest))
+        asked = ("--questions",) if wish.how == BY_QUESTIONS else ()
         process = subprocess.Popen(  # noqa: S603  our own command
-            (*self._command, *options, "--nice", str(NICE), "--offer", "--json"),
+            (*self._command, *options, *asked, "--nice", str(NICE), "--offer", "--json"),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -17,6 +17,7 @@ from gateway.errors import ConfigError
 from gateway.monitor.evidence import Findings, Place
 from gateway.monitor.labels import Seen, Verdict
 from gateway.monitor.rollouts import Rollouts
+from gateway.monitor.settings import Refit
 from gateway.nouns import Tier
 from gateway.refitting import Refitting, note, tried
 from gateway.snapshot import Snapshot
@@ -117,6 +118,47 @@ def test_with_too_few_labels_it_waits_and_says_for_how_many(tmp_path: Path) -> N
     assert run.look(refitting) == []
     [fit] = refitting.told()
     assert (fit["state"], fit["why"]) == ("waiting", "for 18 more labels of the rarer class")
+
+
+def other_model(run: Run, *, why: str = "weights were a, are b", **rules: Any) -> None:
+    """Its server is another than its calibrator's."""
+    refit = Refit(**{"questions": {"dataset": "pocket", "n": 100}, **rules})
+    monitors = run.config.monitors.model_copy(update={"refit": refit})
+    run.config = run.config.model_copy(update={"monitors": monitors})
+    bare = Tier("cheap", Absent("cheap", {}))
+    run.snapshot = Snapshot(run.config, {"cheap": bare}, {}, {"cheap": why})
+    run.found = Findings({}, (), read_at=NOW)
+
+
+def test_another_model_is_asked_the_questions_once_it_has_stayed_the_same_for_a_while(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    refitting = Refitting(program("import sys; print(sys.argv)"))
+    other_model(run)
+    assert run.look(refitting) == []
+    assert refitting.told()[0]["why"] == "for its server to stay the same for 10 minutes"
+    assert run.look(refitting, monotonic=599.0) == []
+    other_model(run, why="weights were a, are c")  # servers are being replaced
+    assert run.look(refitting, monotonic=601.0) == []
+    assert run.look(refitting, monotonic=1202.0) == ["started"]
+    [fit] = refitting.told()
+    assert (fit["cause"], fit["why"]) == ("model change", "weights were a, are c")
+    outcomes = run.ended(refitting, monotonic=1203.0)
+    assert outcomes == ["failed"]  # it printed no artefact, but what it was told to do
+    assert "'--questions'" in refitting.told()[0]["why"]
+    assert "model change: weights were a, are c" in refitting.told()[0]["why"]
+    assert run.look(refitting, monotonic=1e6) == []  # the pause
+    assert run.look(refitting, now=NOW + 25 * 3600, monotonic=1e6) == ["started"]
+    refitting.stop()
+
+
+@pytest.mark.parametrize("rules", [{"questions": None}, {"causes": ("metric",)}])
+def test_without_questions_another_model_is_a_persons_matter_and_that_is_said(
+    rules: dict[str, Any], tmp_path: Path
+) -> None:
+    run, refitting = Run(tmp_path), Refitting(program(""))
+    other_model(run, **rules)
+    assert run.look(refitting, monotonic=1e6) == []
+    assert "monitors.refit.questions" in refitting.told()[0]["why"]
 
 
 def test_nothing_starts_while_another_calibrator_is_on_trial(tmp_path: Path) -> None:

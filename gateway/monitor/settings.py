@@ -13,13 +13,35 @@ from gateway.monitor.slo import Slos
 from gateway.written import Written, resolve, wrong
 
 
+class Questions(Written):
+    """Questions whose right answers are known, which every tier is asked anew when one is served by another model than
+    its calibrator's: no label tells about that model's answers yet."""
+
+    dataset: str = Field(default="jsonl", description="as `confgate collect` names them")
+    data: str | None = Field(default=None, description="the dataset's folder or file")
+    split: str = Field(default="calibration", description="one split, of which nothing chose thresholds")
+    n: int = Field(default=1000, ge=100, description="questions")
+    prompt: str = Field(default="plain", description="as `confgate collect --prompt`")
+    concurrency: int = Field(default=4, ge=1, description="in flight per tier, beside the traffic")
+
+    @field_validator("data")
+    @classmethod
+    def _beside_the_file(cls, path: str | None, info: ValidationInfo) -> str | None:
+        return path if path is None or path.startswith("hf:") else str(resolve(Path(path), info))
+
+
 class Refit(Written):
     """When a fit is started without anybody asking. What comes of it goes on trial by the rollout, which has to be
     configured, and never into service by itself."""
 
-    causes: tuple[Literal["metric", "drift", "schedule"], ...] = Field(
-        default=("metric", "drift", "schedule"), description="proven by labels, found without any, or simply old"
+    causes: tuple[Literal["metric", "drift", "schedule", "model"], ...] = Field(
+        default=("metric", "drift", "schedule", "model"),
+        description="proven by labels, found without any, simply old, or of another model than what is served",
     )
+    questions: Questions | None = Field(
+        default=None, description="for model: what is asked then. Nothing: such a fit is made by hand"
+    )
+    settle_minutes: float = Field(default=10, ge=0, description="that a server must have been another one, for model")
     max_age_days: float = Field(default=90, gt=0, description="of a calibrator, for schedule")
     pause_hours: float = Field(default=24, gt=0, description="between two fits of a tier, whatever the cause")
     seconds: float = Field(default=1800, ge=10, description="that a fit may take")

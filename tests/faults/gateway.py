@@ -115,10 +115,10 @@ def confgate(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def confgate_ends(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command that ends by itself."""
+def confgate_ends(*arguments: str, patience: float = 60, **environment: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command that ends by itself. patience: seconds that it may take."""
     process = confgate(*arguments, **environment)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=patience)
     return process.returncode, out, err
 
 
