@@ -38,10 +38,10 @@ def drawn(route: Policy | Mix, decision: str) -> Policy:
 def canaried(route: Policy, place: Callable[[str], float]) -> Policy:
     """The route of one conversation: a tier whose rival decides for it has changed places with the rival.
 
-    place: by a tier's name, where the conversation stands in [0, 1); it is the rival's when below the rival's share.
-    A route with a rival in it is not what a certificate was issued for.
+    place: by the name of a tier or of its `first_tokens`, where the conversation stands in [0, 1); it is the rival's
+    when below the rival's share. A route with a rival in it is not what a certificate was issued for.
     """
-    if not any(tier.rival for tier in route.tiers):
+    if not any(tier.rival or (tier.prefix and tier.prefix.tier.rival) for tier in route.tiers):
         return route
     tiers = tuple(changed(tier, place) for tier in route.tiers)
     if all(one is other for one, other in zip(tiers, route.tiers, strict=True)):
@@ -50,11 +50,27 @@ def canaried(route: Policy, place: Callable[[str], float]) -> Policy:
 
 
 def changed(tier: Tier, place: Callable[[str], float]) -> Tier:
+    found = swapped(tier, place(tier.name))
+    if tier.prefix is None:
+        return found
+    first = swapped(tier.prefix.tier, place(first_tokens(tier.name)))
+    if found is tier and first is tier.prefix.tier:
+        return tier
+    return replace(found, prefix=replace(tier.prefix, tier=first))
+
+
+def swapped(tier: Tier, place: float) -> Tier:
     rival = tier.rival
-    if rival is None or not rival.share or place(tier.name) >= rival.share:
+    if rival is None or not rival.share or place >= rival.share:
         return tier
     beside = Rival(replace(tier, rival=None))
-    return replace(rival.tier, threshold=tier.threshold, abort_epsilon=tier.abort_epsilon, rival=beside)
+    mine = replace(rival.tier, threshold=tier.threshold, abort_epsilon=tier.abort_epsilon, prefix=tier.prefix)
+    return replace(mine, rival=beside)
+
+
+def first_tokens(tier: str) -> str:
+    """What decides on a tier's first tokens is called so, where it is on trial. No tier's name has a colon."""
+    return f"{tier}:prefix"
 
 
 def lot(decision: str, key: str = "") -> float:

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 from calibrators import artifact as artifacts
 from calibrators.artifact import Artifact, ArtifactError
 from gateway import probing
-from gateway.config import Config, TierEntry
+from gateway.config import Config
 from gateway.errors import EngineError, GatewayError, RolloutRefused, StoreDown
 from gateway.monitor import course, rollout
 from gateway.monitor.forecast import forecast
@@ -35,6 +35,7 @@ from gateway.monitor.rollout_settings import Rollout
 from gateway.monitor.rollouts import Rollouts, Wish, of
 from gateway.monitor.trials import Showing, Stories
 from gateway.nouns import Policy, Rival, Tier
+from gateway.places import Place, places
 from gateway.snapshot import (
     Snapshot,
     bared,
@@ -91,100 +92,111 @@ class Rolling:
         not to be had stays as it was. Never raises."""
         self._rules = snapshot.config.rollout or self._rules
         tiers, withheld, away = dict(snapshot.tiers), dict(snapshot.withheld), set(snapshot.away)
-        for entry in snapshot.config.tiers:
-            if entry.calibrator is None:
-                continue
-            state = await self._state(entry)
+        for place in places(snapshot.config):
+            state = await self._state(place)
             if state is None:
                 continue
+            whole = tiers[place.tier]
+            tier, tokens = place.seen(whole), 0
             try:
-                tier, why = await self._dressed(tiers[entry.name], state, snapshot.config)
+                tier, tokens, why = await self._dressed(place, tier, state, snapshot.config)
             except EngineError as error:
-                tier, why = bared(tiers[entry.name]), str(error)
-                away.add(entry.name)
+                tier, why = bared(tier), str(error)
+                if not place.first:
+                    away.add(place.tier)
             except (GatewayError, ArtifactError) as error:
-                self._say(entry.name, str(error))
-                known = self._worn(entry.name)
-                if known is None or known.engine is not tiers[entry.name].engine:
+                self._say(place.name, str(error))
+                known = self._worn(place.tier)
+                if known is None or known.engine is not whole.engine:
                     continue
-                tier, why = replace(like(tiers[entry.name], known), rival=known.rival), withheld.get(entry.name, "")
+                tokens = 0 if known.prefix is None else known.prefix.tokens
+                known = place.seen(known)
+                tier, why = replace(like(tier, known), rival=known.rival), withheld.get(place.name, "")
             else:
-                away.discard(entry.name)
-            if not same(tier, tiers[entry.name]):
-                tiers[entry.name] = tier
+                if not place.first:
+                    away.discard(place.tier)
+            if not same(tier, place.seen(whole)):
+                tiers[place.tier] = place.put(whole, tier, tokens)
+                told = {"tier": place.name, "calibrator": tier.calibrator_id, "on_trial": tier.rival is not None}
+                log.warning("calibrator put in service", extra=told)
             if why:
-                withheld[entry.name] = why
+                withheld[place.name] = why
             else:
-                withheld.pop(entry.name, None)
+                withheld.pop(place.name, None)
         alike = all(tiers[name] is snapshot.tiers[name] for name in tiers)
         if alike and withheld == snapshot.withheld and away == snapshot.away:
             self._snapshot = snapshot
             return snapshot
         self._snapshot = changed(snapshot, tiers, withheld, away)
-        for name, tier in tiers.items():
-            if tier is not snapshot.tiers[name]:
-                told = {"tier": name, "calibrator": tier.calibrator_id, "on_trial": tier.rival is not None}
-                log.warning("calibrator put in service", extra=told)
         return self._snapshot
 
-    def _worn(self, name: str) -> Tier | None:
-        return None if self._snapshot is None else self._snapshot.tiers.get(name)
+    def _worn(self, tier: str) -> Tier | None:
+        return None if self._snapshot is None else self._snapshot.tiers.get(tier)
 
-    async def _state(self, entry: TierEntry) -> State | None:
+    async def _state(self, place: Place) -> State | None:
         """The latest that could be read; None where there never was one."""
+        name = place.name
         try:
-            state = await asyncio.to_thread(self.rollouts.state, entry.name)
+            state = await asyncio.to_thread(self.rollouts.state, name)
             if state is None:
-                assert entry.calibrator is not None, "asked of calibrated tiers alone"
-                first = await asyncio.to_thread(artifacts.load, entry.calibrator)
+                first = await asyncio.to_thread(artifacts.load, place.calibrator)
                 state = await asyncio.to_thread(
-                    lambda: self.rollouts.begin(entry.name, first, who=self._who, at=self._wall())
+                    lambda: self.rollouts.begin(name, first, who=self._who, at=self._wall())
                 )
         except (GatewayError, ArtifactError, OSError) as error:
-            self._say(entry.name, str(error))
-            return self._states.get(entry.name)
-        if self._states.get(entry.name) != state:
-            self._unfit.pop(entry.name, None)
-        if self._broken.pop(entry.name, None) is not None:
-            log.warning("rollout readable again", extra={"tier": entry.name})
-        self._metrics.broken(entry.name, broken=False)
-        self._metrics.at(entry.name, state.stage)
-        self._states[entry.name] = state
+            self._say(name, str(error))
+            return self._states.get(name)
+        if self._states.get(name) != state:
+            self._unfit.pop(name, None)
+        if self._broken.pop(name, None) is not None:
+            log.warning("rollout readable again", extra={"tier": name})
+        self._metrics.broken(name, broken=False)
+        self._metrics.at(name, state.stage)
+        self._states[name] = state
         return state
 
-    async def _dressed(self, tier: Tier, state: State, config: Config) -> tuple[Tier, str]:
-        """The tier as its rollout wants it, and why it runs without a calibrator, "" where it has one."""
-        why = ""
-        live = of(state.live, tier.name)
+    async def _dressed(self, place: Place, tier: Tier, state: State, config: Config) -> tuple[Tier, int, str]:
+        """The tier as a place's rollout wants it, how many first tokens it judges, and why it runs without a
+        calibrator, "" where it has one."""
+        why, tokens, name = "", 0, place.name
+        live = of(state.live, name)
         if live is None:
             found, why = bared(tier), SAFE
-        elif (tier.name, live) in self._mismatches:
-            found, why = bared(tier), f"{OTHER}: {self._mismatches[tier.name, live]}"
+        elif (name, live) in self._mismatches:
+            found, why = bared(tier), f"{OTHER}: {self._mismatches[name, live]}"
         else:
-            found = await self._wearing(tier, await self._artifact(live), config)
-        candidate = of(state.candidate, tier.name)
-        if candidate is None or tier.name in self._unfit or (tier.name, candidate) in self._mismatches:
-            return found, why
+            artifact = await self._artifact(live)
+            found, tokens = await self._wearing(place, tier, artifact, config), prefix_tokens(artifact)
+        candidate = of(state.candidate, name)
+        if candidate is None or name in self._unfit or (name, candidate) in self._mismatches:
+            return found, tokens, why
         try:
-            rival = await self._wearing(tier, await self._artifact(candidate), config)
+            artifact = await self._artifact(candidate)
+            rival = await self._wearing(place, tier, artifact, config)
+            if tokens not in (0, prefix_tokens(artifact)):
+                told = (
+                    f"{artifact.label} was fitted on {prefix_tokens(artifact)} first tokens, the live one on {tokens}"
+                )
+                raise artifacts.ArtifactMismatch(f"{told}: they cannot be compared; fit on as many")
         except ArtifactError as error:
-            self._unfit[tier.name] = str(error)
-            return found, why
-        return replace(found, rival=Rival(rival, state.share)), why
+            self._unfit[name] = str(error)
+            return found, tokens, why
+        return replace(found, rival=Rival(rival, state.share)), tokens or prefix_tokens(artifact), why
 
-    async def _wearing(self, tier: Tier, artifact: Artifact, config: Config) -> Tier:
+    async def _wearing(self, place: Place, tier: Tier, artifact: Artifact, config: Config) -> Tier:
         """Raises what `with_calibrator` does, and EngineError when the server is not there to be compared with."""
-        known = self._worn(tier.name)
+        whole = self._worn(place.tier)
+        known = None if whole is None else place.seen(whole)
         for worn in (tier, known, *(one.rival.tier for one in (tier, known) if one is not None and one.rival)):
             if worn is not None and worn.calibrator_id == artifact.label and worn.engine is tier.engine:
                 return like(tier, worn)
         if config.signers:
             artifacts.verify(artifact, *map(bytes.fromhex, config.signers))
-        if prefix_tokens(artifact):
-            raise artifacts.ArtifactMismatch(f"{artifact.label} was fitted on first tokens, and decides on no answer")
+        place.check(artifact)
         served = await identity(tier.engine, 0.0)
         found = with_calibrator(bared(tier), artifact, served)
-        check_early_abort(config, *learned(found))
+        if not place.first:
+            check_early_abort(config, *learned(found))
         return found
 
     async def _artifact(self, sha256: str) -> Artifact:
@@ -209,7 +221,7 @@ class Rolling:
             self._lock.release()
 
     async def _run(self) -> None:
-        self._metrics.start(entry.name for entry in self._entries())
+        self._metrics.start(place.name for place in self._places())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._probe_all())
             while True:
@@ -224,19 +236,23 @@ class Rolling:
         await self.redress()
         if not self._lock.ours():
             return
-        for entry in self._entries():
-            state = self._states.get(entry.name)
-            if state is not None and entry.name not in self._broken:
-                await self._judge(entry, state)
+        for place in self._places():
+            state = self._states.get(place.name)
+            if state is not None and place.name not in self._broken:
+                await self._judge(place, state)
 
-    def _entries(self) -> list[TierEntry]:
-        tiers = () if self._snapshot is None else self._snapshot.config.tiers
-        return [entry for entry in tiers if entry.calibrator is not None]
+    def _places(self) -> Sequence[Place]:
+        return () if self._snapshot is None else places(self._snapshot.config)
 
-    async def _judge(self, entry: TierEntry, state: State) -> None:
-        tier, now = entry.name, self._wall()
+    @property
+    def names(self) -> list[str]:
+        """Of all that has a rollout."""
+        return [place.name for place in self._places()]
+
+    async def _judge(self, place: Place, state: State) -> None:
+        tier, now = place.name, self._wall()
         try:
-            showing = await self._showing(tier, state)
+            showing = await self._showing(place, state)
         except StoreDown as error:
             log.warning("a rollout has no evidence yet", extra={"tier": tier, "why": error.why})
             return
@@ -268,23 +284,24 @@ class Rolling:
         limits = self._rules.limits()
         return rollout.next_step(state, health=showing.health(now), trial=showing.trial(), limits=limits, now=now)
 
-    async def _showing(self, tier: str, state: State) -> Showing:
+    async def _showing(self, place: Place, state: State) -> Showing:
+        tier = place.name
         known = self._showings.get(tier)
         assert self._snapshot is not None, "it was dressed before"
-        thresholds = accepted_at(self._snapshot, tier)
+        thresholds = accepted_at(self._snapshot, place.tier)
         if known is not None and (known.state, known.thresholds) == (state, thresholds):
             return known
         live, candidate = of(state.live, tier), of(state.candidate, tier)
         config = self._snapshot.config
         made = Showing(
-            tier,
+            place.tier,
             state,
             live="" if live is None else (await self._artifact(live)).label,
             candidate="" if candidate is None else (await self._artifact(candidate)).label,
             margins=self._rules.margins(),
             explored_only=self._rules.labels_of == "explored",
             thresholds=thresholds,
-            forecast=await self._forecast(tier, state, thresholds),
+            forecast=await self._forecast(place, state, thresholds),
             accepted_error=self._rules.accepted_error,
             least_inclusion=None if config.exploration is None else config.exploration.share,
             settle_seconds=self._rules.settle_seconds,
@@ -294,17 +311,17 @@ class Rolling:
         self._showings[tier] = made
         return made
 
-    async def _forecast(self, tier: str, state: State, thresholds: Mapping[str, float]) -> Mapping[str, float]:
+    async def _forecast(self, place: Place, state: State, thresholds: Mapping[str, float]) -> Mapping[str, float]:
         """What the deciding release would have done before it came, or else what its trial promised; {} for neither."""
-        sha256 = of(state.deciding, tier)
+        sha256 = of(state.deciding, place.name)
         if sha256 is None:
             return {}
         artifact = await self._artifact(sha256)
 
         def foreseen() -> Mapping[str, float]:
             alike = self.rollouts.registry.alike(artifact)
-            told = forecast(self._store, tier, artifact, thresholds, alike=alike, until=state.since)
-            return told or self.rollouts.forecast(tier, state.deciding)
+            told = forecast(self._store, place.tier, artifact, thresholds, alike=alike, until=state.since)
+            return told or self.rollouts.forecast(place.name, state.deciding)
 
         return await asyncio.to_thread(foreseen)
 
@@ -332,17 +349,17 @@ class Rolling:
         return await asyncio.to_thread(self._told)
 
     def _told(self) -> Json:
-        tiers = {entry.name: self._tier_told(entry.name) for entry in self._entries()}
+        tiers = {place.name: self._place_told(place) for place in self._places()}
         return {"tiers": tiers, "artefacts": listed(self.rollouts)}
 
-    def _tier_told(self, tier: str) -> Json:
-        state = self._states.get(tier)
-        told = told_of(self.rollouts, tier, state)
-        worn = self._worn(tier)
-        told["serving"] = None if worn is None else worn.calibrator_id
-        told["mismatch"] = next((why for (name, _), why in self._mismatches.items() if name == tier), None)
-        if tier in self._broken:
-            told["error"] = self._broken[tier]
+    def _place_told(self, place: Place) -> Json:
+        name = place.name
+        told = told_of(self.rollouts, name, self._states.get(name))
+        worn = self._worn(place.tier)
+        told["serving"] = None if worn is None else place.seen(worn).calibrator_id
+        told["mismatch"] = next((why for (known, _), why in self._mismatches.items() if known == name), None)
+        if name in self._broken:
+            told["error"] = self._broken[name]
         return told
 
     # Whether servers are what they were
@@ -354,16 +371,17 @@ class Rolling:
             if rules is None:
                 await asyncio.sleep(self._rules.poll_seconds)
                 continue
-            for entry in self._entries():
+            for place in self._places():
                 try:
-                    await self.probe(entry.name)
+                    await self.probe(place)
                 except Exception:
-                    log.exception("a fingerprint could not be looked at", extra={"tier": entry.name})
+                    log.exception("a fingerprint could not be looked at", extra={"tier": place.name})
             await asyncio.sleep(rules.seconds * self._chance.uniform(0.5, 1.5))
 
-    async def probe(self, name: str) -> None:
+    async def probe(self, place: Place) -> None:
         """Ask a tier's servers the one question, and compare with what was seen first under each of its calibrators."""
-        rules, tier, state = self._rules.probe, self._worn(name), self._states.get(name)
+        name = place.name
+        rules, tier, state = self._rules.probe, self._worn(place.tier), self._states.get(name)
         if rules is None or tier is None or state is None:
             return
         if not probing.may_ask(tier, asyncio.get_running_loop().time()):
@@ -374,13 +392,13 @@ class Rolling:
         for server, engine in probing.servers(tier):
             try:
                 seen = await probing.ask(engine, rules.tokens)
-                if any([await self._differs(name, server, sha, seen, rules.tolerance_nats) for sha in shas]):
+                if any([await self._differs(place.tier, server, sha, seen, rules.tolerance_nats) for sha in shas]):
                     seen = await probing.ask(engine, rules.tokens)  # one odd answer is no other model
             except (EngineError, TimeoutError):
                 self._metrics.probed(name, "away")
                 return
             for sha in shas:
-                why = await self._differs(name, server, sha, seen, rules.tolerance_nats)
+                why = await self._differs(place.tier, server, sha, seen, rules.tolerance_nats)
                 found[sha] = found[sha] or (f"{server}: {why}" if why and server else why)
         self._metrics.probed(name, "other" if any(found.values()) else "same")
         await self._matched(name, state, found)

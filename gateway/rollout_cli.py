@@ -21,6 +21,7 @@ from gateway.errors import GatewayError
 from gateway.monitor.rollout import State
 from gateway.monitor.rollouts import Rollouts, Wish, of
 from gateway.monitor.uncalibrated import uncalibrated
+from gateway.places import places
 from gateway.rolling import Json, listed, told_of
 
 steps = typer.Typer(
@@ -73,7 +74,9 @@ def offer(
     """Put a new artefact into the registry, and on trial in shadow: computed and logged, not used."""
     given, rollouts = opened(config)
     begun(given, rollouts, tier)
-    state = rollouts.offer(tier, load(file), who=who(), at=time.time(), why=why)
+    artifact = load(file)
+    fits(given, tier, artifact)
+    state = rollouts.offer(tier, artifact, who=who(), at=time.time(), why=why)
     typer.echo(f"{tier}: {state.stage}")
 
 
@@ -210,6 +213,8 @@ def act(path: Path, tier: str, wish: Wish, why: str, *, artefact: str = "", shar
     assert given.rollout is not None, "opened above"
     share = given.rollout.share if share is None else share
     try:
+        if artefact:
+            fits(given, tier, rollouts.find(artefact).artifact)
         state = rollouts.act(tier, wish, who=who(), at=time.time(), why=why, artefact=artefact, share=share)
     except ArtifactError as error:
         raise GatewayError(str(error)) from error
@@ -228,13 +233,19 @@ def opened(path: Path) -> tuple[Config, Rollouts]:
 
 def begun(given: Config, rollouts: Rollouts, tier: str) -> None:
     """The tier's rollout begins with its configured calibrator. Raises GatewayError for a tier without one."""
-    entries = {entry.name: entry for entry in given.tiers if entry.calibrator is not None}
-    if tier not in entries:
-        raise GatewayError(f"no tier {tier!r} with a calibrator; have {', '.join(entries)}")
-    calibrator = entries[tier].calibrator
-    assert calibrator is not None, "chosen so"
+    known = {place.name: place for place in places(given)}
+    if tier not in known:
+        raise GatewayError(f"no tier {tier!r} with a calibrator; have {', '.join(known)}")
     if rollouts.state(tier) is None:
-        rollouts.begin(tier, load(calibrator), who=who(), at=time.time())
+        rollouts.begin(tier, load(known[tier].calibrator), who=who(), at=time.time())
+
+
+def fits(given: Config, tier: str, artifact: artifacts.Artifact) -> None:
+    """Raises GatewayError for an artefact that no gateway would put on trial there."""
+    try:
+        next(place for place in places(given) if place.name == tier).check(artifact)
+    except ArtifactError as error:
+        raise GatewayError(str(error)) from error
 
 
 def load(path: Path) -> artifacts.Artifact:

@@ -156,9 +156,12 @@ class Held:
         self._listener, self._tokens, self._tried = listener, tokens, tried
         self._pieces: list[Piece] = []
         self._verdict: Verdict | None = None
+        self._rival_p: float | None = None
 
     async def take(self, ask: Ask, tier: Tier) -> Hop:
         hop = await take_hop(ask, tier, (), last=False, attempt=self._attempt, judged=self._judged)
+        if tier.rival is not None and hop.error is None:
+            hop = replace(hop, rival_id=tier.rival.tier.calibrator_id, rival_p=self._rival_p)
         if hop.completion is None or (hop.reason is not Reason.CONFIDENT and not self._listener.begun):
             return hop
         if not self._listener.begun:  # it was complete before so many tokens had come
@@ -166,7 +169,7 @@ class Held:
         return replace(hop, reason=Reason.CONFIDENT, null_reason=None)  # whatever became of the rest
 
     async def _attempt(self, tier: Tier, ask: Ask, turn: Turn) -> Completion | Stopped:
-        self._pieces, self._verdict = [], None
+        self._pieces, self._verdict, self._rival_p = [], None, None
 
         async def hear(piece: Piece) -> None:
             if self._verdict is not None:
@@ -200,12 +203,18 @@ class Held:
             trace, why = None, str(error)
         text = "" if trace is None else b"".join(trace.tokens).decode("utf-8", "replace")
         held = Completion(text or "?", Finish.STOP, 0, self._tokens, tier.name, piece.model, 0.0, trace, why)
-        return judge(held, tier, ask, ())
+        return self._judge_both(held, tier, ask, ())
 
     def _judged(self, completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:
         """Of an answer that was passed on, the verdict that it was passed on by; of a shorter one, on all of it."""
         if self._verdict is not None:
             return self._verdict
+        return self._judge_both(completion, tier, ask, earlier)
+
+    def _judge_both(self, completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:
+        """What is decided on; and what the rival makes of it is kept."""
+        if tier.rival is not None:
+            self._rival_p = judge(completion, tier.rival.tier, ask, earlier).p_correct
         return judge(completion, tier, ask, earlier)
 
     async def _tell(self, model: str, tier: Tier, p_correct: float | None) -> None:

@@ -49,9 +49,10 @@ def router(live: Live, rolling: Rolling | None) -> APIRouter:
     @routes.post("/admin/rollout")
     async def act(wanted: Wanted, authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> Json:
         """One step. 404 for a tier or an artefact that is not there, 409 for a step that is not possible now."""
-        found, tiers = there(), live.snapshot.tiers
-        if wanted.tier not in tiers:
-            raise RequestError(404, f"There is no such tier (there is: {', '.join(tiers)}).", param="tier")
+        found = there()
+        if wanted.tier not in found.names:
+            told = f"No such tier has a calibrator (there is: {', '.join(found.names)})."
+            raise RequestError(404, told, param="tier")
         try:
             await found.act(
                 wanted.tier,
