@@ -6,6 +6,7 @@ Markdown and HTML are both written from it, by the same blocks as the card that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import Any
 from calibrators import _markdown, _page
 from calibrators import artifact as artifacts
 from calibrators._blocks import Banner, Block, Bullets, Heading, Table, Text
+from calibrators.artifact import Artifact
 from gateway.certificate import Standing
 from gateway.errors import ConfigError
 from gateway.monitor.labels import ALPHA
+from gateway.monitor.rollouts import Rollouts
 from gateway.monitor.telling import coverage, span, with_slices
 from gateway.nouns import Policy, Tier
 from gateway.snapshot import Snapshot
@@ -104,17 +107,10 @@ def _step(snapshot: Snapshot, tier: Tier) -> Json:
 
 def _conditions(snapshot: Snapshot, policy: Policy) -> list[str]:
     """What the artefacts in service say for themselves, and who they were fitted on."""
-    paths = {entry.name: entry.calibrator for entry in snapshot.config.tiers}
     found = []
     for tier in policy.tiers:
-        path = paths.get(tier.name)
-        if path is None:
-            continue
-        try:
-            sealed = artifacts.load(path)
-        except artifacts.ArtifactError:
-            continue
-        if sealed.label != tier.calibrator_id:  # the file has changed since it was loaded
+        sealed = _sealed(snapshot, tier)
+        if sealed is None:
             continue
         told = ", ".join(f"{key} {shortened(value)}" for key, value in sorted(sealed.fingerprint.items()))
         ends = "" if sealed.expires is None else f"; it expires on {sealed.expires}"
@@ -124,6 +120,19 @@ def _conditions(snapshot: Snapshot, policy: Policy) -> list[str]:
         assert isinstance(conditions, Sequence), "the artefact's own checks see to it"
         found += [f"{tier.name}: {condition}" for condition in conditions]
     return found
+
+
+def _sealed(snapshot: Snapshot, tier: Tier) -> Artifact | None:
+    """The artefact that a tier wears: the configured file, or one of the rollout's registry; None where it is neither
+    any more."""
+    path = next((entry.calibrator for entry in snapshot.config.tiers if entry.name == tier.name), None)
+    with contextlib.suppress(artifacts.ArtifactError):
+        if path is not None and (configured := artifacts.load(path)).label == tier.calibrator_id:
+            return configured
+    if snapshot.config.rollout is not None:
+        with contextlib.suppress(artifacts.ArtifactError, ConfigError):
+            return Rollouts(snapshot.config.rollout.folder).find(tier.calibrator_id).artifact
+    return None
 
 
 def shortened(value: str) -> str:

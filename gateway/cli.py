@@ -292,6 +292,8 @@ def route_log(
     Exits with 1 when nothing is known.  Example:  confgate route-log chatcmpl-AQGX... -c cascade.yaml
     """
     from gateway import ids
+    from gateway.monitor import reference as references
+    from gateway.monitor.outlying import distances
     from gateway.store import telling
 
     number = ids.number_of(id_)
@@ -302,7 +304,9 @@ def route_log(
         store.close()
     if not whole.known:
         raise GatewayError(f"nothing is known of decision {number}: it was never asked here, dropped, or is too old")
-    typer.echo(json.dumps(telling.as_json(whole), indent=2) if as_json else telling.as_text(whole))
+    seen = read(config).monitors.reference
+    far = distances(references.NOTHING if seen is None else references.load(seen), whole)
+    typer.echo(json.dumps(telling.as_json(whole, far), indent=2) if as_json else telling.as_text(whole, far))
 
 
 def kept(path: Path) -> Store:

@@ -19,6 +19,7 @@ from gateway.http.doors import Stamp, excuse_all
 from gateway.http.errors import RequestError
 from gateway.http.journal import Journal
 from gateway.http.live import Live
+from gateway.monitor.outlying import distances
 from gateway.monitoring import Monitoring
 from gateway.nouns import Tier
 from gateway.rolling import Rolling
@@ -119,7 +120,7 @@ def create_admin(
         whole = await journal.desk.ask(lambda store: store.whole(number))
         if not whole.known:
             raise RequestError(404, "Nothing is known of this decision.", param="id", code="no_such_decision")
-        return telling.as_json(whole)
+        return telling.as_json(whole, distances(live.snapshot.reference, whole))
 
     @routes.post("/admin/reload")
     async def reload() -> JSONResponse:

@@ -27,6 +27,7 @@ class Watch:
 
     Windows belong to a reference, and so does the count of looks.
     latest: by (policy, tier), what the latest look at it found.  latest_of_slices: the same by slice.
+    together: by (policy, tier), squared MMD of all features at once, and its p-value.
     """
 
     def __init__(self, reference: Reference, slos: Slos, *, rows: int, slicing: Slicing = ALL, seed: int = 0) -> None:
@@ -34,6 +35,7 @@ class Watch:
         self.budgets: Mapping[Objective, Budget] = {name: Budget(share) for name, share in slos.budgets.items()}
         self.latest: dict[tuple[str, str], list[Shift]] = {}
         self.latest_of_slices: dict[Part, list[Shift]] = {}
+        self.together: dict[tuple[str, str], tuple[float, float]] = {}
         self.reference, self.looks = reference, 0
         self._slos = slos
         self._rng = np.random.default_rng(seed)
@@ -75,6 +77,7 @@ class Watch:
         for place, block in taken.items():
             known = self.reference.tiers[place].rows
             distance, p_value = drift.mmd(known[:, :-1], block.rows[:, :-1], self._rng)
+            self.together[place] = (distance, p_value)
             if p_value <= ODD_P:
                 log.info(
                     "features together unlike the reference",

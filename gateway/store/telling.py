@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gateway.store.base import Channel, DecisionRow, HopRow, LabelRow, Whole, counting
@@ -12,15 +12,40 @@ from gateway.store.base import Channel, DecisionRow, HopRow, LabelRow, Whole, co
 Json = dict[str, Any]
 
 
-def as_json(whole: Whole) -> Json:
-    """Everything there is. `truth` is the label that counts: an operator's before a client's, never a proxy's."""
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """Squared Mahalanobis distance of an answer's features from the monitors' reference, of which 99 % are within the
+    limit."""
+
+    squared: float
+    limit: float
+
+    @property
+    def far(self) -> bool:
+        return self.squared > self.limit
+
+
+NOWHERE: Mapping[int, Distance] = {}
+
+
+def as_json(whole: Whole, distances: Mapping[int, Distance] = NOWHERE) -> Json:
+    """Everything there is. `truth` is the label that counts: an operator's before a client's, never a proxy's.
+
+    distances: by hop's position, where they are known.
+    """
     told: Json = {
         "decision": None if whole.decision is None else decision_json(whole.decision),
-        "hops": [asdict(hop) for hop in whole.hops],
+        "hops": [asdict(hop) | out_of_distribution(distances.get(hop.position)) for hop in whole.hops],
         "labels": [asdict(label) for label in whole.labels],
         "truth": truth(whole.labels),
     }
     return {name: printable(value) for name, value in told.items()}
+
+
+def out_of_distribution(distance: Distance | None) -> Json:
+    if distance is None:
+        return {"out_of_distribution": None}
+    return {"out_of_distribution": asdict(distance) | {"far": distance.far}}
 
 
 def decision_json(row: DecisionRow) -> Json:
@@ -43,12 +68,14 @@ def truth(labels: Sequence[LabelRow]) -> bool | None:
     return None if label is None else label.label
 
 
-def as_text(whole: Whole) -> str:
+def as_text(whole: Whole, distances: Mapping[int, Distance] = NOWHERE) -> str:
     """The same for people. What came from models and clients cannot move the cursor."""
     parts = [heading(whole.decision)] if whole.decision is not None else ["its decision row is not there"]
     parts += [table([hop_line(hop) for hop in whole.hops])] if whole.hops else []
     parts += [
-        "\n".join([f"features of {hop.position} {hop.tier}", *feature_lines(hop)]) for hop in whole.hops if hop.features
+        "\n".join([f"features of {hop.position} {hop.tier}{away(distances.get(hop.position))}", *feature_lines(hop)])
+        for hop in whole.hops
+        if hop.features
     ]
     if whole.labels:
         parts.append(table([label_line(label) for label in whole.labels]))
@@ -56,6 +83,13 @@ def as_text(whole: Whole) -> str:
         texts = (("prompt", whole.decision.prompt), ("answer", whole.decision.answer))
         parts += [f"{name}\n{plain(text, keep_lines=True)}" for name, text in texts if text is not None]
     return "\n\n".join(parts)
+
+
+def away(distance: Distance | None) -> str:
+    if distance is None:
+        return ""
+    told = f"squared distance {distance.squared:.1f}, 99 % of the reference are within {distance.limit:.1f}"
+    return f"   far out: {told}" if distance.far else f"   {told}"
 
 
 def heading(row: DecisionRow) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from calibrators import artifact as artifacts
+from gateway import card as cards
 from gateway import config as configs
 from gateway import ids
 from gateway.monitor.forecast import forecast
@@ -25,6 +26,7 @@ from gateway.store.base import Entry
 from gateway.store.sqlite import Sqlite
 from tests.faults.gateway import write_artifact
 from tests.faults.upstream import Upstream
+from tests.monitor.test_telling import report
 from tests.store.rows import decision, hop
 from tests.store.test_feedback import SECRETS, planned
 
@@ -69,6 +71,7 @@ class Run:
     store: Sqlite
     clock: Clock
     rng: np.random.Generator
+    snapshot: Callable[[], Snapshot]
     old: str
     new: str
 
@@ -124,7 +127,7 @@ async def by_hand(folder: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPa
         told = {"who": "root", "why": "by hand", "artefact": kept.artifact.sha256, "share": None}
         await rolling.act("cheap", Wish.LIVE, **told)  # type: ignore[arg-type]
         try:
-            yield Run(rolling, store, clock, rng, old, new)
+            yield Run(rolling, store, clock, rng, lambda: snapshot, old, new)
         finally:
             rolling._lock.release()
             store.close()
@@ -136,6 +139,9 @@ def test_a_release_by_hand_that_escalates_thrice_as_much_is_rolled_back_after_fi
     async def story() -> None:
         async with by_hand(tmp_path, upstream, monkeypatch) as run:
             live = run.stage()
+            card = cards.make(run.snapshot(), report(), "default").twin
+            assert card["routing"]["steps"][0]["calibrator"] == run.new
+            assert any(line.startswith("cheap: platt of 100 answers") for line in card["conditions"])
             for _ in range(14):
                 await run.pass_a_minute(run.new, 0.6)
                 assert run.stage() == live

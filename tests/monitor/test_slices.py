@@ -132,6 +132,7 @@ def test_a_slice_is_told_by_itself_and_its_alarm_says_which_it_is() -> None:
     on.found(alarms, 1e9)
     report = telling.report(seen, on, 1e9, 0.0)
     [place] = report["monitors"]["drift"]
+    assert place["all_features"]["p_value"] < 0.01
     assert [(part["slice"], part["state"], part["why"]) for part in place["slices"]] == [
         ("client alice", "quiet", None), ("client bob", "drifted", None),
         ("client carol", "unknown", "the reference has 0 of 200 rows of it"),

@@ -30,7 +30,7 @@ def report(*alarms: Alarm, at: float = 1e9, read_at: str | None = None) -> Json:
         "monitors": {
             "drift": [{"policy": "default", "tier": "small", "calibrator": "s@1", "state": "unknown", "why": "few"}],
             "labels": {"unknown": "away", "by": "operators", "of": "explored", "needed": 300, "read_at": read_at,
-                       "tests": [], "accepted_error": []},
+                       "first_at": None, "newest_at": None, "revised": 0, "tests": [], "accepted_error": []},
         },
         "covers": {"requests": 5, "since": "2026-11-21"},
         "slos": [{"objective": "latency", "budget": 0.05, "state": "unknown", "windows": []}],

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 
 from gateway import ids
 from gateway.errors import BadId
+from gateway.monitor.outlying import distances
+from gateway.monitor.reference import Reference, tier_reference
 from gateway.store import telling
-from gateway.store.base import Entry, Role, Source
+from gateway.store.base import Entry, Role, Source, Whole
 from gateway.store.sqlite import Sqlite
 from tests.faults.ask import ask
 from tests.faults.gateway import UNSURE, confgate_ends, running, until, write_artifact
@@ -114,3 +117,25 @@ def test_a_story_without_its_decision_row_is_still_told(tmp_path: Path) -> None:
 def test_what_is_no_number_is_told_from_one_that_is(given: str) -> None:
     with pytest.raises(BadId):
         ids.number_of(given)
+
+
+def test_each_answer_says_how_far_out_it_lies_where_the_reference_knows_its_calibrator() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 1)) / 10
+    label = hop("n").calibrator
+    known = Reference({("default", "cheap"): tier_reference(label, ("lp_mean",), np.column_stack([X, X]))})
+    [number] = numbers(1)
+    hops = (
+        hop(number, 0, features={"lp_mean": -0.1}), hop(number, 1, features={"lp_mean": -3.0}),
+        hop(number, 2, calibrator="cheap@another"), hop(number, 3, features={}),
+    )  # fmt: skip
+    whole = Whole(decision(number), hops, ())
+    found = distances(known, whole)
+    assert {place: one.far for place, one in found.items()} == {0: False, 1: True}
+    assert found[1].squared == pytest.approx(known.tiers["default", "cheap"].distance(np.array([-3.0])))
+    told = telling.as_json(whole, found)["hops"]
+    assert [row["out_of_distribution"] and row["out_of_distribution"]["far"] for row in told] == [
+        False, True, None, None
+    ]  # fmt: skip
+    assert "features of 1 cheap   far out: squared distance" in telling.as_text(whole, found)
+    assert distances(known, Whole(None, hops, ())) == {}
