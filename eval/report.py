@@ -478,9 +478,10 @@ def _collected(file: Path) -> Json:
 def _artifact(tier: str, path: Path) -> Json:
     loaded = artifacts.load(path)
     fit: Mapping[str, Any] = loaded.fit
+    here = Path.cwd()
     return {
         "tier": tier,
-        "path": str(path),
+        "path": str(path.relative_to(here) if path.is_relative_to(here) else path),
         "label": loaded.label,
         "sha256": loaded.sha256,
         "kind": loaded.kind,

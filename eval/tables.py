@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -361,10 +362,10 @@ def from_user(
     for number, row in enumerate(rows, start=1):
         draft = drafts.setdefault(str(row.get("model", "")), _Draft(names, None, cut=False))
         question = str(row.get("question", ""))
-        place = str(row.get("split") or "all"), question
+        place = _word(row, "split", "all"), question
         draft.X.append(np.array([_number(path, number, name, row.get(name)) for name in names]))
         draft.y.append(_label(path, number, row.get("correct")))
-        draft.facts.append((question, str(row.get("family") or question), place[0]))
+        draft.facts.append((question, _word(row, "family", question), place[0]))
         for name in counted:
             draft.spent[name].append(_amount(path, number, name, row.get(name)))
         if ANSWER in row and not reading.empty(row[ANSWER]):
@@ -383,6 +384,11 @@ def _number(path: Path, row: int, name: str, value: object) -> float:
     except (TypeError, ValueError):
         advice = "name the columns to fit on with --features, or what to group by with --slices"
         raise BadRecords(path, f"row {row}: {name} is {value!r}, not a number; {advice}") from None
+
+
+def _word(row: Mapping[str, Any], name: str, otherwise: str) -> str:
+    value = row.get(name)
+    return otherwise if reading.empty(value) else str(value)
 
 
 def _amount(path: Path, row: int, name: str, value: object) -> float:

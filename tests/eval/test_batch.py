@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from eval import batch, records
+from calibrators import scores
+from eval import batch, cli, records, sweep_cli
 from eval import collect as collecting
 from eval.collect import Plan, summary
 from eval.data_cli import app
@@ -165,3 +168,56 @@ def test_the_commands_make_a_batch_and_read_it_back(tmp_path: Path) -> None:
                                      "--dataset", "jsonl", "--data", str(data)])  # fmt: skip
     assert again.exit_code == 0, again.output
     assert len(again.output.splitlines()) == 3
+
+
+def hard_and_easy(path: Path, split: str, n: int, seed: int) -> Path:
+    """Questions that a small model answers wrongly where it is unsure, and a large one less often."""
+    rng, rows = random.Random(seed), []
+    for number in range(n):
+        sure = rng.random()
+        word = "".join(chr(97 + int(digit)) for digit in f"{number:03}")  # no variant of another question
+        said = {}
+        for model, right in (("small", rng.random() < sure), ("large", rng.random() < 0.8)):
+            nats = -0.05 - (1 - sure) * rng.uniform(0.8, 1.2) if model == "small" else -0.4 + 0.3 * right * rng.random()
+            said[model] = {"text": f"{word} #### {number if right else n + 1}", "nats": nats}
+        rows.append(
+            json.dumps({"id": f"{split}{number}", "split": split, "question": json.dumps(said), "answer": number})
+        )
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_a_batch_goes_all_the_way_to_a_verdict_without_any_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cascade file says where the models will be; nobody asks them."""
+    monkeypatch.setattr(scores, "bootstrap_all", partial(scores.bootstrap_all, resamples=20))
+    monkeypatch.setattr(scores, "noise_floor", partial(scores.noise_floor, draws=20))
+    for seed, split in enumerate(("calibration", "test")):
+        data = hard_and_easy(tmp_path / f"{split}.jsonl", split, 300, seed)
+        words = ["--dataset", "jsonl", "--data", str(data), "--split", split, "--top-k", "3"]
+        said = []
+        for model in ("small", "large"):
+            requests = tmp_path / f"{split}-{model}.jsonl"
+            CliRunner().invoke(app, ["batch", *words, "--model", model, "--out", str(requests)])
+            requests.write_text("\n".join(run_batch(requests.read_text().splitlines())))
+            said.append(f"{model}={requests}")
+        done = CliRunner().invoke(app, ["import", *said, *words, "--out", str(tmp_path / split)])
+        assert done.exit_code == 0, done.output
+    fitted = ["fit", "-r", str(tmp_path / "calibration"), "--out", str(tmp_path), "--features", "lp_mean"]
+    done = CliRunner().invoke(cli.app, fitted)
+    assert done.exit_code == 0, done.output
+    tiers = [
+        {"name": name, "engine": {"kind": "openai_http", "url": "http://127.0.0.1:9/v1", "model": name},
+         "calibrator": f"{name}.json", "prices": {"usd_per_mtok_in": usd, "usd_per_mtok_out": usd}}
+        for name, usd in (("small", 1), ("large", 20))
+    ]  # fmt: skip
+    policy = {"default": {"steps": [{"tier": "small", "accept_at": 0.5}, {"tier": "large"}]}}
+    config = {"keys": {"allow_anonymous": True}, "tiers": tiers, "policies": policy}
+    (tmp_path / "cascade.yaml").write_text(json.dumps(config))
+    records_of = ["-r", str(tmp_path / "calibration"), "-r", str(tmp_path / "test")]
+    swept = [*records_of, "-c", str(tmp_path / "cascade.yaml"), "--steps", "8", "--json"]
+    told = json.loads(CliRunner().invoke(sweep_cli.app, swept).stdout)
+    assert told["sells"]
+    assert told["chosen"]["tiers"] == ["small", "large"]
+    assert told["n"] == {"chosen_on": 300, "test": 300}

@@ -284,6 +284,17 @@ def test_what_an_answer_took_is_no_feature_unless_it_is_named(tmp_path: Path) ->
     assert tables.from_user(path, ["completion_tokens"])["small"].names == ("completion_tokens",)
 
 
+def test_an_empty_family_or_split_is_none_of_its_own_in_any_format(tmp_path: Path) -> None:
+    rows = [row | {"family": None, "split": ""} for row in answers(3)]
+    for suffix in ("csv", "jsonl", "parquet"):
+        found = tables.from_user(saved(tmp_path / f"a.{suffix}", rows))["small"]
+        assert found.family.tolist() == found.question.tolist() == ["q0", "q1", "q2"]
+        assert set(found.split) == {"all"}
+    pq.write_table(pa.table({name: [row[name] for row in rows] for name in rows[0]} | {"family": [np.nan] * 6}),
+                   tmp_path / "nan.parquet")  # fmt: skip
+    assert tables.from_user(tmp_path / "nan.parquet")["large"].family.tolist() == ["q0", "q1", "q2"]
+
+
 # What cannot be
 
 
