@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import queue
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -37,7 +37,6 @@ SIZES = struct.Struct(">II")  # bytes of the header, bytes of the records
 LARGEST = 64 * 2**20
 ID = re.compile(r"^([0-9a-f]{16})-[0-9a-f]{1,16}$")
 SEND_SECONDS = 5.0
-NOTHING = np.zeros((0, COLUMNS), dtype=np.float32)
 
 
 def folder() -> Path:
@@ -72,6 +71,8 @@ class Waiting:
     def records(self, choice: int, tokens: int) -> tuple[Records, bool] | str | None:
         """All records of a choice of so many tokens, and whether they were drawn greedily. None: not all there yet.
         A sentence: they will never be."""
+        if len(self.pieces) == 1 and (one := self.pieces[0]).choice == choice and not one.lost and not one.start:
+            return (one.records[:tokens], one.greedy) if len(one.records) >= tokens > 0 else None
         whole = np.zeros((tokens, COLUMNS), dtype=np.float32)
         seen = np.zeros(tokens, dtype=bool)
         greedy = True
@@ -160,21 +161,32 @@ class Frames(asyncio.Protocol):
                     return
                 frame = bytes(self._pending[SIZES.size : end])
                 del self._pending[:end]
-                self._take(json.loads(frame[:head]), np.frombuffer(frame[head:], np.float32).reshape(-1, COLUMNS))
-        except (ValueError, KeyError) as error:
+                self._take(
+                    msgspec.json.decode(frame[:head]), np.frombuffer(frame[head:], np.float32).reshape(-1, COLUMNS)
+                )
+        except (ValueError, KeyError, msgspec.DecodeError) as error:
             log.warning("confidence: a worker sent what is no frame (%s)", error)
             self._transport.close()
+
+
+def frame(leaving: Leaving) -> bytes:
+    """A request that left the batch, as it goes over the socket."""
+    seat = leaving.seat
+    body: bytes = leaving.records.numpy().tobytes()
+    told = {"id": seat.wanted.id, "choice": seat.choice, "start": seat.start, "greedy": seat.greedy, "lost": seat.lost}
+    head = msgspec.json.encode(told)
+    return SIZES.pack(len(head), len(body)) + head + body
 
 
 class Outbox:
     """The worker's end: a thread that waits for the device and for the socket, so that the engine waits for neither."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Leaving] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Leaving]] = queue.SimpleQueue()
         self._sockets: dict[str, socket.socket] = {}
         self._thread: threading.Thread | None = None
 
-    def send(self, leaving: Leaving) -> None:
+    def send(self, leaving: list[Leaving]) -> None:
         """Returns at once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="confidence-outbox", daemon=True)
@@ -189,23 +201,23 @@ class Outbox:
             except Exception:  # the thread must outlive whatever one request did
                 log.exception("confidence: could not be delivered")
 
-    def _deliver(self, leaving: Leaving) -> None:
-        seat = leaving.seat
-        match = ID.match(seat.wanted.id)
-        if match is None:
-            log.warning("confidence: an id that no middleware made")
-            return
-        if leaving.filled is not None:
-            leaving.filled.synchronize()
-        pages = [page.numpy() for page in leaving.pages]
-        records = (pages[0] if len(pages) == 1 else np.concatenate([NOTHING, *pages]))[: seat.written]
-        told = {"choice": seat.choice, "start": seat.start, "greedy": seat.greedy, "lost": seat.lost}
-        head, body = json.dumps({"id": seat.wanted.id} | told).encode(), records.tobytes()
-        try:
-            self._socket(match[1]).sendall(SIZES.pack(len(head), len(body)) + head + body)
-        except OSError as error:
-            self._drop(match[1])
-            log.warning("confidence: the API server that asked is not there (%s)", error.strerror or error)
+    def _deliver(self, leaving: list[Leaving]) -> None:
+        """All frames of one API server in one go."""
+        frames: dict[str, list[bytes]] = {}
+        for one in leaving:
+            match = ID.match(one.seat.wanted.id)
+            if match is None:
+                log.warning("confidence: an id that no middleware made")
+                continue
+            if one.filled is not None:
+                one.filled.synchronize()
+            frames.setdefault(match[1], []).append(frame(one))
+        for token, several in frames.items():
+            try:
+                self._socket(token).sendall(b"".join(several))
+            except OSError as error:
+                self._drop(token)
+                log.warning("confidence: the API server that asked is not there (%s)", error.strerror or error)
 
     def _socket(self, token: str) -> socket.socket:
         if token not in self._sockets:

@@ -9,12 +9,13 @@ streams carry it in the event with the choice's finish reason, which waits for i
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+import msgspec
 
 from gateway.vllm_plugin import params
 from gateway.vllm_plugin.channel import Inbox, Waiting
@@ -73,7 +74,7 @@ class ConfidenceMiddleware:
         waiting = inbox.expect()
         try:
             stripper = Stripper(body, waiting.id)
-            changed = json.dumps(body).encode()
+            changed = msgspec.json.encode(body)
             inner = {**scope, "headers": with_length(scope["headers"], len(changed))}
             first: Message = {"type": "http.request", "body": changed, "more_body": False}
             seconds = ARRIVAL_SECONDS if inbox.delivered else FIRST_ARRIVAL_SECONDS
@@ -151,7 +152,7 @@ class Reply:
 
     async def _whole(self) -> None:
         assert self._start is not None
-        answer = json.loads(self._body)
+        answer = msgspec.json.decode(self._body)
         if not isinstance(answer, dict):  # vLLM answers `null` to a client that has left
             await self._send(self._start)
             await self._send({"type": "http.response.body", "body": self._body, "more_body": False})
@@ -161,7 +162,7 @@ class Reply:
             tokens = len(choice.get("token_ids") or ()) if self._stripper.count_ids else total
             await self._add(choice, tokens)
         self._stripper.strip(answer)
-        body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+        body = msgspec.json.encode(answer)
         await self._send({**self._start, "headers": with_length(self._start["headers"], len(body))})
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -181,7 +182,7 @@ class Reply:
         ends = b'"finish_reason":null' not in event or self._stripper.count_ids
         if not ends and b'"usage":{' not in event:
             return event
-        chunk = json.loads(event[6:])
+        chunk = msgspec.json.decode(event[6:])
         for choice in chunk.get("choices", ()):
             at = choice.get("index", 0)
             self._counts[at] = self._counts.get(at, 0) + len(choice.get("token_ids") or ())
@@ -222,6 +223,8 @@ class Reply:
     async def _records(self, choice: int, tokens: int) -> Any:
         if not tokens:
             return "the answer has no tokens"
+        if (found := self._waiting.records(choice, tokens)) is not None:
+            return found
         try:
             async with asyncio.timeout(self._seconds):
                 while (found := self._waiting.records(choice, tokens)) is None:
@@ -248,8 +251,8 @@ def opted_in(raw: bytes) -> dict[str, Any] | None:
     if b'"confidence"' not in raw:
         return None
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     asks = isinstance(body, dict) and isinstance(body.get("vllm_xargs"), dict) and body["vllm_xargs"].get("confidence")
     return body if asks else None
@@ -280,14 +283,14 @@ def with_length(headers: Any, length: int) -> list[tuple[bytes, bytes]]:
 
 
 def encode(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
 
 async def refuse(send: Send, status: int, message: str) -> None:
     """An error in vLLM's own shape."""
     kind = "BadRequestError" if status == 400 else "ServiceUnavailableError"
     error = {"message": message, "type": kind, "param": "vllm_xargs", "code": status}
-    body = json.dumps({"error": error}).encode()
+    body = msgspec.json.encode({"error": error})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -124,7 +124,7 @@ class ConfidenceProcessor(LogitsProcessor):
         greedy = plain and sampling.temperature < GREEDY_BELOW
         return Seat(wanted, greedy, 0 if end is None else end, choice, output, len(output))
 
-    def _deliver(self, leaving: Leaving) -> None:
+    def _deliver(self, leaving: list[Leaving]) -> None:
         """Every rank of a tensor-parallel group computes the same; the first one tells."""
         if _first_of_group(self._parallel.tensor_parallel_size):
             self._outbox.send(leaving)

@@ -47,11 +47,11 @@ class Seat:
 class Leaving:
     """A request that left the batch, finished or preempted, with what was recorded while it sat there.
 
-    pages: host tensors (up to BLOCK, COLUMNS) that are being filled; valid once `filled` says so.
+    records: host tensor (seat.written, COLUMNS) that is being filled; valid once `filled` says so.
     """
 
     seat: Seat
-    pages: tuple[torch.Tensor, ...]
+    records: torch.Tensor
     filled: torch.cuda.Event | None
 
 
@@ -59,7 +59,8 @@ class Recorder:
     """One per worker. meter(logits, step, may_abort=...) measures and stores; deliver takes requests that leave.
 
     What a step needs of each row stands in arrays by row number: a step is a dozen operations on them, whatever the
-    number of requests, and vLLM's moves are copies of columns.
+    number of requests, and vLLM's moves are copies of columns. Those that leave at the same step go to the host
+    together.
     """
 
     START, WINDOW, K, END, ABORT_BELOW, WRITTEN = range(6)  # rows of `_facts`; the limit as the bits of a float64
@@ -68,7 +69,7 @@ class Recorder:
         self,
         pool: torch.Tensor,
         meter: Callable[..., None],
-        deliver: Callable[[Leaving], None],
+        deliver: Callable[[list[Leaving]], None],
         *,
         max_rows: int,
         max_tokens: int,
@@ -85,6 +86,7 @@ class Recorder:
                          for _ in range(STEPS_AHEAD)]  # fmt: skip
         self._sent: list[torch.cuda.Event | None] = [None] * STEPS_AHEAD
         self._turn = 0
+        self._gone: list[tuple[Seat, list[torch.Tensor]]] = []
         self._full = False
         self.arrange()
 
@@ -104,19 +106,17 @@ class Recorder:
         self._held[row] = 0
 
     def remove(self, row: int) -> None:
-        """The row's request has finished or was preempted; what it recorded goes on its way to the host."""
+        """The row's request has finished or was preempted; `arrange` sends what it recorded on its way to the host."""
         seat = self._seats.pop(row, None)
         if seat is None:
             return
         # a row whose prompt was still being read recorded a token that was never emitted
         seat.written = min(int(self._facts[self.WRITTEN, row]), len(seat.output) - seat.start)
-        pages = tuple(
-            self._fetch(block, min(BLOCK, seat.written - nth * BLOCK))
-            for nth, block in enumerate(seat.blocks)
-            if nth * BLOCK < seat.written
-        )
+        starts = (block * BLOCK for block in seat.blocks)
+        counts = (min(BLOCK, seat.written - nth * BLOCK) for nth in range(len(seat.blocks)))
+        pages = [self._pool[at : at + count] for at, count in zip(starts, counts, strict=True) if count > 0]
         self._free.extend(reversed(seat.blocks))  # in the stream's order whatever is written there comes later
-        self._deliver(Leaving(seat, pages, _mark() if self._on_gpu and pages else None))
+        self._gone.append((seat, pages))
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
         """vLLM moved a request to another row, or swapped two."""
@@ -131,7 +131,9 @@ class Recorder:
             self._seats[source] = going
 
     def arrange(self) -> None:
-        """Lines the seats up for the device. To be called once after a batch has changed, before the next `step`."""
+        """Sends off those that left, lines the others up for the device. To be called once after a batch has changed,
+        before the next `step`."""
+        self._send_off()
         rows = [row for row in sorted(self._seats) if not self._seats[row].lost]
         self._outputs = [self._seats[row].output for row in rows]
         self._rows = np.array(rows, dtype=np.int64)
@@ -197,9 +199,17 @@ class Recorder:
             read.synchronize()  # done long ago
         return self._buffers[self._turn]
 
-    def _fetch(self, block: int, tokens: int) -> torch.Tensor:
-        page = torch.empty((BLOCK, COLUMNS), pin_memory=self._on_gpu)[:tokens]
-        return page.copy_(self._pool[block * BLOCK : block * BLOCK + tokens], non_blocking=True)
+    def _send_off(self) -> None:
+        if not self._gone:
+            return
+        pages = [page for _, its in self._gone for page in its]
+        host = torch.empty((sum(len(page) for page in pages), COLUMNS), pin_memory=self._on_gpu)
+        if pages:
+            host.copy_(pages[0] if len(pages) == 1 else torch.cat(pages), non_blocking=True)
+        filled = _mark() if self._on_gpu and pages else None
+        parts = host.split([sum(len(page) for page in its) for _, its in self._gone])
+        gone, self._gone = self._gone, []
+        self._deliver([Leaving(seat, part, filled) for (seat, _), part in zip(gone, parts, strict=True)])
 
 
 NEVER = np.float64(-np.inf).view(np.int64)

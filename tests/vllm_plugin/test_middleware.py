@@ -71,10 +71,8 @@ class Engine:
             if self.aborts:
                 whole[TOKENS - 1, ABORTED] = 1.0
             for start, stop in self.pieces:
-                page = torch.zeros((BLOCK, COLUMNS))
-                page[: stop - start] = whole[start:stop]
                 seat = Seat(wanted, True, 0, choice, [], start, written=stop - start)
-                self.outbox.send(Leaving(seat, (page,), None))
+                self.outbox.send([Leaving(seat, whole[start:stop], None)])
 
     def answer(self, body: dict[str, Any], n: int) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []

@@ -108,7 +108,7 @@ def delivered() -> list[Leaving]:
 
 def make(delivered: list[Leaving], *, blocks: int = 64, rows: int = 16, tokens: int = 1000) -> Recorder:
     pool = torch.zeros((blocks * BLOCK, COLUMNS))
-    return Recorder(pool, TorchMeter(pool), delivered.append, max_rows=rows, max_tokens=tokens)
+    return Recorder(pool, TorchMeter(pool), delivered.extend, max_rows=rows, max_tokens=tokens)
 
 
 def run(chance: random.Random, requests: list[Request], recorder: Recorder, wanted: Wanted) -> None:
@@ -153,8 +153,8 @@ def joined(delivered: list[Leaving]) -> dict[int, dict[int, float]]:
 
 
 def pages(leaving: Leaving) -> Iterator[torch.Tensor]:
-    if leaving.pages:
-        yield from torch.cat(leaving.pages)[: leaving.seat.written]
+    assert len(leaving.records) == leaving.seat.written
+    yield from leaving.records
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -186,6 +186,7 @@ def test_two_rows_taken_for_each_other_do_not_go_unseen(delivered: list[Leaving]
     recorder.step(torch.stack([row(2, 0), row(1, 0)]))
     one.output.append(-1)
     recorder.remove(0)
+    recorder.arrange()
     assert abs(float(next(pages(delivered[0]))[TOP1]) - signature(1, 0)) > 5e-4
 
 
@@ -203,6 +204,7 @@ def test_a_full_pool_loses_the_confidence_of_the_newcomer_and_says_so_and_nobody
             output.append(-1)
     recorder.remove(0)
     recorder.remove(1)
+    recorder.arrange()
     assert [bool(leaving.seat.lost) for leaving in delivered] == [False, True]
     assert joined(delivered[:1])[0][2] == pytest.approx(signature(0, 2), abs=2e-6)
     assert recorder.free_blocks == 1
@@ -220,5 +222,6 @@ def test_giving_up_waits_for_a_full_window_and_marks_the_token(delivered: list[L
         ends.append(int(logits[0].argmax()) == END)
         output.append(-1)
     recorder.remove(0)
+    recorder.arrange()
     assert ends == [False, False, False, True]
     assert [float(r[ABORTED]) for r in pages(delivered[0])] == [0.0, 0.0, 0.0, 1.0]
