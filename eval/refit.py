@@ -48,7 +48,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Refitted:
-    """gain, se: of the child over its parent, nats per label out of fold, weighted.  numbers: of the decisions."""
+    """gain, se: of the child over its parent, nats per label out of fold, weighted.  numbers: of the decisions.
+
+    notes: what became of what the parent had learned about giving answers up, where it had.
+    """
 
     artifact: Artifact
     how: str
@@ -57,11 +60,13 @@ class Refitted:
     gain: float
     se: float
     numbers: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
             f"{self.artifact.label}: {self.how} on {self.n:,} labels ({self.n_rare:,} of the rarer class), "
             f"{self.gain:.4f} +- {self.se:.4f} nats better than its parent out of fold"
+            f"{''.join(f'; {note}' for note in self.notes)}"
         )
 
 
@@ -148,8 +153,38 @@ def refit(
         told = f"{how} on {data.n:,} labels gains {gain:.4f} +- {se:.4f} nats over {parent.label}"
         raise NotBetter(f"{told}, which may be chance: it is kept")
     child = fit(inner, data)
-    artifact = sealed(parent, child, data, heard, how, why, created, sigmoid(margins))
-    return Refitted(artifact, how, data.n, data.n_rare, gain, se, tuple(row.labelled.label.number for row in heard))
+    abort, note = given_up(parent, inner, child, data)
+    artifact = sealed(parent, child, data, heard, how, why, created, sigmoid(margins), abort, note)
+    numbers = tuple(row.labelled.label.number for row in heard)
+    return Refitted(artifact, how, data.n, data.n_rare, gain, se, numbers, (note,) if note else ())
+
+
+def given_up(
+    parent: Artifact, inner: Fitted, child: Fitted | Narrowed, data: FitData
+) -> tuple[Mapping[str, object] | None, str]:
+    """What the parent had learned about giving answers up that holds for its child, and in words; "" where it had not.
+
+    A level says: of answers under a bound no more than a share is accepted at a threshold in the end. Where the child's
+    probability is a rising function of its parent's that is no higher at the threshold, the child accepts no answer
+    that the parent would not, so the share can only be smaller. Otherwise nothing is known.
+    """
+    if parent.early_abort is None:
+        return None, ""
+    learn = "learn it anew with `confgate fit --early-abort`"
+    if isinstance(child, Narrowed):
+        return None, f"early_abort was its parent's, of other scores, and is left out: {learn}"
+    told = cast(Mapping[str, Any], parent.early_abort)
+    slope, shift = np.polyfit(inner.margin(data.X), child.margin(data.X), 1)
+    kept: list[Mapping[str, Any]] = []
+    lost: list[Mapping[str, Any]] = []
+    for level in told["levels"]:
+        logit = float(np.log(level["threshold"] / (1 - level["threshold"])))
+        (kept if slope > 0 and slope * logit + shift <= logit else lost).append(level)
+    if not kept:
+        return None, f"early_abort is left out: it accepts more than its parent did; {learn}"
+    others = ", ".join(sorted({format(one["threshold"], "g") for one in lost}))
+    words = f", not at {others}: {learn}" if lost else ""
+    return {**told, "levels": kept}, f"early_abort is its parent's at thresholds where it accepts no more{words}"
 
 
 def rung(n_rare: int) -> str:
@@ -239,8 +274,10 @@ def sealed(
     why: str,
     created: dt.datetime,
     held_out: Floats,
+    early_abort: Mapping[str, object] | None,
+    note: str,
 ) -> Artifact:
-    """The child as an artefact. What its parent learned about giving answers up does not hold for it."""
+    """The child as an artefact. early_abort, note: of `given_up`."""
     inner = child.inner if isinstance(child, Narrowed) else child
     features = tuple(data.names[j] for j in child.columns) if isinstance(child, Narrowed) else data.names
     digest = hashlib.sha256("\n".join([parent.sha256, how, *(row.labelled.label.number for row in heard)]).encode())
@@ -264,7 +301,8 @@ def sealed(
         fingerprint=parent.fingerprint,
         fit=facts,
         metrics=measured(held_out, data, 0),
-        validity={"conditions": [*conditions, mine], "checks": parent.validity["checks"]},
+        validity={"conditions": [*conditions, mine, *([note] if note else [])], "checks": parent.validity["checks"]},
+        early_abort=early_abort,
         created=created,
         expires=(created + GOOD_FOR).date(),
     )

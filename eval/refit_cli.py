@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 WHO = "confgate refit"
+SIGNING_KEY = "CONFGATE_SIGNING_KEY"  # as of `confgate sign`
 
 
 class How(StrEnum):
@@ -52,6 +53,10 @@ def refit(
             help="For another model: ask monitors.refit.questions of all tiers, and fit on their answers.",
         ),
     ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(envvar=SIGNING_KEY, help="File of the private key to sign it with, Ed25519 in PEM."),
+    ] = None,
     nice: Annotated[int, typer.Option(min=0, max=19, help="Give way to other processes, by so much.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -68,8 +73,9 @@ def refit(
             raise ConfigError(f"{config} configures no rollout, so nothing can be offered; say where under rollout")
         if not offer and out is None:
             raise ConfigError("say what becomes of it: --offer, or --out FILE, or both")
+        secret = signer(wanted, key, offer=offer)
         if questions:
-            typer.echo(by_questions(config, wanted, tier, why=why, offer=offer, out=out, as_json=as_json))
+            typer.echo(by_questions(config, wanted, tier, secret, why=why, offer=offer, out=out, as_json=as_json))
             return
         parent = worn(wanted, tier)
         from eval import refit as refitting  # here, so that a wrong name is told at once
@@ -90,23 +96,66 @@ def refit(
         made = refitting.refit(
             parent, found, why=why, created=dt.datetime.fromtimestamp(now, dt.UTC), how=how, latest=latest
         )
+        artifact = signed(made.artifact, secret)
         if out is not None:
             from calibrators import artifact as artifacts
 
-            artifacts.dump(made.artifact, out)
+            artifacts.dump(artifact, out)
         if offer and wanted.rollout is not None:
+            fits_policies(wanted, tier, artifact)
             Rollouts(wanted.rollout.folder).offer(
-                tier, made.artifact, who=WHO, at=now, why=f"{why}: {made}", labels=made.numbers
+                tier, artifact, who=WHO, at=now, why=f"{why}: {made}", labels=made.numbers
             )
     told = {
         "artefact": made.artifact.label, "how": made.how, "labels": made.n, "rare": made.n_rare, "gain": made.gain,
-        "se": made.se, "offered": offer, "left_out": dict(left_out),
+        "se": made.se, "offered": offer, "signed": secret is not None, "notes": list(made.notes),
+        "left_out": dict(left_out),
     }  # fmt: skip
     typer.echo(json.dumps(told) if as_json else f"{made}{'; offered' if offer else ''}")
 
 
+def signer(config: Config, key: Path | None, *, offer: bool) -> bytes | None:
+    """The private key; None where none is named. Raises ConfigError where what is offered would be refused for it."""
+    from calibrators import artifact as artifacts
+
+    secret = None if key is None else artifacts.read_private_key(key)
+    if offer and config.signers:
+        instead = (
+            "or write it with --out FILE, sign that elsewhere (`confgate sign`) and offer it (`confgate rollout offer`)"
+        )
+        if secret is None:
+            told = f"signers takes signed calibrators alone: name the key with --key FILE or {SIGNING_KEY}"
+            raise ConfigError(f"{told}, {instead}")
+        if artifacts.public_key(secret) not in config.signers:
+            raise ConfigError(
+                f"{key} is the key of {artifacts.public_key(secret)}, which is not under signers; {instead}"
+            )
+    return secret
+
+
+def signed(artifact: Artifact, secret: bytes | None) -> Artifact:
+    from calibrators import artifact as artifacts
+
+    return artifact if secret is None else artifacts.sign(artifact, secret)
+
+
+def fits_policies(config: Config, tier: str, artifact: Artifact) -> None:
+    """Raises ConfigError for what every policy that gives its answers up early would refuse."""
+    from gateway.snapshot import check_early_abort, early_abort, source
+
+    check_early_abort(config, tier, artifact.label, early_abort(artifact), source(artifact))
+
+
 def by_questions(
-    file: Path, config: Config, tier: str, *, why: str, offer: bool, out: Path | None, as_json: bool
+    file: Path,
+    config: Config,
+    tier: str,
+    secret: bytes | None,
+    *,
+    why: str,
+    offer: bool,
+    out: Path | None,
+    as_json: bool,
 ) -> str:
     """Collect, fit and offer, as people would do it for another model. What to tell about it.
 
@@ -142,9 +191,11 @@ def by_questions(
     )
     if made is None:
         raise ConfigError(f"{rules.n:,} questions do not tell enough of {tier} to fit on; see {folder}")
+    made = signed(made, secret)
     if out is not None:
         artifacts.dump(made, out)
     if offer:
+        fits_policies(config, tier, made)
         Rollouts(config.rollout.folder).offer(tier, made, who=WHO, at=now, why=why)
     told = {"artefact": made.label, "how": "questions", "labels": made.fit["n"], "rare": made.fit["n_rare"],
             "offered": offer}  # fmt: skip
@@ -165,6 +216,11 @@ def worn(config: Config, name: str) -> Artifact:
     from gateway.written import unknown
 
     entries = {entry.name: entry for entry in config.tiers}
+    if name.endswith(":prefix"):
+        told = "labels tell only of beginnings that were passed on"
+        raise ConfigError(
+            f"{name} is not put right by labels: {told}; fit it with `confgate fit --prefix` and offer that"
+        )
     if name not in entries:
         raise ConfigError(unknown("tier", name, entries))
     if config.rollout is not None:

@@ -34,6 +34,11 @@ from gateway.store.telling import moment
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "gateway", "refit")
+SIGNING_KEY = "CONFGATE_SIGNING_KEY"  # names the file of the private key, for `confgate sign` and `confgate refit`
+UNSIGNED = (
+    f"a key: `signers` takes signed calibrators alone, and {SIGNING_KEY} names none to this gateway; set it, or fit by "
+    "hand with `confgate refit --out`, sign that elsewhere and offer it"
+)
 NICE = 19
 OUT = "it was taken out of service"
 MEASURE = (
@@ -57,10 +62,10 @@ class Running:
 
 
 class Refitting:
-    """Of one process. For one thread. command: what to run, without its options."""
+    """Of one process. For one thread. command: what to run, without its options; environment: its variables."""
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
-        self._command = command
+    def __init__(self, command: Sequence[str] = COMMAND, environment: Mapping[str, str] = os.environ) -> None:
+        self._command, self._environment = command, environment
         self._running: Running | None = None
         self._fitted: dict[str, float] = {}
         self._withheld: dict[str, tuple[str, float]] = {}  # by tier: why, and since when, monotonic seconds
@@ -86,6 +91,8 @@ class Refitting:
             except (GatewayError, ArtifactError, OSError) as error:
                 self._say(name, "unknown", "", str(error), now)
                 continue
+            if isinstance(wish, FitWish) and config.signers and not self._environment.get(SIGNING_KEY):
+                wish = Waiting(name, wish.cause, UNSIGNED)
             if wish is None:
                 if self._told.get(name, {}).get("state") in ("waiting", "unknown"):
                     del self._told[name]
@@ -188,7 +195,7 @@ class Refitting:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**self._environment, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         self._running = Running(wish, process, output, lock, monotonic + rules.seconds)
         self._say(wish.tier, "running", wish.cause, wish.why, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,15 @@ def test_a_fit_needs_a_rollout_to_go_on_trial_in() -> None:
     plan = cascade("http://127.0.0.1:1/v1", store={"sqlite": "store.db"}, monitors={"refit": {}})
     with pytest.raises(ConfigError, match=r"monitors\.refit: what a fit comes to must go on trial"):
         configs.parse(json.dumps(plan, indent=1), Path("/somewhere/cascade.yaml"))
+
+
+@pytest.mark.parametrize(("key", "state"), [("", "waiting"), ("maker.pem", "running")])
+def test_where_signatures_are_demanded_a_fit_waits_for_a_key(key: str, state: str, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.snapshot = replace(run.snapshot, config=run.config.model_copy(update={"signers": ("0" * 64,)}))
+    refitting = Refitting(program("import time; time.sleep(30)"), {"CONFGATE_SIGNING_KEY": key})
+    run.look(refitting)
+    [told] = refitting.told()
+    assert told["state"] == state
+    assert ("CONFGATE_SIGNING_KEY" in told["why"]) is (state == "waiting")
+    refitting.stop()

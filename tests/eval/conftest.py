@@ -1,7 +1,10 @@
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import settings
 
 from eval.crossed import Crossed
@@ -41,3 +44,11 @@ def simulated(
         tokens * np.array(costs),
         tokens,
     )
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path, secret = tmp_path / "maker.pem", ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    pkcs8 = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(secret.private_bytes(*pkcs8))
+    return path

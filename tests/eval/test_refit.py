@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from calibrators import artifact as artifacts
 from calibrators.artifact import Artifact
 from calibrators.base import CalibrationError, TooFewRare
 from eval import refit
 from eval.refit import NotBetter
+from eval.refit_cli import app
+from gateway.errors import GatewayError
+from gateway.monitor.rollouts import Rollouts
 from gateway.store.base import Entry, HopRow, Role, Source, Store
 from gateway.store.sqlite import Sqlite
 from tests.faults.gateway import cascade, confgate_ends, write_artifact
@@ -155,3 +160,86 @@ def test_the_command_writes_a_child_and_says_how_much_better_it_is(
         code, out, err = confgate_ends("refit", *words, "-c", str(path))
         assert (code, out) == (1, "")
         assert wanted in err
+
+
+def abortable(path: Path, at: float) -> Artifact:
+    """A parent that learned to give up answers at one threshold."""
+    bounds = [{"tokens": 3, "at_most": -0.5, "n": 200, "accepted": 2}]
+    levels = [{"threshold": at, "epsilon": 0.05, "bounds": bounds}]
+    write_artifact(path, early_abort={"feature": "lp_mean", "confidence": 0.95, "levels": levels})
+    return artifacts.load(path)
+
+
+@pytest.mark.parametrize(
+    ("intercept", "how", "kept", "words"),
+    [
+        (
+            2.0,
+            "platt",
+            True,
+            "at thresholds where it accepts no more",
+        ),  # the parent was too sure: the child accepts less
+        (6.0, "intercept", False, "it accepts more than its parent did"),
+        (2.0, "refit", False, "of other scores"),
+    ],
+)
+def test_what_a_parent_learned_about_giving_up_goes_on_only_where_its_child_accepts_no_more(
+    intercept: float, how: str, kept: bool, words: str, store: Store, tmp_path: Path
+) -> None:
+    parent = abortable(tmp_path / "cheap.json", 0.8)
+    filled(store, parent, 1000 if how == "refit" else 400, intercept=intercept)
+    found, _ = refit.rows(store, "cheap", parent, trusted=True, drawn=True)
+    made = refit.refit(parent, found, why="x", created=NOW, how=how)
+    assert (made.artifact.early_abort == parent.early_abort) is kept
+    assert (made.artifact.early_abort is None) is not kept
+    assert words in str(made)
+    assert words in " ".join(made.artifact.validity["conditions"])  # type: ignore[arg-type]
+    logit = np.linspace(-0.6, 0.0, 400)[:, None]
+    old, new = (one.calibrator().predict(logit) >= 0.8 for one in (parent, made.artifact))
+    assert kept is not True or not (new & ~old).any()
+
+
+def test_where_signatures_are_demanded_a_child_is_signed_or_refused_before_anything_is_fitted(
+    store: Store, parent: Artifact, tmp_path: Path, key: Path
+) -> None:
+    filled(store, parent, 110, intercept=2.5)
+    secret = artifacts.read_private_key(key)
+    artifacts.dump(artifacts.sign(parent, secret), tmp_path / "cheap.json")
+    path = tmp_path / "cascade.yaml"
+    told = {"store": {"sqlite": "store.db"}, "exploration": {"share": 0.5}, "rollout": {"folder": "rollout"}}
+
+    def offered(*words: str, signers: list[str]) -> Result:
+        path.write_text(json.dumps(cascade("http://127.0.0.1:1/v1", signers=signers, **told)))
+        return CliRunner().invoke(app, ["--tier", "cheap", "-c", str(path), "--offer", *words])
+
+    ours, rollouts = [artifacts.public_key(secret)], Rollouts(tmp_path / "rollout")
+    rollouts.begin("cheap", artifacts.load(tmp_path / "cheap.json"), who="test", at=1.0)
+    assert "--key FILE or CONFGATE_SIGNING_KEY" in str(offered(signers=ours).exception)
+    assert "not under signers" in str(offered("--key", str(key), signers=["0" * 64]).exception)
+    assert rollouts.registry.hashes() == [parent.sha256]
+    assert json.loads(offered("--key", str(key), "--json", signers=ours).output)["signed"] is True
+    state = rollouts.state("cheap")
+    assert state is not None
+    assert state.candidate is not None
+    artifacts.verify(rollouts.registry.get(state.candidate.artifacts["cheap"]).artifact, bytes.fromhex(ours[0]))
+
+
+def test_first_tokens_are_not_put_right_by_labels_and_a_child_that_no_policy_takes_is_not_offered(
+    store: Store, tmp_path: Path
+) -> None:
+    parent = abortable(tmp_path / "cheap.json", 0.8)
+    filled(store, parent, 400, intercept=6.0)
+    plan = cascade(
+        "http://127.0.0.1:1/v1", store={"sqlite": "store.db"}, exploration={"share": 0.5}, rollout={"folder": "rollout"}
+    )
+    plan["policies"]["default"]["steps"][0]["early_abort"] = 0.05
+    path = tmp_path / "cascade.yaml"
+    path.write_text(json.dumps(plan))
+    Rollouts(tmp_path / "rollout").begin("cheap", parent, who="test", at=1.0)
+    for tier, wanted in (("cheap:prefix", "confgate fit --prefix"), ("cheap", "confgate fit --early-abort")):
+        ended = CliRunner().invoke(app, ["--tier", tier, "--how", "intercept", "-c", str(path), "--offer"])
+        assert isinstance(ended.exception, GatewayError)
+        assert wanted in str(ended.exception)
+    state = Rollouts(tmp_path / "rollout").state("cheap")
+    assert state is not None
+    assert state.candidate is None

@@ -5,23 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
 from typer.testing import CliRunner
 
 from calibrators import artifact as artifacts
 from eval.sign_cli import app
 from gateway.errors import GatewayError
 from tests.faults.gateway import write_artifact
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> Path:
-    path, secret = tmp_path / "maker.pem", ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-    pkcs8 = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(secret.private_bytes(*pkcs8))
-    return path
 
 
 def test_what_is_signed_is_taken_under_the_key_that_was_printed(tmp_path: Path, key: Path) -> None:
