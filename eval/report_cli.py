@@ -83,7 +83,9 @@ def report(
     """Choose a policy as `confgate sweep` does and write all of it down: report.html, .md, .json, curve.png and .svg.
 
     Example:  confgate report -r runs/calibration -r runs/test -c cascade.yaml --out report
+
     Example:  confgate report -r answers.csv --out report
+
     Example:  confgate report --compare report-monday report-tuesday
     """
     wish = wished(

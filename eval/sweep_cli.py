@@ -87,6 +87,7 @@ def sweep(
     Of a table of your own no cascade file is needed: `confgate fit` on it, then this.
 
     Example:  confgate sweep -r runs/calibration -r runs/test -c cascade.yaml --budget 40% --write cascade.yaml
+
     Example:  confgate sweep -r answers.csv
     """
     from eval import policy_file, recommend

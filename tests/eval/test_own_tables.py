@@ -20,6 +20,7 @@ from calibrators import scores
 from eval import cli, held_out, report, report_cli, report_compare, sweep_cli, tables
 from eval.crossing import Crossing
 from eval.material import Material, Own, Wish, gather_tables
+from eval.recommend import decide
 from eval.records import BadRecords
 from eval.report_schema import SCHEMA, SWEEP
 from gateway.errors import ConfigError, GatewayError
@@ -282,6 +283,18 @@ def test_what_an_answer_took_is_no_feature_unless_it_is_named(tmp_path: Path) ->
     path = saved(tmp_path / "a.csv", [row | {"completion_tokens": 3, "answer": "18"} for row in rows])
     assert tables.from_user(path)["small"].names == ("confidence",)
     assert tables.from_user(path, ["completion_tokens"])["small"].names == ("completion_tokens",)
+
+
+def test_results_are_broken_down_by_columns_of_the_users_own(folder: Path, tmp_path: Path) -> None:
+    topic = {f"q{i}": ("algebra", "geometry")[i % 2] for i in range(800)}
+    for suffix, rows in (("csv", answers()), ("jsonl", widened(answers()))):
+        path = saved(tmp_path / f"a.{suffix}", [row | {"topic": topic[row["question"]]} for row in rows])
+        how = Own(divide=DEALT[1], slices=("topic",))
+        made = gather_tables([path], folder / "calibrators", Wish(), None, how)
+        assert made.test.slices == {"topic": tuple(topic[question] for question in made.test.table.questions)}
+    told = report.slices(decide(made, Wish(levels=2, steps=8)), made.test, np.random.default_rng(0))
+    assert [one["slice"] for one in told] == ["algebra", "geometry"]
+    assert sum(one["n"] for one in told) == made.test.table.n
 
 
 def test_an_empty_family_or_split_is_none_of_its_own_in_any_format(tmp_path: Path) -> None:
