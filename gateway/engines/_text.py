@@ -72,7 +72,7 @@ def entries(choice: Choice) -> list[NamedEntry]:
 def entry(token: str, nats: float | None, top: dict[str, float] | None) -> NamedEntry:
     if nats is None:
         raise BadTrace("a token without a log-prob")
-    return NamedEntry(nats, token, top_logprobs=[NamedCandidate(n, rival) for rival, n in (top or {}).items()])
+    return NamedEntry(nats, token, top_logprobs=tuple(NamedCandidate(n, rival) for rival, n in (top or {}).items()))
 
 
 def read(body: bytes, ask: Ask, engine: str) -> Answered:

@@ -1,0 +1,100 @@
+"""Long replies are read in a way of their own, which must say what the usual one says, of rubbish too."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.engines import _reply
+from gateway.errors import EngineGarbled
+from gateway.nouns import Ask
+from tests.bench.answers import CANDIDATES, body
+
+BODIES = {kind: body(kind, np.random.default_rng(3)) for kind in ("chosen", "top-5")}
+WORDS = (b'"content":', b'"logprobs":', b'"logprobs":null,', b'"finish_reason":"stop",', b'"choices":[', b"{", b"}")
+PIECES = (*WORDS, b"[", b"]", b",", b'"', b"\\", b" ", b"null", b"NaN", b"-1e999", b"0.5", b"\xff", b'{"content":[]}')
+
+
+def said(raw: bytes, ask: Ask) -> Any:
+    """What a reply is read as, in a form that can be compared."""
+    try:
+        found = _reply.read(raw, ask, "x")
+    except EngineGarbled as error:
+        return str(error)
+    trace = found.trace
+    told = (
+        None if trace is None else (trace.chosen.tolist(), trace.top is not None and trace.top.tolist(), trace.tokens)
+    )
+    return found.text, found.finish, found.model, found.completion_tokens, told, trace is None and bool(found.no_trace)
+
+
+def both(raw: bytes, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    monkeypatch.setattr(_reply, "LONG_BYTES", 0)
+    quick = said(raw, ask)
+    monkeypatch.setattr(_reply, "LONG_BYTES", 10**9)
+    return quick, said(raw, ask)
+
+
+def asking(kind: str, **more: Any) -> Ask:
+    return Ask(messages=(), deadline=0.0, top_k=CANDIDATES[kind], **more)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("texts", [False, True])
+def test_a_proper_reply_is_read_at_once_and_as_otherwise(
+    kind: str, texts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaced = json.dumps(json.loads(BODIES[kind]), indent=1).encode()
+    for raw in (BODIES[kind], spaced):
+        quick, usual = both(raw, asking(kind, texts=texts), monkeypatch)
+        assert quick == usual
+        assert quick[4] is not None
+        decoder = _reply.READ_NAMED if texts else _reply.READ_LEAN
+        assert _reply.decode_parts(raw, decoder) is not None, "else it was not quick"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_replies_are_read_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces put in, taken out and written over, most often about where the log-probs begin and end."""
+    chance = random.Random(seed)
+    whole = BODIES["chosen"]
+    edges = [whole.index(b'"logprobs"'), whole.index(b'"content"'), whole.index(b'"finish_reason"'), len(whole)]
+    differing = 0
+    for _ in range(150):
+        raw = whole
+        for _ in range(chance.randint(1, 3)):
+            at = chance.choice([*edges, chance.randrange(len(raw))]) + chance.randint(-14, 30)
+            at = min(max(at, 0), len(raw))
+            raw = raw[:at] + chance.choice(PIECES) * chance.randint(0, 1) + raw[at + chance.randint(0, 12) :]
+        quick, usual = both(raw, asking("chosen"), monkeypatch)
+        assert quick == usual
+        differing += quick != said(whole, asking("chosen"))
+    assert differing > 50, "nearly nothing was damaged"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["choices"][0].update(message=told["choices"][0]["message"] | {"logprobs": LOGPROBS}),
+        lambda told: told.update(logprobs=LOGPROBS),
+        lambda told: told["choices"].append(told["choices"][0]),
+        lambda told: told["choices"].insert(0, {"message": {"content": "other"}, "finish_reason": "stop"}),
+        lambda told: told["choices"][0].update(logprobs={"content": None}),
+        lambda told: told["choices"][0].update(logprobs=[]),
+    ],
+)
+def test_log_probs_in_another_place_are_not_taken_for_the_answers(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for emptied in (False, True):
+        told = json.loads(BODIES["chosen"])
+        if emptied:
+            told["choices"][0]["logprobs"] = None
+        change(told)
+        quick, usual = both(json.dumps(told).encode(), asking("chosen"), monkeypatch)
+        assert quick == usual
+
+
+LOGPROBS = json.loads(BODIES["chosen"])["choices"][0]["logprobs"]
