@@ -28,7 +28,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SHARES = tuple(step / 20 for step in range(1, 21))
 PREFIX = "confidence_gateway"
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-FLUSH_SECONDS = 0.1  # for so long a log line may wait for others to be written with, and a hop to be counted
+FLUSH_SECONDS = 0.1  # for so long a log line may wait for others to be written with
+SETTLE_SECONDS = 0.02  # for so long a hop may wait for others to be counted and logged with
 TOGETHER = 32  # hops and ends of requests that are told at once, in less than a millisecond
 
 # What every log record carries anyway, uvicorn's in colour too; the rest of its fields are ours.
@@ -177,7 +178,7 @@ class Telemetry:
             self.settle()
         elif not self._waiting:
             try:
-                asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._in_time)
+                asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._in_time)
                 self._waiting = True
             except RuntimeError:  # no loop runs in this thread
                 self.settle()

@@ -140,7 +140,7 @@ class Gateway:
         """What it has logged, once lines that wait to be written together have been."""
         seen = -1
         while seen != (seen := self.log.stat().st_size):
-            time.sleep(2 * FLUSH_SECONDS)
+            time.sleep(3 * FLUSH_SECONDS)
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
