@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ SERVER_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = 16
 IDLE = 10_000
 SHARE = 0.6  # of what a server can do, for latencies
+TURN_SECONDS = 0.5  # of latencies: short, so that some turns meet nobody else
+CALM_SHARE = 0.02  # of a turn, at most, that others had of the cores in a calm one; one step of the clock of steal
+REST_SECONDS = 0.004  # of CPU in a fifth of a second: a server that does nothing
+ENOUGH = 200  # latencies, to tell a 99th percentile of
 
 Json = dict[str, Any]
 
@@ -99,24 +104,83 @@ def spread(values: Sequence[float]) -> Json:
     return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
 
 
-async def latencies(one: Subject, upstream_port: int, per_second: float, rounds: int, seconds: float) -> Json:
-    """Through a server and straight to the upstream in turn, at the same rate; what the server adds."""
+@dataclass
+class Seen:
+    """Latencies at one rate, and of how much of the time the machine let the server wait.
+
+    calm: the same of those turns alone in which it did not.
+    """
+
+    all: load.Timed = field(default_factory=load.Timed)
+    calm: load.Timed = field(default_factory=load.Timed)
+    turns: int = 0
+    calm_turns: int = 0
+    taken_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    async def turn(self, server: Server, told: bytes, per_second: float, seed: int) -> None:
+        """One more."""
+        used = server.cpu_seconds
+        before = servers.stolen_seconds((SERVER_CORE, LOAD_CORE)) + server.waited_seconds
+        timed = await load.at_rate(server.port, told, per_second, TURN_SECONDS, seed)
+        taken = servers.stolen_seconds((SERVER_CORE, LOAD_CORE)) + server.waited_seconds - before
+        self.cpu_seconds += server.cpu_seconds - used
+        calm = taken <= CALM_SHARE * TURN_SECONDS
+        for into in (self.all, self.calm) if calm else (self.all,):
+            into.seconds += timed.seconds
+            into.late += timed.late
+        self.turns, self.calm_turns, self.taken_seconds = (
+            self.turns + 1,
+            self.calm_turns + calm,
+            self.taken_seconds + taken,
+        )
+
+
+def quantile_ms(timed: load.Timed, at: int) -> float | None:
+    return 1e3 * float(np.percentile(timed.seconds, at)) if len(timed.seconds) >= ENOUGH else None
+
+
+async def latencies(one: Subject, bare: Server, upstream: Server, per_second: float, seconds: float) -> Json:
+    """Through a server, through the bare pass-through and straight to the upstream in turn, all at the same rate: what
+    the server adds, and what the least Python proxy on this machine would.
+
+    The machine is in it, too: a hypervisor that keeps a core for 20 ms makes every p99. So what it took is measured,
+    and quantiles are told once of all turns, and once of those in which it took next to nothing.
+    """
     direct = load.request(question(one.kind), "localhost")
-    through, straight = load.Timed(), load.Timed()
-    for turn in range(rounds):
-        for port, told, timed in ((one.server.port, one.told, through), (upstream_port, direct, straight)):
-            found = await load.at_rate(port, told, per_second, seconds, seed=turn)
-            timed.seconds += found.seconds
-            timed.late += found.late
-    added = {
-        f"p{at}_ms": 1e3 * float(np.percentile(through.seconds, at) - np.percentile(straight.seconds, at))
-        for at in (50, 99)
+    asked = {
+        "through": (one.server, one.told),
+        "bare": (bare, direct),
+        "straight": (upstream, direct),
     }
-    return {
+    seen = {name: Seen() for name in asked}
+    for turn in range(max(1, round(seconds / TURN_SECONDS))):
+        for name, (server, told) in asked.items():
+            await seen[name].turn(server, told, per_second, seed=turn)
+    told_of: Json = {
         "per_second": per_second,
-        "n": len(through.seconds),
-        "sent_late": through.late / len(through.seconds),
-    } | added
+        "n": len(seen["through"].all.seconds),
+        "n_calm": len(seen["through"].calm.seconds),
+        "turns": seen["through"].turns,
+        "calm_turns": seen["through"].calm_turns,
+        "sent_late": seen["through"].all.late / len(seen["through"].all.seconds),
+        "taken_share": statistics.mean(of.taken_seconds / (of.turns * TURN_SECONDS) for of in seen.values()),
+    }
+    for at in (50, 99):
+        for suffix, which in (("", "all"), ("_calm", "calm")):
+            through, by_bare, straight = (quantile_ms(getattr(seen[name], which), at) for name in asked)
+            if straight is not None:
+                told_of[f"p{at}{suffix}_ms"] = None if through is None else through - straight
+                told_of[f"bare_p{at}{suffix}_ms"] = None if by_bare is None else by_bare - straight
+    return told_of
+
+
+async def at_rest(server: Server) -> None:
+    """Until it has taken, or let go of, all the connections that we have opened or closed: those are not idle yet."""
+    used = -1.0
+    while server.cpu_seconds - used > REST_SECONDS:
+        used = server.cpu_seconds
+        await asyncio.sleep(0.2)
 
 
 async def idle(one: Subject, per_second: float, rounds: int, seconds: float) -> Json:
@@ -126,33 +190,38 @@ async def idle(one: Subject, per_second: float, rounds: int, seconds: float) -> 
     many = min(IDLE, hard - 500)
     told: Json = {"connections": many, "per_second": per_second}
     before = one.server.memory_mib()
-    alone = load.Timed()
-    crowded = load.Timed()
-    for turn in range(rounds):
-        alone.seconds += (await load.at_rate(one.server.port, one.told, per_second, seconds, seed=turn)).seconds
+    alone, crowded = Seen(), Seen()
+    turns = max(1, round(seconds / TURN_SECONDS))
+    for lap in range(rounds):
+        for turn in range(turns):
+            await alone.turn(one.server, one.told, per_second, seed=lap * turns + turn)
         silent = await load.connect(one.server.port, many)
-        crowded.seconds += (await load.at_rate(one.server.port, one.told, per_second, seconds, seed=turn)).seconds
+        await at_rest(one.server)
+        for turn in range(turns):
+            await crowded.turn(one.server, one.told, per_second, seed=lap * turns + turn)
         told["memory_mib"] = one.server.memory_mib() - before
         told["still_open"] = sum(not connection._transport.is_closing() for connection in silent)
         for connection in silent:
             connection.close()
-        await asyncio.sleep(1.0)
-    for at in (50, 99):
-        told[f"p{at}_ms"] = {
-            "without": 1e3 * float(np.percentile(alone.seconds, at)),
-            "with": 1e3 * float(np.percentile(crowded.seconds, at)),
-        }
-    told["n"] = len(crowded.seconds)
+        await at_rest(one.server)
+    told["cpu_ms"] = {
+        name: 1e3 * seen.cpu_seconds / len(seen.all.seconds) for name, seen in (("without", alone), ("with", crowded))
+    }
+    for suffix, which in (("", "all"), ("_calm", "calm")):
+        without, with_them = getattr(alone, which), getattr(crowded, which)
+        for at in (50, 99):
+            told[f"p{at}{suffix}_ms"] = {"without": quantile_ms(without, at), "with": quantile_ms(with_them, at)}
+        told[f"n{suffix}"] = len(with_them.seconds)
     return told
 
 
 @contextlib.contextmanager
-def everything(peers: Path | None, folder: Path) -> Iterator[tuple[Server, list[Server], int]]:
-    """Ours, the others, and the upstream's port."""
+def everything(peers: Path | None, folder: Path) -> Iterator[tuple[Server, list[Server], Server]]:
+    """Ours, the others with the bare one first, and the upstream."""
     port = servers.free_port()
     command = [sys.executable, "-m", "tests.bench.upstream", str(port)]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(servers.running("upstream", command, port, LOAD_CORE, folder / "upstream.log"))
+        upstream = stack.enter_context(servers.running("upstream", command, port, LOAD_CORE, folder / "upstream.log"))
         url = f"http://127.0.0.1:{port}/v1"
         ours = stack.enter_context(servers.gateway(url, SERVER_CORE, folder))
         bare = servers.uvicorn("pass-through", sys.executable, "passthrough", url, SERVER_CORE, folder)
@@ -164,7 +233,7 @@ def everything(peers: Path | None, folder: Path) -> Iterator[tuple[Server, list[
             if (peers / "bin" / "litellm").exists():
                 proxy = servers.litellm(peers / "bin" / "litellm", url, SERVER_CORE, folder)
                 others.append(stack.enter_context(proxy))
-        yield ours, others, port
+        yield ours, others, upstream
 
 
 def machine(peers: Path | None) -> Json:
@@ -199,7 +268,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> Json:
         for one in asked:
             if one.server.name == "gateway" or one.kind == "plain":
                 rate = SHARE * found[one.name]["per_second"]["median"]
-                found[one.name]["added"] = await latencies(one, upstream, rate, args.rounds, args.seconds)
+                seconds = args.rounds * args.seconds
+                found[one.name]["added"] = await latencies(one, others[0], upstream, rate, seconds)
         told = {
             "command": f"python -m tests.bench.bench {' '.join(sys.argv[1:])}",
             "machine": machine(peers),
@@ -232,6 +302,7 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # inherited by the gateway, for idle connections
     os.sched_setaffinity(0, {LOAD_CORE})
+    gc.disable()  # a look through our own ten thousand connections would be a pause that no server made
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         found = uvloop.run(measure(args, Path(folder)))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,16 @@ FEATURES = {
 SOURCES = {"compact": "plugin", "chosen": "chosen", "top-5": "top_logprobs", "top-20": "top_logprobs"}
 
 
-def core(number: int) -> Any:
-    """For subprocess: start on this core alone."""
-    return lambda: os.sched_setaffinity(0, {number})
+def core(number: int | None) -> Any:
+    """For subprocess: start on this core alone; None: on any."""
+    wanted = range(os.cpu_count() or 1) if number is None else {number}
+    return lambda: os.sched_setaffinity(0, wanted)
+
+
+def stolen_seconds(cores: Iterable[int]) -> float:
+    """What the hypervisor has kept of these cores since the start, in steps of 10 ms (Linux)."""
+    lines = {line.split()[0]: line.split() for line in Path("/proc/stat").read_text().splitlines()}
+    return sum(int(lines[f"cpu{core}"][8]) for core in cores) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
@@ -74,6 +81,16 @@ class Server:
         counts in steps of 10 ms)."""
         return sum(time.clock_gettime((~pid << 3) | 2) for pid in family(self.process.pid))
 
+    @property
+    def waited_seconds(self) -> float:
+        """How long its threads were ready to run, and others had their core (Linux)."""
+        found = 0
+        for pid in family(self.process.pid):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    found += int((thread / "schedstat").read_text().split()[1])
+        return found / 1e9
+
     def memory_mib(self, field: str = "VmRSS") -> float:
         """Resident memory of it and its children."""
         total = 0
@@ -86,7 +103,13 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    name: str, command: list[str], port: int, on_core: int, log: Path, path: str = "/v1/models", **environment: str
+    name: str,
+    command: list[str],
+    port: int,
+    on_core: int | None,
+    log: Path,
+    path: str = "/v1/models",
+    **environment: str,
 ) -> Iterator[Server]:
     """A server that answers; any status will do."""
     began = time.monotonic()
@@ -186,7 +209,7 @@ def cascade(upstream: str, port: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def gateway(upstream: str, on_core: int, folder: Path, **more: Any) -> Iterator[Server]:
+def gateway(upstream: str, on_core: int | None, folder: Path, **more: Any) -> Iterator[Server]:
     """Ours, as users start it, with what it logs by default going to a file. more: changes to its configuration."""
     for kind in FEATURES:
         calibrator(kind, folder / f"{kind}.json")

@@ -16,7 +16,9 @@ TIMES_BARE = 2.0
 
 
 def markdown(found: Json) -> str:
-    return "\n".join([*head(found), "", *figures(found), "", *processes(found), "", *bars(found), ""])
+    return "\n".join(
+        [*head(found), "", *figures(found), "", *latencies(found), "", *processes(found), "", *bars(found), ""]
+    )
 
 
 def head(found: Json) -> Iterator[str]:
@@ -38,19 +40,50 @@ def head(found: Json) -> Iterator[str]:
     yield (
         f"Answers of {found['tokens']} tokens from one fast upstream: {sizes}. Servers on one core, load and upstream "
         f"on another, {found['connections']} connections. Medians of rounds in turn [least, largest]. "
-        "Added latency: quantiles at 60 % of the server's own requests/s, less those straight to the upstream at the "
-        "same rate. `gateway`: one tier decides by a calibrator of 8 to 10 features; its clients see no log-probs. "
+        "`gateway`: one tier decides by a calibrator of 8 to 10 features; its clients see no log-probs. "
         "The others pass the same bytes on to a client who asked for them."
     )
 
 
 def figures(found: Json) -> Iterator[str]:
-    yield "| server, evidence | CPU ms/request | requests/s | added p50, ms | added p99, ms | n |"
-    yield "| --- | --: | --: | --: | --: | --: |"
+    yield "| server, evidence | CPU ms/request | requests/s | n |"
+    yield "| --- | --: | --: | --: |"
+    for name, one in found["figures"].items():
+        yield f"| {name} | {told(one['cpu_ms'], '.3g')} | {told(one['per_second'], '.0f')} | {one['n']} |"
+
+
+QUEUE_P99 = 5.5  # of an M/D/1 queue at 60 %, in service times: what arrivals by chance make of it without any pause
+
+
+def latencies(found: Json) -> Iterator[str]:
+    """What servers add, beside what the machine itself makes of the least proxy there can be."""
+    yield (
+        "Added latency: quantiles at 60 % of the server's own requests/s, less those straight to the upstream at the "
+        "same rate; `bare` is what the bare pass-through adds at that rate, in turn with it. Others' share: what the "
+        "hypervisor kept of both cores and what other processes had of the server's, in seconds per second. `calm` "
+        "are turns of half a second with at most 2 % of that. Queue: what Poisson arrivals make of a server that takes "
+        f"its CPU per request for each and never pauses ({QUEUE_P99:g} times that, M/D/1 at 60 %)."
+    )
+    yield ""
+    yield (
+        "| server, evidence | per second | added p50 | added p99 | bare p99 | others' share | calm turns | "
+        "p99, calm | bare p99, calm | queue p99 | n (calm) |"
+    )
+    yield "| --- |" + " --: |" * 10
     for name, one in found["figures"].items():
         added = one.get("added")
-        late = f"{added['p50_ms']:.2f} | {added['p99_ms']:.2f}" if added else " | "
-        yield f"| {name} | {told(one['cpu_ms'], '.3g')} | {told(one['per_second'], '.0f')} | {late} | {one['n']} |"
+        if added:
+            yield (
+                f"| {name} | {added['per_second']:.0f} | {ms(added['p50_ms'])} | {ms(added['p99_ms'])} | "
+                f"{ms(added['bare_p99_ms'])} | {added['taken_share']:.0%} | "
+                f"{added['calm_turns']} of {added['turns']} | "
+                f"{ms(added.get('p99_calm_ms'))} | {ms(added.get('bare_p99_calm_ms'))} | "
+                f"{QUEUE_P99 * one['cpu_ms']['median']:.1f} | {added['n']} ({added['n_calm']}) |"
+            )
+
+
+def ms(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.2f}"
 
 
 def told(value: Json, form: str) -> str:
@@ -95,15 +128,23 @@ def bars(found: Json) -> Iterator[str]:
             )
     for name, one in figures.items():
         if name.startswith("gateway") and "added" in one:
-            p99 = one["added"]["p99_ms"]
-            yield row(f"added p99 of {name}, ms", f"< {ADDED_P99_MS:g}", f"{p99:.2f}", p99 < ADDED_P99_MS)
+            for when, suffix in (("", ""), (", calm turns", "_calm")):
+                p99 = one["added"].get(f"p99{suffix}_ms")
+                if p99 is not None:
+                    what = f"added p99 of {name}, ms{when}"
+                    yield row(what, f"< {ADDED_P99_MS:g}", f"{p99:.2f}", p99 < ADDED_P99_MS)
     memory = found["servers"]["gateway"]["resident_mib"]
     yield row("resident memory, MiB", f"< {RESIDENT_MIB:g}", f"{memory:.0f}", memory < RESIDENT_MIB)
     idle = found.get("idle")
     if idle:
-        for at in ("p50", "p99"):
-            without, crowded = idle[f"{at}_ms"]["without"], idle[f"{at}_ms"]["with"]
+        without, crowded = (idle["cpu_ms"][name] for name in ("without", "with"))
+        what = f"CPU per request with {idle['connections']} idle connections, ms"
+        yield row(what, f"as without: {without:.2f}", f"{crowded:.2f}", crowded <= 1.1 * without)
+        for at, suffix, when in (("p50", "", ""), ("p99", "", ""), ("p99", "_calm", ", calm turns")):
+            without, crowded = idle[f"{at}{suffix}_ms"]["without"], idle[f"{at}{suffix}_ms"]["with"]
+            if without is None or crowded is None:
+                continue
             # as good as unchanged: within a quarter or a millisecond, whichever is more
             met = crowded <= without + max(1.0, without / 4)
-            what = f"{at} with {idle['connections']} idle connections, ms"
+            what = f"{at} with {idle['connections']} idle connections, ms{when}"
             yield row(what, f"as without: {without:.2f}", f"{crowded:.2f}", met)
