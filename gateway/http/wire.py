@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from gateway.config import Server
 from gateway.http.errors import RequestError
 from gateway.nouns import GREEDY, Ability, Ask, Message, Mode, Sampling, ToolCall
+from gateway.written import unknown
 
 VLLM_SAMPLER = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
 SAMPLER_FIELDS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", *VLLM_SAMPLER)
@@ -234,6 +235,14 @@ class RouteOptions(BaseModel):
     deadline_seconds: float | None = Field(default=None, gt=0)
 
 
+# Objects of ours, or of few words, where a word that means nothing is a mistake. Elsewhere it is ignored, and told.
+EXACT: dict[str, type[BaseModel]] = {
+    "route": RouteOptions,
+    "structured_outputs": StructuredOutputs,
+    "chat_template_kwargs": ChatTemplateKwargs,
+}
+
+
 class Request(BaseModel):
     """The fields of every request for an answer. A field that is null counts as absent."""
 
@@ -438,6 +447,9 @@ def mistake(error: ValidationError) -> RequestError:
         return RequestError(400, "The request is not valid JSON.", code="invalid_json")
     parts = [str(part) for part in first["loc"] if not str(part).startswith("<") and part != "[key]"]
     param = shown(".".join(parts)) if parts else None
+    if first["type"] == "extra_forbidden" and parts[0] in EXACT:
+        told = unknown("field", shown(parts[-1]), EXACT[parts[0]].model_fields)
+        return RequestError(400, f"{parts[0]}: {told}.", param=param, code="unknown_parameter")
     return RequestError(400, f"{param or 'The request'}: {first['msg']}.", param=param)
 
 

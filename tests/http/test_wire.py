@@ -48,6 +48,12 @@ def test_strict_fields_refuse_what_is_unknown() -> None:
         wire.read(body, Server(strict_fields=True), wire.ChatRequest)
 
 
+def test_a_wrong_word_in_our_own_field_is_answered_with_the_right_ones() -> None:
+    with pytest.raises(RequestError, match=r"did you mean 'deadline_seconds'.*max_tier") as caught:
+        read(route={"deadline_ms": 500})
+    assert (caught.value.status, caught.value.param) == (400, "route.deadline_ms")
+
+
 def test_a_clients_words_come_back_short_and_printable() -> None:
     with pytest.raises(RequestError) as caught:
         wire.read(json.dumps(SMALL | {"x\r\ny" + "z" * 500: 1}).encode(), Server(strict_fields=True), wire.ChatRequest)
