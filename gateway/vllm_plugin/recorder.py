@@ -137,6 +137,15 @@ class Recorder:
         rows = [row for row in sorted(self._seats) if not self._seats[row].lost]
         self._outputs = [self._seats[row].output for row in rows]
         self._rows = np.array(rows, dtype=np.int64)
+        here = self._facts[:, self._rows]
+        self._start, window, k, end, self._limit = here[: self.WRITTEN]
+        self._full_at = window - 1
+        self._back = np.stack((np.zeros_like(window), np.ones_like(window), window))
+        self._same = np.stack((self._rows, k, end))
+        self._table_here = self._table[self._rows].ravel()
+        self._first = np.arange(len(rows), dtype=np.int64) * self._table.shape[1]
+        self._room = self._held[self._rows] << SHIFT
+        self._written_in = [False] * STEPS_AHEAD
         self._may_abort = any(self._seats[row].wanted.abort_below > -math.inf for row in rows)
 
     def step(self, logits: torch.Tensor) -> None:
@@ -144,37 +153,36 @@ class Recorder:
         if not self._outputs:
             return
         at = self._emitted()
-        if bool(((at >> SHIFT) >= self._held[self._rows]).any()):
+        if bool((at >= self._room).any()):
             self._grow(at)
             if not self._outputs:
                 return
             at = self._emitted()
-        rows, facts = self._rows, self._facts[:, self._rows]
-        n = len(rows)
-        packed = self._buffer()[: Step.FIELDS * n].view(Step.FIELDS, n)
-        fields = packed.numpy()
-        fields[Step.ROW] = rows
-        fields[Step.SLOT] = (self._table[rows, at >> SHIFT] << SHIFT) | (at & WITHIN)
-        fields[Step.PREVIOUS] = self._slots(rows, at - 1)
-        fields[Step.LEAVING] = self._slots(rows, at - facts[self.WINDOW])
-        fields[Step.K] = facts[self.K]
-        fields[Step.END] = facts[self.END]
-        fields[Step.ABORT_BELOW] = np.where(at + 1 >= facts[self.WINDOW], facts[self.ABORT_BELOW], NEVER)
+        packed, fields = self._buffer()
+        if not self._written_in[self._turn]:
+            fields[[Step.ROW, Step.K, Step.END]] = self._same
+            self._written_in[self._turn] = True
+        fields[Step.SLOT : Step.LEAVING + 1] = self._slots(at - self._back)
+        fields[Step.ABORT_BELOW] = np.where(at >= self._full_at, self._limit, NEVER) if self._may_abort else NEVER
         sent = packed.to(self._pool.device, non_blocking=True)
         if self._on_gpu:
             self._sent[self._turn] = _mark()
         self._meter(logits, Step(sent), may_abort=self._may_abort)
-        self._facts[self.WRITTEN, rows] = at + 1
+        self._facts[self.WRITTEN, self._rows] = at + 1
 
     def _emitted(self) -> Ints:
         """How many tokens each request has emitted since it took its seat: where this step's record goes."""
         lengths = np.fromiter(map(len, self._outputs), dtype=np.int64, count=len(self._outputs))
-        return np.asarray(lengths - self._facts[self.START, self._rows])
+        lengths -= self._start
+        return lengths
 
-    def _slots(self, rows: Ints, at: Ints) -> Ints:
-        """Where the records of the tokens `at` stand in the pool, -1 where there is no such token."""
-        inside = np.maximum(at, 0)
-        return np.where(at >= 0, (self._table[rows, inside >> SHIFT] << SHIFT) | (inside & WITHIN), -1)
+    def _slots(self, at: Ints) -> Ints:
+        """Where the records of the tokens `at`, (3, R), stand in the pool, -1 where there is no such token."""
+        slots: Ints = self._table_here.take(np.maximum(at >> SHIFT, 0) + self._first)
+        slots <<= SHIFT
+        slots |= at & WITHIN
+        slots[at < 0] = -1
+        return slots
 
     def _grow(self, at: Ints) -> None:
         """A block more for those that need one. Who gets none is recorded no further."""
@@ -192,12 +200,13 @@ class Recorder:
             self._held[row] = len(seat.blocks)
         self.arrange()
 
-    def _buffer(self) -> torch.Tensor:
-        """The next buffer, once the device has read what it held."""
+    def _buffer(self) -> tuple[torch.Tensor, Ints]:
+        """The next buffer, (FIELDS, R), once the device has read what it held; as a tensor and as an array."""
         self._turn = (self._turn + 1) % STEPS_AHEAD
         if (read := self._sent[self._turn]) is not None:
             read.synchronize()  # done long ago
-        return self._buffers[self._turn]
+        packed = self._buffers[self._turn][: Step.FIELDS * len(self._outputs)].view(Step.FIELDS, -1)
+        return packed, packed.numpy()
 
     def _send_off(self) -> None:
         if not self._gone:
