@@ -169,9 +169,8 @@ async def latencies(one: Subject, bare: Server, upstream: Server, per_second: fl
     for at in (50, 99):
         for suffix, which in (("", "all"), ("_calm", "calm")):
             through, by_bare, straight = (quantile_ms(getattr(seen[name], which), at) for name in asked)
-            if straight is not None:
-                told_of[f"p{at}{suffix}_ms"] = None if through is None else through - straight
-                told_of[f"bare_p{at}{suffix}_ms"] = None if by_bare is None else by_bare - straight
+            for name, found in (("", through), ("bare_", by_bare)):
+                told_of[f"{name}p{at}{suffix}_ms"] = None if found is None or straight is None else found - straight
     return told_of
 
 

@@ -77,7 +77,7 @@ def latencies(found: Json) -> Iterator[str]:
                 f"| {name} | {added['per_second']:.0f} | {ms(added['p50_ms'])} | {ms(added['p99_ms'])} | "
                 f"{ms(added['bare_p99_ms'])} | {added['taken_share']:.0%} | "
                 f"{added['calm_turns']} of {added['turns']} | "
-                f"{ms(added.get('p99_calm_ms'))} | {ms(added.get('bare_p99_calm_ms'))} | "
+                f"{ms(added['p99_calm_ms'])} | {ms(added['bare_p99_calm_ms'])} | "
                 f"{QUEUE_P99 * one['cpu_ms']['median']:.1f} | {added['n']} ({added['n_calm']}) |"
             )
 
@@ -129,7 +129,7 @@ def bars(found: Json) -> Iterator[str]:
     for name, one in figures.items():
         if name.startswith("gateway") and "added" in one:
             for when, suffix in (("", ""), (", calm turns", "_calm")):
-                p99 = one["added"].get(f"p99{suffix}_ms")
+                p99 = one["added"][f"p99{suffix}_ms"]
                 if p99 is not None:
                     what = f"added p99 of {name}, ms{when}"
                     yield row(what, f"< {ADDED_P99_MS:g}", f"{p99:.2f}", p99 < ADDED_P99_MS)
