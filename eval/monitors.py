@@ -46,6 +46,7 @@ class Request:
     """policy: whose traffic.  reference: a split that fitted nothing.  home: the split that is quiet traffic.
 
     halves: random halves of home.  orders: random orders of each shift.  streams, stream_labels: simulated.
+    gateways: whose reference and requests are drawn from home with replacement, each so many.
     slicing: by length; records know of no clients.
     """
 
@@ -56,6 +57,8 @@ class Request:
     orders: int = 20
     streams: int = 1_000
     stream_labels: int = 2_000
+    gateways: int = 200
+    gateway_requests: int = 2_000
     tolerance: float = 0.0
     seed: int = 0
     slicing: Slicing = UNSLICED
@@ -98,6 +101,16 @@ class Quiet:
 
 
 @dataclass(frozen=True, slots=True)
+class Endless:
+    """Of gateways whose traffic never shifts. alarms: gateways with one.  looks, slices: as of Quiet."""
+
+    gateways: int
+    alarms: int
+    looks: int
+    slices: int
+
+
+@dataclass(frozen=True, slots=True)
 class Delay:
     """Of one shift. labels, requests: of each order that raised an alarm, counted from the shift's first request.
 
@@ -121,6 +134,7 @@ class Found:
     n_reference: Mapping[str, int]
     n_home: int
     quiet: Quiet
+    endless: Endless
     false_alarms: int
     stream_delays: Mapping[float, tuple[float, float, int]] = field(default_factory=dict)
     delays: Sequence[Delay] = ()
@@ -142,6 +156,7 @@ def measure(config: Config, sources: Sequence[Path], request: Request) -> tuple[
         n_reference={tier: len(one.rows) for (_, tier), one in known.tiers.items()},
         n_home=len(home),
         quiet=calm,
+        endless=endless(home, route, request, rng),
         false_alarms=false_alarms(request, rng),
         stream_delays={over: stream_delay(over, request, rng) for over in (0.02, 0.05, 0.1)},
         delays=[loud(split, heard[split], home, known, request, rng) for split in sorted(shifted)],
@@ -278,6 +293,20 @@ def quiet(home: Sequence[Asked], route: Policy, request: Request, rng: np.random
     return Quiet(by_drift, by_labels, looks, in_slices)
 
 
+def endless(home: Sequence[Asked], route: Policy, request: Request, rng: np.random.Generator) -> Endless:
+    """Gateways whose reference and traffic are drawn from the same questions, with replacement: no shift, ever."""
+    alarms = looks = in_slices = 0
+    for _ in range(request.gateways):
+        first, traffic = (
+            [home[i] for i in rng.integers(len(home), size=size)] for size in (len(home), request.gateway_requests)
+        )
+        found = drift_alarm(traffic, reference_of(first, route), request.slicing)
+        alarms += found.at is not None
+        looks += found.looks
+        in_slices += found.slices
+    return Endless(request.gateways, alarms, looks, in_slices)
+
+
 def drift_alarm(traffic: Sequence[Asked], known: Reference, slicing: Slicing) -> Drifted:
     """The first alarm of drift, of a tier or of a slice of one."""
     waiting: dict[Place, list[Row]] = defaultdict(list)
@@ -384,6 +413,7 @@ def told(found: Found, rebuild: str) -> str:
     """The page."""
     request = found.request
     alarms = proportion("false alarms", found.false_alarms, request.streams)
+    drifting = proportion("false alarms of drift", found.endless.alarms, found.endless.gateways)
     lines = [
         "# Monitors: how quiet, and how loud",
         "",
@@ -398,6 +428,10 @@ def told(found: Found, rebuild: str) -> str:
         f"reference: drift alarms in {found.quiet.drift} of {request.halves} ({found.quiet.looks} looks at tiers, "
         f"{found.quiet.slices} at slices of them by the length of the prompt); alarms of labels (over-confident, any "
         f"tier or the whole) in {found.quiet.labels} of {request.halves}.",
+        f"- {found.endless.gateways:,} simulated gateways, each with a reference of {found.n_home:,} and "
+        f"{request.gateway_requests:,} requests drawn from the same split with replacement: drift alarms in "
+        f"{found.endless.alarms}, {drifting.value:.2%} [{drifting.low:.2%}, {drifting.high:.2%}] "
+        f"({found.endless.looks:,} looks at tiers, {found.endless.slices:,} at slices); alpha is {drift.ALPHA:.0%}.",
         f"- {request.streams:,} simulated honest streams of {request.stream_labels:,} labels, p ~ Beta(9, 1), looked "
         f"at after every label: {found.false_alarms} alarms, {alarms.value:.2%} [{alarms.low:.2%}, {alarms.high:.2%}]; "
         f"alpha is {labels.ALPHA:.0%}.",
@@ -452,6 +486,8 @@ def as_json(found: Found) -> dict[str, Any]:
         "halves_with_label_alarm": found.quiet.labels,
         "looks": found.quiet.looks,
         "looks_at_slices": found.quiet.slices,
+        "gateways": found.endless.gateways,
+        "gateways_with_drift_alarm": found.endless.alarms,
         "streams": found.request.streams,
         "streams_with_false_alarm": found.false_alarms,
         "shifts": {

@@ -11,7 +11,7 @@ import pytest
 
 from eval import monitors
 from eval.card import Absent
-from eval.monitors import Asked, Drifted, Quiet, Request
+from eval.monitors import Asked, Drifted, Endless, Quiet, Request
 from gateway import config as configs
 from gateway.errors import ConfigError
 from gateway.monitor import reference as references
@@ -51,6 +51,14 @@ def test_halves_of_the_same_traffic_raise_no_alarm() -> None:
     assert found.slices >= 5  # of 400 rows that were looked at, at least one half has 200
 
 
+def test_traffic_that_never_shifts_raises_an_alarm_in_hardly_any_gateway() -> None:
+    request = Request(gateways=20, gateway_requests=800, slicing=Slicing(edges=(60,)))
+    found = monitors.endless(asked(600, 12), route(), request, np.random.default_rng(13))
+    assert found.alarms <= 2  # P(more than 2 of 20 | 1 %) = .001
+    assert found.looks == 80
+    assert found.slices >= 20
+
+
 def test_delays_of_a_shift_are_counted_from_its_first_request() -> None:
     known = monitors.reference_of(asked(1_000, 2), route())
     found = monitors.loud(
@@ -74,12 +82,14 @@ def test_the_page_says_n_and_interval_of_what_was_measured() -> None:
     known = monitors.reference_of(asked(1_000, 9), route())
     found = monitors.Found(
         request=request, n_reference={"small": 1_000}, n_home=800, quiet=Quiet(0, 0, 4, 2),
+        endless=Endless(50, 0, 90, 80),
         false_alarms=monitors.false_alarms(request, rng),
         stream_delays={0.3: monitors.stream_delay(0.3, request, rng)},
         delays=[monitors.loud("harder", asked(300, 10, over=0.4), asked(800, 11), known, request, rng)],
     )  # fmt: skip
     page = monitors.told(found, "confgate monitors")
     assert "(4 looks at tiers, 2 at slices" in page
+    assert "drift alarms in 0, 0.00% [0.00%, 7.11%] (90 looks at tiers, 80 at slices)" in page
     assert "0 alarms, 0.00% [0.00%, 16.84%]" in page
     assert "| harder | 300 |" in page
     assert "0 of 20 |" in page
