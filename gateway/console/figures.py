@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gateway.cascade import charge
 from gateway.console import estimates
-from gateway.nouns import Floats
-from gateway.store.base import Brief, DecisionRow, Role, Whole
+from gateway.nouns import Floats, Tier
+from gateway.store.base import Brief, DecisionRow, HopRow, Role, Whole
 from gateway.store.telling import truth
 
 Json = dict[str, Any]
@@ -99,6 +100,28 @@ def saving(explored: Sequence[Whole], largest: Mapping[str, str], least: int) ->
         return {"figure": None, "n": len(spent), "least": least, "free": bool(spent) and sum(alone) <= 0}
     found = estimates.ratio(np.array(alone) - np.array(spent), np.array(alone), np.array(weights))
     return {"figure": found.json(), "n": len(spent), "least": least, "free": False}
+
+
+def likely_saving(log: Sequence[tuple[DecisionRow, Sequence[HopRow]]], largest: Mapping[str, Tier], least: int) -> Json:
+    """What was probably saved, of decisions that were not explored: as if the largest tier would have answered with as
+    many tokens as the one that was served, at its prices. Where it was asked, what it cost is known.
+
+    largest: by policy, its last tier.  least: rows, below which nothing is said.
+    """
+    spent, alone = [], []
+    for decision, hops in log:
+        tier, way = largest.get(decision.policy), [hop for hop in hops if hop.role is Role.HOP]
+        served = next((hop for hop in reversed(way) if hop.tier == decision.tier and not hop.error), None)
+        if decision.status != 200 or tier is None or served is None:
+            continue
+        known = next((hop.usd for hop in way if hop.tier == tier.name and not hop.error), None)
+        guess = charge(served.prompt_tokens, served.completion_tokens, tier.prices).usd
+        spent.append(sum(hop.usd for hop in way))
+        alone.append(guess if known is None else known)
+    if len(spent) < least or sum(alone) <= 0:
+        return {"figure": None, "n": len(spent), "least": least}
+    found = estimates.ratio(np.array(alone) - np.array(spent), np.array(alone), np.ones(len(spent)))
+    return {"figure": found.json(), "n": len(spent), "least": least}
 
 
 def judged(labelled: Sequence[Whole]) -> list[Served]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from gateway.http.journal import Journal
 from gateway.http.live import Live
 from gateway.nouns import Mix, Policy
 from gateway.snapshot import Snapshot
-from gateway.store.base import DecisionRow, Kind, Store, Whole
+from gateway.store.base import DecisionRow, HopRow, Kind, Store, Whole
 from gateway.store.telling import truth
 
 Json = dict[str, Any]
@@ -51,6 +52,7 @@ HEADERS = {
 
 WINDOWS = {"15m": 900.0, "1h": 3600.0, "6h": 6 * 3600.0, "24h": 86400.0, "7d": 7 * 86400.0, "30d": 30 * 86400.0}
 REQUESTS, STORIES = 10_000, 2_000  # rows of one look, the newest: up to a fifth of a second of the store's time each
+LIKELY = 500  # decisions that a likely saving is made of: their hops come with features
 SOON, LATER = 4.0, 20.0  # how long an answer is given again, s: what came in, and what it turned out to be worth
 
 
@@ -160,18 +162,29 @@ async def judgement(journal: Journal, known: dict[str, Policy], begun: float, po
             [one for one in some if one.decision is not None and one.decision.policy == policy]
             for some in (explored, labelled)
         )
-    largest = {name: route.tiers[-1].name for name, route in known.items() if len(route.tiers) > 1}
+    largest = {name: route.tiers[-1] for name, route in known.items() if len(route.tiers) > 1}
+    names = {name: tier.name for name, tier in largest.items()}
+    saving = figures.saving(explored, names, replay.LEAST_ROWS)
+    log = await desk.ask(partial(latest, begun)) if saving["figure"] is None and not saving["free"] else []
+    if policy is not None:
+        log = [one for one in log if one[0].policy == policy]
 
     def count() -> Json:
         judged = figures.judged(labelled)
         return {
-            "saving": figures.saving(explored, largest, replay.LEAST_ROWS),
+            "saving": saving | {"likely": figures.likely_saving(log, largest, replay.LEAST_ROWS)},
             "calibration": figures.calibration(judged, np.random.default_rng(0)),
             "labels": {"n": len(labelled), "judged": len(judged), "cut": most["labels"]},
             "explored": {"n": len(explored), "cut": most["explored"]},
         }
 
     return await asyncio.to_thread(count)
+
+
+def latest(begun: float, store: Store) -> list[tuple[DecisionRow, tuple[HopRow, ...]]]:
+    """The latest decisions of a window with their hops; to be asked of a store."""
+    rows = store.recent(LIKELY)
+    return store.decisions((max(begun, rows[-1].at), "", ""), LIKELY) if rows else []
 
 
 def since(window: str) -> float:

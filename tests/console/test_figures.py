@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from eval.card import Absent
 from gateway.console import figures
+from gateway.nouns import Prices, Tier
 from gateway.store.base import Brief, Role, Source, Whole
 from tests.store.rows import decision, hop, label, numbers
 
@@ -105,3 +107,22 @@ def test_few_labels_are_counted_and_not_drawn() -> None:
     [routed, _] = figures.calibration([served(0.9, True) for _ in range(19)], np.random.default_rng(0))
     assert (routed["drawn"]["n"], routed["drawn"]["bins"]) == (19, [])
     assert figures.calibration([], np.random.default_rng(0)) == []
+
+
+def test_without_exploration_a_saving_is_guessed_from_tokens_and_the_largest_tiers_prices() -> None:
+    dear = Tier("dear", Absent("dear", {}), prices=Prices(1.0, 2.0))
+    cheap = [
+        (decision(one), (hop(one, usd=1e-5),)) for one in numbers(30)
+    ]  # 10 tokens in, 20 out: 5e-5 at the dear one
+    both = [
+        (decision(one, tier="dear"), (hop(one, reason="unsure", usd=1e-5), hop(one, 1, tier="dear", usd=8e-5)))
+        for one in numbers(10)
+    ]
+    lost = [(decision(one, status=502, tier=""), ()) for one in numbers(5)]
+    told = figures.likely_saving([*cheap, *both, *lost], {"default": dear}, 30)
+    alone = 30 * 5e-5 + 10 * 8e-5
+    assert told["n"] == 40
+    assert told["figure"]["value"] == pytest.approx(1 - (30 * 1e-5 + 10 * 9e-5) / alone)
+    assert figures.likely_saving(cheap[:29], {"default": dear}, 30)["figure"] is None
+    free = Tier("dear", Absent("dear", {}))
+    assert figures.likely_saving(cheap, {"default": free}, 30)["figure"] is None

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from calibrators import artifact as artifacts
 from gateway.monitor.registry import Registry
@@ -148,6 +148,43 @@ def test_alarms_are_told_as_they_come(page: Page, served: Running) -> None:
     expect(alarms.locator("li")).to_contain_text(words)
     expect(page).to_have_title(re.compile(r"^\(!\)"))
     page.unroute("**/admin/monitors")
+
+
+def test_drift_is_drawn_over_time_beside_the_distance_that_an_alarm_begins_at(page: Page, served: Running) -> None:
+    report = served.get("/admin/monitors").json()
+    looks = iter(range(1, 1000))
+
+    def look(route: Route) -> None:
+        number = next(looks)
+        one = {"policy": "default", "tier": "cheap", "state": "quiet", "n": 200, "n_reference": 400, "drifted": []}
+        one |= {"largest_effect": 0.04 * number, "out_of_distribution": 0.01}
+        told = report | {"at": f"2026-11-22T12:00:{number:02d}+00:00", "monitors": {"drift": [one], "labels": {}}}
+        route.fulfill(json=told)
+
+    page.route("**/admin/monitors", look)
+    drawing = page.get_by_role("img", name=re.compile("^Largest effect at default · cheap: "))
+    pause = page.get_by_role("button", name="Pause")
+    pause.click()
+    expect(drawing).to_have_attribute("aria-label", re.compile(r": 0\.04 now, 1 looks .* an alarm needs 0\.1 or more"))
+    pause.click()
+    expect(drawing.locator(".curve")).to_be_visible()
+    expect(drawing.locator(".limit")).to_have_count(1)
+    assert wrong(page) == []
+    page.unroute("**/admin/monitors")
+
+
+def test_without_exploration_savings_are_an_estimate_that_names_what_it_supposes(page: Page, served: Running) -> None:
+    told = served.get("/admin/console/data").json()
+    likely = {"figure": {"value": 0.42, "low": 0.4, "high": 0.44, "n": 61}, "n": 61, "least": 30}
+    saving = {"figure": None, "n": 0, "least": 30, "free": False, "likely": likely}
+    changed = told | {"saving": saving, "explored_share": None}
+    page.route("**/admin/console/data?*", lambda route: route.fulfill(json=changed))
+    page.get_by_role("button", name="Pause").click()
+    tiles = page.locator("#tiles")
+    expect(tiles).to_contain_text("≈ 42.0 %")
+    expect(tiles).to_contain_text("supposes that the largest tier would have answered with as many tokens")
+    expect(tiles).to_contain_text("Exploration measures it: switch it on")
+    page.unroute("**/admin/console/data?*")
 
 
 def test_a_store_or_a_gateway_that_is_away_is_told_and_what_needs_neither_stays(page: Page) -> None:

@@ -124,11 +124,18 @@ def confgate_ends(*arguments: str, patience: float = 60, **environment: str) -> 
 
 @dataclass
 class Gateway:
-    """A running gateway. log: where its stderr goes."""
+    """A running gateway. log: where its stderr goes.  killed: it was, by `kill`."""
 
     process: subprocess.Popen[str]
     url: str
     log: Path
+    killed: bool = False
+
+    def kill(self) -> None:
+        """As kill -9 does."""
+        self.process.kill()
+        self.process.wait(20)
+        self.killed = True
 
     def connect(self) -> socket.socket:
         """A connection of one's own, for what clients hide."""
@@ -162,8 +169,9 @@ def running(folder: Path, config: dict[str, Any], **environment: str) -> Iterato
     with process, process.stdout:
         line = process.stdout.readline()
         assert line.startswith("ready on "), log.read_text()
+        made = Gateway(process, line.split()[2], log)
         try:
-            yield Gateway(process, line.split()[2], log)
+            yield made
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -171,7 +179,7 @@ def running(folder: Path, config: dict[str, Any], **environment: str) -> Iterato
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
-    assert process.returncode == 0, log.read_text()
+    assert process.returncode == (-signal.SIGKILL if made.killed else 0), log.read_text()
 
 
 def free_port() -> int:

@@ -229,6 +229,31 @@ def test_a_step_in_the_folder_reaches_a_running_gateway_and_outlives_it(tmp_path
         assert run.ask()["x-route-calibrator"] != new
 
 
+def test_killed_at_any_stage_it_comes_back_at_that_stage(tmp_path: Path, upstream: Upstream) -> None:
+    """With kill -9 right after each step was acknowledged, and half a line in the log besides."""
+    steps: list[tuple[str, dict[str, Any]]]
+    steps = [("shadow", {}), ("canary", {"share": 1.0}), ("live", {}), ("rollback", {})]
+    history: list[dict[str, Any]] = []
+    found, arms = [], []
+    for action, more in [*steps, ("", {})]:
+        with served(tmp_path, upstream) as run:
+            told = run.told()
+            assert told["history"][: len(history)] == history
+            if not history:
+                first, new = told["live"], run.put("new", intercept=3.0)
+            found.append((told["stage"], told["live"], told["candidate"]))
+            arms.append(run.ask()["x-route-calibrator"])
+            if action:
+                run.act(action, **more, **({"artefact": new} if action == "shadow" else {})).raise_for_status()
+                history = run.told()["history"]
+                run.gateway.kill()
+        with run.rollouts.course("cheap").open("ab") as file:
+            file.write(b'{"number": 99, "at": "20')
+    kept = [("none", first, None), ("shadow", first, new), ("canary", first, new), ("none", new, None)]
+    assert found == [*kept, ("none", first, None)]
+    assert arms == [first, first, new, new, first]
+
+
 def test_two_gateways_on_one_folder_follow_one_rollout(tmp_path: Path, upstream: Upstream) -> None:
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:

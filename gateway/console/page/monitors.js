@@ -1,5 +1,6 @@
 // Alarms, and what the monitors found at their latest look.
 
+import { axis, canvas, line as stroke, path, picture, text } from "./charts.js";
 import { bars } from "./traffic.js";
 import { count, empty, h, moment, percent, short, table, within } from "./dom.js";
 
@@ -28,17 +29,55 @@ const line = (name, why, since, page) => h("li", { class: page ? "page" : null }
 const STATES = { drifted: "bad", broken: "bad", burning: "bad", violated: "bad", quiet: "good", holds: "good", unknown: "dim" };
 const state = (word) => h("span", { class: `state ${STATES[word] ?? ""} ${word === "unknown" ? "none" : ""}` }, word);
 
+const ALARM_FROM = 0.1; // a smaller distance is no matter, however sure one is of it: gateway/monitor/drift.py
+const MOST_LOOKS = 500;
+const courses = new Map(); // by policy and tier: [seconds since 1970, largest effect] of every look since the page was opened
+
+/** Keep what a report says of drift: the monitors tell their latest look alone. */
+function remember(report) {
+  const now = Date.parse(report.at) / 1000;
+  for (const one of (report.monitors?.drift ?? []).flatMap(withSlices)) {
+    if (one.largest_effect === undefined) continue;
+    const seen = courses.get(placed(one)) ?? [];
+    if (seen.at(-1)?.[0] !== now) seen.push([now, one.largest_effect]);
+    courses.set(placed(one), seen.slice(-MOST_LOOKS));
+  }
+}
+
+const placed = (one) => `${one.policy} · ${one.tier}${one.slice ? ` · ${one.slice}` : ""}${worker(one)}`;
+
+/** One small picture for each place: the largest effect over time, beside the distance that an alarm begins at. */
+function over() {
+  return courses.size ? h("div", { class: "multiples" }, [...courses].map(([name, seen]) => h("div", {},
+    h("h3", {}, name), canvas((width) => course(name, seen, width))))) : null;
+}
+
+function course(name, seen, width) {
+  const height = 110;
+  const [first, last] = [seen[0], seen.at(-1)];
+  const y = axis(0, Math.max(2 * ALARM_FROM, ...seen.map(([, effect]) => effect)) * 1.05, height - 22, 12);
+  const x = axis(first[0], Math.max(last[0], first[0] + 1), 4, width - 4);
+  const words = `Largest effect at ${name}: ${short(last[1])} now, ${count(seen.length)} looks since ${moment(first[0])}; an alarm needs ${ALARM_FROM} or more`;
+  return picture(width, height, words,
+    stroke(x.start, y(ALARM_FROM), x.end, y(ALARM_FROM), "limit"), text(x.start, y(ALARM_FROM) - 4, `alarm from ${ALARM_FROM} on`),
+    seen.length > 1 ? path(seen.map(([at, effect]) => [x(at), y(effect)]), "curve") : null,
+    stroke(x(last[0]) - 5, y(last[1]), x(last[0]) + 5, y(last[1]), "whisker"), text(x.end, y(last[1]) - 5, short(last[1]), "end", "name"),
+    text(x.start, height - 5, `since ${moment(first[0])}`));
+}
+
 /** Drift panels, tests of calibration, accepted errors and objectives. */
 export function panels(report) {
   if (!report) return [empty("Monitors are not configured (", h("code", {}, "monitors:"), " in the configuration), or this gateway has none.")];
   const { drift = [], labels = {} } = report.monitors ?? {};
+  remember(report);
   return [
     ...(report.policies ?? []).filter((one) => one.not_valid?.length).map((one) => h("p", { class: "bad" }, h("strong", {}, `What is claimed of ${one.policy} is not valid now: `), one.not_valid.join("; "))),
     unwatched(drift) ? h("p", { class: "note" }, `Drift is not watched: ${drift[0].why}.`) : drift.length ? scroll("Drift", table("Drift: features and p beside the reference, no labels needed. Effect: Kolmogorov–Smirnov distance, alarm from 0.1 on",
       [["policy · tier"], ["state"], ["largest effect", "n"], ["out of distribution", "n"], ["rows", "n"], ["reference", "n"], ["what drifted", "words"]],
-      drift.flatMap(withSlices).map((one) => [`${one.policy} · ${one.tier}${one.slice ? ` · ${one.slice}` : ""}${worker(one)}`, state(one.state), one.largest_effect === undefined ? "–" : short(one.largest_effect),
+      drift.flatMap(withSlices).map((one) => [placed(one), state(one.state), one.largest_effect === undefined ? "–" : short(one.largest_effect),
         one.out_of_distribution === undefined ? "–" : percent(one.out_of_distribution), one.n ? count(one.n) : one.rows_needed ? `${count(one.rows)} of ${count(one.rows_needed)}` : "–",
         one.n_reference ? count(one.n_reference) : "–", h("span", {}, one.why ?? (drifted(one.drifted ?? []) || "–"))]))) : empty("No drift is watched."),
+    unwatched(drift) ? null : over(),
     labels.tests?.length ? scroll("Tests of calibration", table(`Calibration by labels (${words(labels.by)}, ${words(labels.of)}); the test may be looked at after every label`,
       [["policy · tier"], ["calibrator"], ["state"], ["labels", "n"], ["claimed, latest", "n"], ["right, latest", "n"], ["log wealth over / under", "n"]],
       labels.tests.map((one) => [`${one.policy} · ${one.tier}`, one.calibrator ?? "all", state(one.state), count(one.n),

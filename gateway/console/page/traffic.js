@@ -71,10 +71,16 @@ function saving(told) {
   if (found) {
     return tile(name, figure(percent(found.value)), said(`${within(found)}, n = ${count(n)} explored decisions`), spent);
   }
+  const { figure: guess, n: rows } = told.saving.likely;
+  if (guess) {
+    return tile(name, figure(`≈ ${percent(guess.value)}`), said(`${within(guess)}, n = ${count(rows)} decisions`),
+      said("An estimate: it supposes that the largest tier would have answered with as many tokens as the tier that did. ",
+        told.explored_share === null ? "Exploration measures it: switch it on in the configuration, say share: 0.01." : `Exploration measures it: ${count(n)} of at least ${count(least)} explored decisions are in this window.`), spent);
+  }
   const why = free
     ? "The largest tier has no price in the configuration."
     : told.explored_share === null
-      ? "Not known: only explored decisions tell what the largest tier would have cost. Switch on exploration in the configuration, say share: 0.01."
+      ? "Not known yet: too few answers for an estimate. Exploration measures it: switch it on in the configuration, say share: 0.01."
       : `Not known yet: ${count(n)} of at least ${count(least)} explored decisions in this window.`;
   return tile(name, figure("–"), said(why), spent);
 }
