@@ -140,7 +140,7 @@ class Sampling:
     def draws_like(self, other: Sampling) -> bool:
         """Whether both draw tokens from the same distribution: seeds and stop strings, and without heat what only
         narrows the choice, do not change it."""
-        return self._drawing() == other._drawing()
+        return self is other or self._drawing() == other._drawing()
 
     def _drawing(self) -> tuple[object, ...]:
         narrowed = (self.top_p, self.top_k, self.min_p) if self.temperature > 0 else None

@@ -179,7 +179,9 @@ def assemble(
     """From an answer's parts, however they came. no_trace: why its log-probs could not be read, "" when they could."""
     finish = finished(finish_reason, usage, ask, engine)
     trace = None
-    if not no_trace:
+    if not entries:
+        no_trace = no_trace or untold(ask)
+    elif not no_trace:
         try:
             trace = part_of_trace(entries, ask) if calls else read_trace(entries, text, finish, ask)
         except BadTrace as error:
@@ -237,8 +239,8 @@ def decode_parts(body: bytes, read_entries: msgspec.json.Decoder[Any]) -> tuple[
         return None
     if not reply.choices or bytes(reply.choices[0].logprobs) != MARK or found is None:
         return None
-    once = all(rest.count(key) <= 1 for key in (*SAID_ONCE, b'"logprobs"'))
-    if not once or body.count(b'"content"', begin.end(), end.start()) > 1:
+    twice = rest.count(b'"logprobs"') > 1 or max(map(rest.count, SAID_ONCE)) > 1
+    if twice or body.count(b'"content"', begin.end(), end.start()) > 1:
         return None
     return reply, found.content or (), ""
 
@@ -258,11 +260,11 @@ def decode_bare(body: bytes, engine: str) -> BareReply:
 def says_twice(body: bytes, logprobs: msgspec.Raw) -> bool:
     """Whether a key may be said twice. The log-probs are most of a long body, and only one of the keys is theirs."""
     told = bytes(logprobs)
-    begin = LOGPROBS_BEGIN.search(body)
+    begin = None if told == b"null" else LOGPROBS_BEGIN.search(body)
     rest = body
     if begin is not None and body.startswith(told, begin.end()):
         rest = body[: begin.end()] + body[begin.end() + len(told) :]
-    return told.count(b'"content"') > 1 or any(rest.count(key) > 1 for key in SAID_ONCE)
+    return told.count(b'"content"') > 1 or max(map(rest.count, SAID_ONCE)) > 1
 
 
 def check_twins(body: bytes, engine: str) -> None:
@@ -296,10 +298,13 @@ def finished(reason: str | None, usage: Usage, ask: Ask, engine: str) -> Finish:
     return FINISHES[reason]
 
 
+def untold(ask: Ask) -> str:
+    """Why there are no log-probs."""
+    return "the engine sent no log-probs" if ask.evidence else "log-probs were not asked for"
+
+
 def read_trace(entries: Sequence[Entry], text: str, finish: Finish, ask: Ask) -> TokenTrace:
-    """The evidence for one text. Raises BadTrace with the reason when there is none."""
-    if not entries:
-        raise BadTrace("the engine sent no log-probs" if ask.evidence else "log-probs were not asked for")
+    """The evidence for one text. entries: at least one. Raises BadTrace with the reason when there is none."""
     tokens, spelled = spell(entries, text, finish)
     body, tail = entries[: len(tokens)], entries[len(tokens) :]
     if not body:
@@ -319,7 +324,7 @@ def read_trace(entries: Sequence[Entry], text: str, finish: Finish, ask: Ask) ->
 def part_of_trace(entries: Sequence[Entry], ask: Ask) -> TokenTrace:
     """The evidence of some of an answer's tokens, whatever comes after them. Raises BadTrace."""
     if not entries:
-        raise BadTrace("the engine sent no log-probs" if ask.evidence else "log-probs were not asked for")
+        raise BadTrace(untold(ask))
     top, candidates = read_top(entries, ask)
     return TokenTrace(
         Source.CHOSEN if top is None else Source.TOP_LOGPROBS,

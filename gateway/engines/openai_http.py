@@ -353,6 +353,8 @@ def turn(message: Message) -> dict[str, Any]:
 
 def vllm_sampler(sampling: Sampling) -> dict[str, Any]:
     """What other servers may not know, so it is sent only where it was asked for."""
+    if sampling is GREEDY:
+        return {}
     names = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
     return {name: getattr(sampling, name) for name in names if getattr(sampling, name) != getattr(GREEDY, name)}
 

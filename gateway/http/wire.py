@@ -295,7 +295,9 @@ class Request(BaseModel):
     @property
     def unknown(self) -> list[str]:
         """Fields we do not know and that hold something."""
-        extra = self.model_extra or {}
+        extra = self.model_extra
+        if not extra:
+            return []
         return sorted(name for name in extra if extra[name] is not None and name not in UNSUPPORTED)
 
     def check(self, server: Server) -> None:
@@ -519,7 +521,7 @@ def sampling(request: Request, *, pin: bool) -> Sampling:
     if pin:
         return Sampling(seed=request.seed, stop=stop)
     bias = tuple(sorted((int(token), value) for token, value in (request.logit_bias or {}).items()))
-    return Sampling(
+    made = Sampling(
         temperature=or_else(request.temperature, GREEDY.temperature),
         top_p=or_else(request.top_p, GREEDY.top_p),
         seed=request.seed,
@@ -534,6 +536,7 @@ def sampling(request: Request, *, pin: bool) -> Sampling:
         ignore_eos=bool(request.ignore_eos),
         min_tokens=request.min_tokens or 0,
     )
+    return GREEDY if made == GREEDY else made  # the very one is quickly known again
 
 
 def or_else(said: float | None, unsaid: float) -> float:
