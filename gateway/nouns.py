@@ -164,6 +164,7 @@ class Ask:
     prompt: a raw text to go on with, instead of messages.
     needs: what a tier must be able to do.  fields: sent to it as they are, because it is.
     trace: the W3C traceparent under which an engine on a network may report its own spans; "" for none.
+    salt: the client's own part of a server's prefix cache, if the server keeps clients apart; "" for none.
     """
 
     messages: tuple[Message, ...]
@@ -179,6 +180,7 @@ class Ask:
     needs: frozenset[Ability] = frozenset()
     fields: Mapping[str, Any] = field(default_factory=dict)
     trace: str = ""
+    salt: str = ""
 
     @property
     def characters(self) -> int:

@@ -67,6 +67,11 @@ class Options(engines.Options):
         default=False,
         description="vLLM: streams count tokens all along, so that what a cancelled answer cost is known in full",
     )
+    prefix_cache: Literal["shared", "client"] = Field(
+        default="shared",
+        description="vLLM: client keeps each client's cached prompts apart, so that nobody can tell by the time of an "
+        "answer what others have asked; shared saves the work on what many prompts begin with",
+    )
     extra_body: dict[str, Any] = Field(
         default={},
         description="fields sent with every request. A vLLM server without `--generation-config vllm` applies its "
@@ -334,6 +339,8 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         body["stop"] = list(sampling.stop)
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if options.prefix_cache == "client" and ask.salt:
+        body["cache_salt"] = ask.salt
     return body | options.extra_body | vllm_sampler(sampling) | dict(ask.fields)
 
 

@@ -165,8 +165,8 @@ class Chat:
         deadline = began + overrides.seconds(request, config)
         pin = server.sampler == "pin"
         needs = wire.needed(request, pin=pin)
-        trace = story.traceparent
-        ask, ignored = wire.to_ask(request, deadline, pin=pin, needs=needs, decision=route_id, trace=trace)
+        ours = {"decision": route_id, "trace": story.traceparent, "salt": held.seal.salt(client.name)}
+        ask, ignored = wire.to_ask(request, deadline, pin=pin, needs=needs, **ours)
         route = canaried(route, partial(place, held, client.name, ask))
         estimate = Estimate.of(ask.characters, ask.max_tokens, request.choices)
         wanted = overrides.apply(route, request, config, estimate, needs)

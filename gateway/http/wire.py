@@ -477,11 +477,12 @@ def to_ask(
     needs: Mapping[Ability, str] | None = None,
     decision: str = "",
     trace: str = "",
+    salt: str = "",
 ) -> tuple[Ask, list[str]]:
     """The ask, and the fields of the request that were ignored.
 
     deadline: seconds on the loop's clock.  pin: keep to the calibrators' sampler whatever the client says.
-    needs: of this request, where they are known already.  decision, trace: as in the Ask.
+    needs: of this request, where they are known already.  decision, trace, salt: as in the Ask.
     """
     if needs is None:
         needs = needed(request, pin=pin)
@@ -501,6 +502,7 @@ def to_ask(
         needs=frozenset(needs),
         fields=request.fields_passed_on(needs),
         trace=trace,
+        salt=salt,
     )
     return ask, ignored
 

@@ -49,12 +49,14 @@ def client(name: str, **more: Json) -> Json:
 
 
 def planned(url: str) -> Json:
-    return cascade(
+    plan = cascade(
         url,
         keys={"clients": [client(name, **more) for name, more in KEYS.items()], "ledger": "used.ledger"},
         admin={"port": free_port(), "allow_anonymous": True},
         overrides={"threshold": [0.5, 0.99]},
     )
+    plan["tiers"][0]["engine"]["prefix_cache"] = "client"
+    return plan
 
 
 class Run:
@@ -81,6 +83,17 @@ def run(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def error(answer: httpx2.Response) -> Json:
     return answer.json()["error"]  # type: ignore[no-any-return]
+
+
+def test_a_server_can_be_told_to_keep_each_clients_cached_prompts_apart(run: Run, upstream: Upstream) -> None:
+    for name in ("free", "free", "single"):
+        assert run.ask(name, {"nats": UNSURE}).is_success
+    mine, again, other = (seen.body["cache_salt"] for seen in upstream.asked("small"))
+    assert mine == again != other
+    assert len({mine, other, "free", "single"}) == 4, "a name that anybody can guess keeps nobody apart"
+    assert all("cache_salt" not in seen.body for seen in upstream.asked("large")), "this server shares"
+    forged = run.ask("free", cache_salt=other)
+    assert upstream.asked("small")[-1].body["cache_salt"] == mine, forged.text
 
 
 def test_a_key_is_told_what_it_has_left_and_refused_when_that_is_nothing(run: Run, upstream: Upstream) -> None:
