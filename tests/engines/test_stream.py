@@ -154,7 +154,7 @@ def test_a_stream_that_breaks_says_how_and_its_connection_is_not_used_again(
 
         try:
             with pytest.raises(error) as caught:
-                await engine.stream(ask(told(fault=fault, pause=0.02)), hear)
+                await engine.stream(ask(told(fault=fault, pause=0.1)), hear)
             if fault in IN_STREAM:  # the others ended as HTTP wants it
                 await engine.complete(ask())
                 assert upstream.seen[0].connection != upstream.seen[-1].connection
