@@ -6,15 +6,19 @@ import contextlib
 import json
 import socket
 import time
+from asyncio import Transport
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from gateway.http import hosts, limits
+from gateway.http.protocol import Wire
 from tests.faults.ask import ask
 from tests.faults.gateway import HEAD, SURE, Gateway, cascade, running, until, write_artifact
 from tests.faults.upstream import Upstream
@@ -134,6 +138,39 @@ def test_an_answer_longer_in_coming_than_a_request_may_be_does_not_cost_the_next
         time.sleep(RECEIVE_SECONDS + 0.2)
         raw.sendall(HEALTH[20:-2] + b"connection: close\r\n\r\n")
         assert statuses(rest(raw)) == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("version", "more", "closes"),
+    [(b"1.1", b"", False), (b"1.1", b"connection: close\r\n", True), (b"1.0", b"", True)],
+)
+def test_an_answer_says_whether_its_connection_ends_and_then_it_does(
+    version: bytes, more: bytes, closes: bool, gateway: Gateway
+) -> None:
+    told = whole(ask({"nats": SURE})).replace(b"HTTP/1.1\r\n", b"HTTP/%b\r\n%b" % (version, more), 1)
+    with gateway.connect() as raw:
+        raw.sendall(told if closes else told + told.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nconnection: close\r\n", 1))
+        answers = rest(raw).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert len(answers) == (1 if closes else 2)
+    assert [b"connection: close" in answer for answer in answers] == [*[False] * (len(answers) - 1), True]
+    for answer in answers:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"content-length: %d" % len(body) in head
+        assert json.loads(body)["object"] == "chat.completion"
+
+
+class Cycle(SimpleNamespace):
+    """As much of uvicorn's as an answer needs, and unlike its base something that a weak reference can be made to."""
+
+
+@pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb", b"a\0b"])
+def test_no_header_ends_its_own_line(value: bytes) -> None:
+    written: list[bytes] = []
+    transport, flow = SimpleNamespace(write=written.append), FlowControl(Transport())
+    cycle = Cycle(disconnected=False, keep_alive=True, default_headers=[], transport=transport, flow=flow)
+    with pytest.raises(ValueError, match="end its line"):
+        Wire(cycle).whole(200, [(b"x-good", b"1"), (b"x-bad", value)], b"{}")
+    assert not written
 
 
 def test_garbage_behind_a_request_does_not_get_into_its_answer(gateway: Gateway) -> None:
