@@ -79,6 +79,7 @@ class Rolling:
         self._artifacts: dict[str, Artifact] = {}
         self._broken: dict[str, str] = {}
         self._unfit: dict[str, str] = {}
+        self._in_file: dict[str, tuple[Path, int]] = {}
         self._mismatches: dict[tuple[str, str], str] = {}
         self._lock = DecidingLock(rules.folder)
         self._snapshot: Snapshot | None = None
@@ -146,6 +147,7 @@ class Rolling:
         except (GatewayError, ArtifactError, OSError) as error:
             self._say(name, str(error))
             return self._states.get(name)
+        await self._notice(place)
         if self._states.get(name) != state:
             self._unfit.pop(name, None)
         if self._broken.pop(name, None) is not None:
@@ -154,6 +156,20 @@ class Rolling:
         self._metrics.at(name, state.stage)
         self._states[name] = state
         return state
+
+    async def _notice(self, place: Place) -> None:
+        """Says once when the file names a calibrator that no rollout has seen: being named there serves it to nobody."""
+        with contextlib.suppress(ArtifactError, OSError):  # what is wrong with it is said where it is loaded
+            now = (place.calibrator, place.calibrator.stat().st_mtime_ns)
+            if self._in_file.get(place.name) == now:
+                return
+            self._in_file[place.name] = now
+            artifact = await asyncio.to_thread(artifacts.load, place.calibrator)
+            if artifact.sha256 not in await asyncio.to_thread(self.rollouts.registry.hashes):
+                offer = f"confgate rollout offer {place.name} FILE --why ..."
+                told = f"its rollouts say what is; `{offer}` puts this one on trial"
+                facts = {"tier": place.name, "calibrator": artifact.label, "why": told}
+                log.warning("the file's calibrator is not in service", extra=facts)
 
     async def _dressed(self, place: Place, tier: Tier, state: State, config: Config) -> tuple[Tier, int, str]:
         """The tier as a place's rollout wants it, how many first tokens it judges, and why it runs without a

@@ -101,6 +101,27 @@ def lasting(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
         yield made
 
 
+def test_a_calibrator_that_only_the_file_names_serves_nobody_and_the_log_says_how_it_can(lasting: Run) -> None:
+    served_by = lasting.ask()["x-route-calibrator"]
+    file = lasting.folder / "cheap.json"
+    before = file.read_bytes()
+    try:
+        written = write_artifact(file, intercept=5.0)
+        assert lasting.admin.post("/admin/reload").status_code == 200
+        said: list[dict[str, Any]] = []
+
+        def told() -> bool:
+            said[:] = [line for line in lasting.gateway.lines() if line["event"].startswith("the file's calibrator")]
+            return bool(said)
+
+        until(told, 20)
+    finally:
+        file.write_bytes(before)
+    assert [line["calibrator"] for line in said] == [written]
+    assert "confgate rollout offer cheap" in said[0]["why"]
+    assert lasting.ask()["x-route-calibrator"] == served_by
+
+
 def test_a_bad_calibrator_promoted_by_hand_is_rolled_back_by_its_labels_and_no_request_is_lost(run: Run) -> None:
     good = run.ask()["x-route-calibrator"]
     bad = run.put("bad", intercept=12.0)
