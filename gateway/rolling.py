@@ -158,7 +158,7 @@ class Rolling:
         return state
 
     async def _notice(self, place: Place) -> None:
-        """Says once when the file names a calibrator that no rollout has seen: being named there serves it to nobody."""
+        """Says once when the file names a calibrator that no rollout has seen: that serves it to nobody."""
         with contextlib.suppress(ArtifactError, OSError):  # what is wrong with it is said where it is loaded
             now = (place.calibrator, place.calibrator.stat().st_mtime_ns)
             if self._in_file.get(place.name) == now:
