@@ -158,18 +158,37 @@ class Rolling:
         return state
 
     async def _notice(self, place: Place) -> None:
-        """Says once when the file names a calibrator that no rollout has seen: that serves it to nobody."""
+        """Says once when the file names a calibrator that no rollout has seen, since that serves it to nobody; or puts
+        it on trial."""
         with contextlib.suppress(ArtifactError, OSError):  # what is wrong with it is said where it is loaded
             now = (place.calibrator, place.calibrator.stat().st_mtime_ns)
             if self._in_file.get(place.name) == now:
                 return
             self._in_file[place.name] = now
             artifact = await asyncio.to_thread(artifacts.load, place.calibrator)
-            if artifact.sha256 not in await asyncio.to_thread(self.rollouts.registry.hashes):
+            if artifact.sha256 in await asyncio.to_thread(self.rollouts.registry.hashes):
+                return
+            if self._rules.new_in_file == "shadow":
+                await self._offer(place, artifact)
+            else:
                 offer = f"confgate rollout offer {place.name} FILE --why ..."
                 told = f"its rollouts say what is; `{offer}` puts this one on trial"
                 facts = {"tier": place.name, "calibrator": artifact.label, "why": told}
                 log.warning("the file's calibrator is not in service", extra=facts)
+
+    async def _offer(self, place: Place, artifact: Artifact) -> None:
+        told = {"tier": place.name, "calibrator": artifact.label}
+        try:
+            place.check(artifact)
+            await asyncio.to_thread(
+                lambda: self.rollouts.offer(
+                    place.name, artifact, who=self._who, at=self._wall(), why="the configuration names it"
+                )
+            )
+        except (RolloutRefused, ArtifactError) as error:
+            log.warning("the file's calibrator is not put on trial", extra=told | {"why": str(error)})
+        else:
+            log.warning("the file's calibrator is on trial", extra=told)
 
     async def _dressed(self, place: Place, tier: Tier, state: State, config: Config) -> tuple[Tier, int, str]:
         """The tier as a place's rollout wants it, how many first tokens it judges, and why it runs without a

@@ -30,6 +30,11 @@ class Rollout(Written):
 
     folder: Path = Field(description="of artefacts and logs of steps; all workers and replicas share it")
     poll_seconds: float = Field(default=2, gt=0, le=5, description="between two looks at the folder and at new labels")
+    new_in_file: Literal["log", "shadow"] = Field(
+        default="log",
+        description="what becomes of a calibrator that the file names after a tier's rollouts have begun, and that "
+        "none of them has seen: a line in the log, or a trial that begins in shadow",
+    )
     share: float = Field(default=0.05, gt=0, le=1, description="of conversations that a canary decides for")
     advance: bool = Field(
         default=True,

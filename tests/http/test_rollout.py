@@ -122,6 +122,22 @@ def test_a_calibrator_that_only_the_file_names_serves_nobody_and_the_log_says_ho
     assert lasting.ask()["x-route-calibrator"] == served_by
 
 
+def test_a_calibrator_that_the_file_comes_to_name_goes_on_trial_where_the_file_says_so(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    with served(tmp_path, upstream, new_in_file="shadow") as run:
+        live = run.ask()["x-route-calibrator"]
+        written = write_artifact(run.folder / "cheap.json", intercept=5.0)
+        assert run.admin.post("/admin/reload").status_code == 200
+        until(lambda: run.told()["candidate"] == written, 20)
+        assert run.told()["stage"] == "shadow"
+        assert run.told()["live"] == live == run.ask()["x-route-calibrator"]
+        write_artifact(run.folder / "cheap.json", intercept=6.0)
+        assert run.admin.post("/admin/reload").status_code == 200
+        until(lambda: any("not put on trial" in line["event"] for line in run.gateway.lines()), 20)
+        assert run.told()["candidate"] == written, "one trial at a time"
+
+
 def test_a_bad_calibrator_promoted_by_hand_is_rolled_back_by_its_labels_and_no_request_is_lost(run: Run) -> None:
     good = run.ask()["x-route-calibrator"]
     bad = run.put("bad", intercept=12.0)
