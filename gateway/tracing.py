@@ -72,11 +72,11 @@ class Traces:
                     context=context,
                     kind=SpanKind.CLIENT,
                     attributes=of_hop(hop, operation, kinds.get(hop.tier, "")),
-                    start_time=int((ended - hop.seconds) * NANO),
+                    start_time=int((story.at + ended - hop.seconds) * NANO),
                 )
                 if hop.error is not None:
                     one.set_status(StatusCode.ERROR, type(hop.error).__name__)
-                one.end(int(ended * NANO))
+                one.end(int((story.at + ended) * NANO))
             span.set_attributes(of_request(story, operation, status))
             if status >= 500:
                 span.set_status(StatusCode.ERROR)

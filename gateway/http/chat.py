@@ -97,7 +97,7 @@ class Chat:
         at_once = False
         try:
             asked = await self._read(held, visit, headers, receive, story, began)
-            note = self._noting(visit, story)
+            note = self._noting(visit, story, began)
             if asked.mode is Mode.BUFFER:
                 several = asked.request.choices > 1
                 deciding = decided(asked, note) if several else cascade.answer(asked.ask, asked.route, note)
@@ -165,8 +165,10 @@ class Chat:
         deadline = began + overrides.seconds(request, config)
         pin = server.sampler == "pin"
         needs = wire.needed(request, pin=pin)
-        ours = {"decision": route_id, "trace": story.traceparent, "salt": held.seal.salt(client.name)}
-        ask, ignored = wire.to_ask(request, deadline, pin=pin, needs=needs, **ours)
+        salt = held.seal.salt(client.name)
+        ask, ignored = wire.to_ask(
+            request, deadline, pin=pin, needs=needs, decision=route_id, trace=story.traceparent, salt=salt
+        )
         route = canaried(route, partial(place, held, client.name, ask))
         estimate = Estimate.of(ask.characters, ask.max_tokens, request.choices)
         wanted = overrides.apply(route, request, config, estimate, needs)
@@ -177,10 +179,12 @@ class Chat:
         call = partial(Call, request, created=created, debug=debug, ignored=tuple(ignored), mode=mode, form=self._form)
         return Asked(request, mode, ask, route, own, call)
 
-    def _noting(self, visit: Visit, story: Story) -> cascade.Observer:
+    def _noting(self, visit: Visit, story: Story, began: float) -> cascade.Observer:
+        now = asyncio.get_running_loop().time
+
         def note(hop: Hop) -> None:
             visit.note(hop)
-            story.note(hop, time.time())
+            story.note(hop, now() - began)
             self._telemetry.note(hop, story.number)
 
         return note

@@ -32,7 +32,8 @@ class Keep:
 
 @dataclass(slots=True)
 class Story:
-    """What is known so far. number: of the decision.  at: when it came, seconds since 1970, as hop_ends.
+    """What is known so far. number: of the decision.  at: when it came, seconds since 1970.  hop_ends: seconds after
+    that, on the clock that the request and its hops are timed by.
 
     span: OpenTelemetry's, and traceparent: the same as a header; None and "" where requests are not traced.
     """
@@ -53,10 +54,10 @@ class Story:
         """It has been read, and is about to be put to the tiers."""
         self.client, self.ask, self.route, self.mode = client, ask, route, mode
 
-    def note(self, hop: Hop, now: float) -> None:
-        """One tier's turn has ended."""
+    def note(self, hop: Hop, seconds: float) -> None:
+        """One tier's turn has ended. seconds: since the request came."""
         self.hops.append(hop)
-        self.hop_ends.append(now)
+        self.hop_ends.append(seconds)
 
     def entry(
         self, status: int, seconds: float, *, inclusion: float | None, explored: bool, keep: Keep | None
