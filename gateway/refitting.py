@@ -45,7 +45,6 @@ MEASURE = (
     "answers of what is served now, of which nothing is known: name labelled questions under monitors.refit.questions, "
     "or `confgate collect` and `confgate fit`, then `confgate rollout offer`"
 )
-WORDS = {Cause.METRIC: "metric", Cause.DRIFT: "drift", Cause.SCHEDULE: "schedule", Cause.MODEL: "model"}
 BY_QUESTIONS = "questions"  # how such a fit is made
 Json = dict[str, Any]
 
@@ -100,7 +99,7 @@ class Refitting:
                 self._say(name, "waiting", wish.cause, f"for {wish.missing}", now)
             elif (
                 self._running is None
-                and WORDS[wish.cause] in rules.causes
+                and wish.cause.name.lower() in rules.causes  # as the configuration calls them
                 and self._start(config, wish, rules, now, monotonic)
             ):
                 outcomes.append("started")

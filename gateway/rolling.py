@@ -138,16 +138,10 @@ class Rolling:
         """The latest that could be read; None where there never was one."""
         name = place.name
         try:
-            state = await asyncio.to_thread(self.rollouts.state, name)
-            if state is None:
-                first = await asyncio.to_thread(artifacts.load, place.calibrator)
-                state = await asyncio.to_thread(
-                    lambda: self.rollouts.begin(name, first, who=self._who, at=self._wall())
-                )
+            state = await asyncio.to_thread(self._read, place)
         except (GatewayError, ArtifactError, OSError) as error:
             self._say(name, str(error))
             return self._states.get(name)
-        await self._notice(place)
         if self._states.get(name) != state:
             self._unfit.pop(name, None)
         if self._broken.pop(name, None) is not None:
@@ -157,7 +151,16 @@ class Rolling:
         self._states[name] = state
         return state
 
-    async def _notice(self, place: Place) -> None:
+    def _read(self, place: Place) -> State:
+        """For a thread."""
+        state = self.rollouts.state(place.name)
+        if state is None:
+            first = artifacts.load(place.calibrator)
+            return self.rollouts.begin(place.name, first, who=self._who, at=self._wall())
+        self._notice(place)
+        return state
+
+    def _notice(self, place: Place) -> None:
         """Says once when the file names a calibrator that no rollout has seen, since that serves it to nobody; or puts
         it on trial."""
         with contextlib.suppress(ArtifactError, OSError):  # what is wrong with it is said where it is loaded
@@ -165,26 +168,22 @@ class Rolling:
             if self._in_file.get(place.name) == now:
                 return
             self._in_file[place.name] = now
-            artifact = await asyncio.to_thread(artifacts.load, place.calibrator)
-            if artifact.sha256 in await asyncio.to_thread(self.rollouts.registry.hashes):
+            artifact = artifacts.load(place.calibrator)
+            if artifact.sha256 in self.rollouts.registry.hashes():
                 return
             if self._rules.new_in_file == "shadow":
-                await self._offer(place, artifact)
+                self._offer(place, artifact)
             else:
                 offer = f"confgate rollout offer {place.name} FILE --why ..."
                 told = f"its rollouts say what is; `{offer}` puts this one on trial"
                 facts = {"tier": place.name, "calibrator": artifact.label, "why": told}
                 log.warning("the file's calibrator is not in service", extra=facts)
 
-    async def _offer(self, place: Place, artifact: Artifact) -> None:
+    def _offer(self, place: Place, artifact: Artifact) -> None:
         told = {"tier": place.name, "calibrator": artifact.label}
         try:
             place.check(artifact)
-            await asyncio.to_thread(
-                lambda: self.rollouts.offer(
-                    place.name, artifact, who=self._who, at=self._wall(), why="the configuration names it"
-                )
-            )
+            self.rollouts.offer(place.name, artifact, who=self._who, at=self._wall(), why="the configuration names it")
         except (RolloutRefused, ArtifactError) as error:
             log.warning("the file's calibrator is not put on trial", extra=told | {"why": str(error)})
         else:

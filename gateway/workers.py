@@ -34,6 +34,7 @@ from starlette.routing import Route
 from gateway import config as configs
 from gateway.config import Config
 from gateway.errors import ConfigError
+from gateway.http.errors import Problem
 from gateway.http.live import Lasting
 from gateway.monitor.telling import joined
 from gateway.resilience.ledger import Ledger
@@ -226,13 +227,8 @@ class Supervisor:
         if path == CARD and request.method == "GET":
             return await self._card(request)
         if path == CARD:
-            problem = {
-                "message": "A card is read with GET.",
-                "type": "invalid_request_error",
-                "param": None,
-                "code": None,
-            }
-            return JSONResponse({"error": problem}, 405, {"allow": "GET"})
+            refusal = Problem(405, "A card is read with GET.")
+            return Response(refusal.body, refusal.status, refusal.headers | {"allow": "GET"})
         once = (request.method, path) in ONCE or path.startswith(SHARED)
         told = await self._ask(request, request.method, path, body, once=once)
         if isinstance(told, Response):
@@ -277,8 +273,8 @@ class Supervisor:
                 break
         if told:
             return told
-        problem = {"message": "No worker is ready.", "type": "server_error", "param": None, "code": None}
-        return JSONResponse({"error": problem}, 503, {"retry-after": "1"})
+        problem = Problem(503, "No worker is ready.", retry_after_seconds=1)
+        return Response(problem.body, problem.status, problem.headers)
 
     async def _put(
         self, worker: Worker, request: Request, method: str, path: str, body: bytes

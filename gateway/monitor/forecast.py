@@ -19,12 +19,8 @@ from gateway.nouns import Floats
 from gateway.store.base import Cursor, DecisionRow, HopRow, Role
 
 LEAST_ROWS, MOST_ROWS = 200, 5_000
-WINDOWS = (
-    3600.0,
-    6 * 3600.0,
-    86400.0,
-    7 * 86400.0,
-)  # the latest is most like what comes; longer where it is too little
+# Seconds: the latest is most like what comes; longer where it is too little.
+WINDOWS = (3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0)
 
 
 def forecast(

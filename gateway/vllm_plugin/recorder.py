@@ -112,9 +112,11 @@ class Recorder:
             return
         # a row whose prompt was still being read recorded a token that was never emitted
         seat.written = min(int(self._facts[self.WRITTEN, row]), len(seat.output) - seat.start)
-        starts = (block * BLOCK for block in seat.blocks)
-        counts = (min(BLOCK, seat.written - nth * BLOCK) for nth in range(len(seat.blocks)))
-        pages = [self._pool[at : at + count] for at, count in zip(starts, counts, strict=True) if count > 0]
+        pages = [
+            self._pool[block * BLOCK :][: min(BLOCK, seat.written - nth * BLOCK)]
+            for nth, block in enumerate(seat.blocks)
+            if nth * BLOCK < seat.written
+        ]
         self._free.extend(reversed(seat.blocks))  # in the stream's order whatever is written there comes later
         self._gone.append((seat, pages))
 

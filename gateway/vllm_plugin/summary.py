@@ -66,14 +66,14 @@ def summary(values: npt.NDArray[np.float32], window: int) -> dict[str, dict[str,
     groups = total[:, window - 1 :].copy()  # of all full sliding windows, at least one
     groups[:, 1:] -= total[:, :-window]
     least = max(1, int(BOTTOM * groups.shape[1]))
-    told = np.empty((len(VIEWS), len(SIGNALS)))
-    np.divide(total[:, -1], length, out=told[0])
-    np.minimum.reduce(rows, axis=1, out=told[1])
-    np.maximum.reduce(rows, axis=1, out=told[2])
-    np.divide(groups[:, -1], window, out=told[5])
+    mean, smallest, largest, lowest_group, bottom_groups, tail = told = np.empty((len(VIEWS), len(SIGNALS)))
+    np.divide(total[:, -1], length, out=mean)
+    np.minimum.reduce(rows, axis=1, out=smallest)
+    np.maximum.reduce(rows, axis=1, out=largest)
+    np.divide(groups[:, -1], window, out=tail)
     groups.partition(least - 1, axis=1)
-    lowest = groups[:, :least]
-    np.divide(np.minimum.reduce(lowest, axis=1), window, out=told[3])
-    np.divide(np.add.reduce(lowest, axis=1), least * window, out=told[4])
+    bottom = groups[:, :least]
+    np.divide(np.minimum.reduce(bottom, axis=1), window, out=lowest_group)
+    np.divide(np.add.reduce(bottom, axis=1), least * window, out=bottom_groups)
     by_signal = np.round(told.T, DECIMALS).tolist()
     return {signal: dict(zip(VIEWS, row, strict=True)) for signal, row in zip(SIGNALS, by_signal, strict=True)}
