@@ -30,7 +30,7 @@ from eval.held_out import HeldOut
 from eval.records import Record
 from eval.tables import Place, Table
 from gateway import cascade, confidence
-from gateway.nouns import Ask, Completion, Earlier, Evidence, Finish, Message, Source, Tier, TokenTrace
+from gateway.nouns import Ask, Completion, Earlier, Evidence, Message, Source, Tier, TokenTrace
 
 ASK = Ask((Message("user", "recorded"),), deadline=0.0)  # judging looks at its sampler alone, and that is greedy
 STUB = TokenTrace(Source.CHOSEN, np.zeros(1))  # features about earlier tiers look at texts and probabilities alone
@@ -226,7 +226,7 @@ def _row(record: Record, tier: Tier, held_out: HeldOut | None) -> _Row:
         unseen,
         after,
         None if trace is None else float(np.exp(trace.chosen.mean())),
-        record.finish is Finish.LENGTH,
+        record.finish is not None and record.finish.cut,
         record.grade is Grade.UNREADABLE,
         trace is None,
         record.prompt_tokens,

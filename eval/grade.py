@@ -76,7 +76,7 @@ def grade(text: str | None, target: str, finish: Finish = Finish.STOP) -> Graded
     if text is None:
         return Graded(Grade.UNASKED)
     rule, found = _read_letter(text) if _LETTER.fullmatch(wanted) else _read_number(text)
-    if finish is Finish.LENGTH:
+    if finish.cut:
         return Graded(Grade.WRONG, rule, found, truncated=True)
     if not found:
         return Graded(Grade.UNREADABLE, rule)

@@ -24,7 +24,7 @@ from eval.grade import Grade
 from eval.records import MANIFEST, RECORDS, BadRecords, Manifest, Record
 from gateway import confidence
 from gateway.errors import BadTrace, ConfigError
-from gateway.nouns import Evidence, Finish, Floats, Source
+from gateway.nouns import Evidence, Floats, Source
 
 # Of both families, and what arithmetic shows. Five candidates, for over HTTP twenty cost a server most of its speed and
 # tell no more: docs/records.md has what was measured.
@@ -309,7 +309,7 @@ def failure(record: Record) -> str:
     """Why a record stays out of every fit, in a word; "" when it takes part."""
     if record.grade is Grade.UNASKED or record.text is None:
         return "not answered"
-    if record.finish is Finish.LENGTH:
+    if record.finish is not None and record.finish.cut:
         return "truncated"
     if not record.text.strip():
         return "empty"

@@ -30,7 +30,6 @@ from gateway.nouns import (
     Cost,
     Earlier,
     Evidence,
-    Finish,
     Hop,
     Mix,
     Policy,
@@ -199,8 +198,8 @@ def as_needed(ask: Ask, tier: Tier) -> Ask:
 
 def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:
     """From a completion to a calibrated probability, or to the named reason why there is none."""
-    if completion.finish is Finish.LENGTH:
-        return Verdict(null_reason=Reason.TRUNCATED, note="the answer was cut at the token limit")
+    if completion.finish.cut:
+        return Verdict(null_reason=Reason.TRUNCATED, note=f"the answer was cut ({completion.finish})")
     if not completion.text.strip() and not completion.calls:
         return Verdict(null_reason=Reason.NO_EVIDENCE, note="the answer is empty")
     if tier.calibrator is None:

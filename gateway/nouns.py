@@ -52,6 +52,11 @@ class Finish(StrEnum):
     TOOL_CALLS = "tool_calls"
     CONTENT_FILTER = "content_filter"
 
+    @property
+    def cut(self) -> bool:
+        """Whether the text ends before the answer does, which no calibrator was fitted on."""
+        return self is Finish.LENGTH or self is Finish.CONTENT_FILTER
+
 
 class Mode(StrEnum):
     """How an answer is streamed to a client. docs/streaming.md says what each is good for."""

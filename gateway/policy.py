@@ -19,7 +19,7 @@ def decide(p_correct: float | None, threshold: float | None, *, finish: Finish, 
     """
     if threshold is None:
         return Reason.LAST
-    if finish is Finish.LENGTH:
+    if finish.cut:
         return Reason.TRUNCATED
     if p_correct is None:
         return null_reason or Reason.NO_EVIDENCE

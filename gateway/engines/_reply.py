@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from gateway.engines._compact import Confidence
 from gateway.errors import BadTrace, EngineGarbled
 from gateway.nouns import Ability, Ask, Finish, Floats, Source, TokenTrace, ToolCall
 
+MOST_TOKENS = 2**24  # more than any window holds: who counts further would use up a client's budget with one answer
 FLOOR_NATS = -9999.0  # vLLM sends max(x, -9999.0), because JSON has no infinity
 
 # These stand once in a proper reply with one choice, its log-probs apart, unless the answer is made of these words: a
@@ -86,9 +87,12 @@ class Message(msgspec.Struct):
     tool_calls: list[Called] | None = None
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+
+
 class Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
 
 
 class BareChoice(msgspec.Struct):
@@ -112,6 +116,8 @@ class BareReply(msgspec.Struct):
 class Reply(BareReply):
     choices: list[Choice]  # type: ignore[assignment]
 
+
+T = TypeVar("T")
 
 READ_REPLY = msgspec.json.Decoder(Reply)
 READ_LEAN = msgspec.json.Decoder(Logprobs | None)
@@ -178,6 +184,8 @@ def assemble(
 ) -> Answered:
     """From an answer's parts, however they came. no_trace: why its log-probs could not be read, "" when they could."""
     finish = finished(finish_reason, usage, ask, engine)
+    if finish is Finish.TOOL_CALLS and not calls:
+        finish = Finish.STOP  # nobody is told to look for calls that are not there
     trace = None
     if not entries:
         no_trace = no_trace or untold(ask)
@@ -186,8 +194,6 @@ def assemble(
             trace = part_of_trace(entries, ask) if calls else read_trace(entries, text, finish, ask)
         except BadTrace as error:
             no_trace = str(error)
-    if usage.prompt_tokens < 0 or usage.completion_tokens < 0:
-        raise EngineGarbled(engine, "a negative number of tokens")
     tokens = usage.completion_tokens or len(entries)
     return Answered(text, finish, model, usage.prompt_tokens, tokens, trace, no_trace, confidence, calls)
 
@@ -252,9 +258,16 @@ def decode_bare(body: bytes, engine: str) -> BareReply:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass
     try:  # some servers write NaN and Infinity, which is no JSON, but no reason to lose a good answer either
-        return msgspec.convert(json.loads(body, object_pairs_hook=no_twins), BareReply)
+        return sayable(msgspec.convert(json.loads(body.decode(), object_pairs_hook=no_twins), BareReply))
     except (ValueError, RecursionError) as error:
         raise EngineGarbled(engine, f"no chat completion ({type(error).__name__})") from None
+
+
+def sayable(found: T) -> T:
+    """What Python's reader found, if a client can be told it. Raises ValueError for half a character, which that reader
+    lets pass and nobody can write."""
+    msgspec.json.encode(found)
+    return found
 
 
 def says_twice(body: bytes, logprobs: msgspec.Raw) -> bool:

@@ -8,6 +8,7 @@ confidence, never the answer.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 
@@ -183,7 +184,7 @@ class Assembly:
         if not text and not parts:
             return None
         self._told, self._told_calls = texts, calls
-        return Piece(text, tokens, self._model, self._trace, max(0, self._usage.prompt_tokens), parts)
+        return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts)
 
     def _trace(self, start: int, stop: int) -> TokenTrace:
         if self._no_trace:
@@ -223,8 +224,8 @@ class Assembly:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass
         try:
-            told = json.loads(event, object_pairs_hook=_reply.no_twins)
-            return msgspec.convert({name: told[name] for name in PARTS if name in told}, BareChunk)
+            told = msgspec.convert(json.loads(event.decode(), object_pairs_hook=_reply.no_twins), dict[str, Any])
+            return _reply.sayable(msgspec.convert({name: told[name] for name in PARTS if name in told}, BareChunk))
         except (ValueError, TypeError, RecursionError) as error:
             raise EngineGarbled(self._engine, f"no part of a chat completion ({type(error).__name__})") from None
 

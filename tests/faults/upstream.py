@@ -475,6 +475,10 @@ async def cut_json(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Pla
     return await send(writer, json.dumps(completion(body, plan)).encode()[:-20])
 
 
+async def utf16(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    return await send(writer, json.dumps(completion(body, plan)).encode("utf-16"))
+
+
 async def twin_text(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
     whole = json.dumps(completion(body, plan))
     return await send(writer, whole.replace('"content": ', '"content": "43", "content": ', 1).encode())
@@ -497,6 +501,8 @@ IN_STREAM: dict[str, Callable[..., Any]] = {
     "error_words": raw_event(b'data: {"error": "secret-host.internal"}\n\n'),
     "garbled_event": raw_event(b"data: <html>\n\n"),
     "twin_event": raw_event(b'data: {"choices": [], "choices": []}\n\n'),
+    "list_event": raw_event(b"data: []\n\n"),
+    "half_character_event": raw_event(b'data: {"choices": [{"index": 0, "delta": {"content": "\\ud83d"}}]}\n\n'),
     "second_choice": raw_event(b'data: {"choices": [{"index": 1, "delta": {"content": "x"}}]}\n\n'),
     "endless_event": endless_event,
     "bad_chunk_in_stream": raw(b"zz\r\n"),
@@ -525,6 +531,7 @@ WIRE: dict[str, Callable[..., Any]] = {
     "cut_json": cut_json,
     "twin_keys": twin_keys,
     "twin_text": twin_text,
+    "utf16": utf16,
     "bad_utf8": bodied(b'{"choices": [{"message": {"content": "\xff"}}], "model": "small"}'),
     "deep_json": bodied(b"[" * 200_000 + b"]" * 200_000),
     "huge_integer": bodied(b'{"created": ' + b"9" * 20_000 + b', "choices": ' + b"9" * 20_000 + b"}"),
@@ -597,6 +604,10 @@ EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "too_few_candidates": lambda told: first(told).update(top_logprobs=[]),
     "no_usage": lambda told: told.update(usage=None),
     "negative_usage": lambda told: told["usage"].update(prompt_tokens=-1),
+    "huge_usage": lambda told: told["usage"].update(completion_tokens=10**30),
+    "half_character": lambda told: choice(told)["message"].update(content="\ud83d"),
+    "filtered": lambda told: choice(told).update(finish_reason="content_filter"),
+    "calls_untold": lambda told: choice(told).update(finish_reason="tool_calls"),
 }
 
 STREAMED = FRAMING.keys() | IN_STREAM.keys() | {"split", "no_finish_reason", "text_after_done", "stream_as_json"}

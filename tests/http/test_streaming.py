@@ -118,8 +118,8 @@ def test_no_status_is_told_before_the_first_piece(http: httpx2.Client) -> None:
 
 MUCH = {"text": "x" * 20_000 + " ", "repeat": 1_600}  # 32 MB; the sockets between us take a few
 
-BREAKS = ["cut_off", "reset_in_stream", "error_event", "garbled_event", "endless_event",
-          "no_finish_reason", "abort"]  # fmt: skip
+BREAKS = ["cut_off", "reset_in_stream", "error_event", "garbled_event", "list_event",
+          "half_character_event", "endless_event", "no_finish_reason", "abort"]  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", BREAKS)
