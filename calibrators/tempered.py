@@ -1,6 +1,7 @@
 """A calibrator and, on top, one temperature fitted where its answers are used: the final step for every level.
 
-Calibration on all traffic is not calibration on the traffic that reaches a level (science 3.8).
+Calibration on all traffic is not calibration on the traffic that reaches a level (science 3.8). A shift beside it is
+what labels of served answers ask for later, of a family whose own parameters cannot take it up.
 """
 
 from __future__ import annotations
@@ -18,26 +19,30 @@ from calibrators.temperature import best_temperature
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tempered:
-    """logit p = inner's logit / t."""
+    """logit p = inner's logit / t + shift, nats."""
 
     kind: ClassVar[str] = "tempered"
     inner: Fitted
     t: float
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.t < np.inf:
             raise BadParams(f"need a temperature > 0, got {self.t}")
+        if not np.isfinite(self.shift):
+            raise BadParams(f"need a finite shift, got {self.shift}")
 
     def margin(self, X: Floats) -> Floats:
         """X: (N, F) -> logit p (N,), nats."""
-        return self.inner.margin(X) / self.t
+        return self.inner.margin(X) / self.t + self.shift
 
     def predict(self, X: Floats) -> Floats:
         """X: (N, F) -> p (N,) in (0, 1)."""
         return sigmoid(self.margin(X))
 
     def to_params(self) -> dict[str, Any]:
-        return {"inner": self.inner.kind, "params": self.inner.to_params(), "t": self.t}
+        told = {"inner": self.inner.kind, "params": self.inner.to_params(), "t": self.t}
+        return told | ({"shift": self.shift} if self.shift else {})
 
 
 def fit(
@@ -54,5 +59,7 @@ def fit(
 
 def from_params(params: Mapping[str, Any]) -> Tempered:
     """Raises BadParams, UnknownFamily."""
-    check_keys(params, {"inner", "params", "t"}, Tempered.kind)
-    return Tempered(find(params["inner"]).from_params(params["params"]), saved_float(params, "t"))
+    shifted = isinstance(params, Mapping) and "shift" in params
+    check_keys(params, {"inner", "params", "t", *(["shift"] if shifted else [])}, Tempered.kind)
+    shift = saved_float(params, "shift") if shifted else 0.0
+    return Tempered(find(params["inner"]).from_params(params["params"]), saved_float(params, "t"), shift)

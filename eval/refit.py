@@ -222,12 +222,19 @@ def nan_for_none(value: float | None) -> float:
 
 
 def scaled(inner: Fitted, slope: float, intercept: float) -> Fitted:
-    """slope * logit + intercept, of a family whose logit is linear. Raises CalibrationError for any other."""
+    """slope * logit + intercept, nats: in its own parameters where its logit is linear, on top of it where not.
+
+    Raises CalibrationError where nothing would be left of its order.
+    """
+    if slope <= 0:
+        raise CalibrationError(
+            f"labels say that answers this {inner.kind} is surer of are right no more often; fit anew"
+        )
     if isinstance(inner, Tempered):
-        return scaled(inner.inner, slope / inner.t, intercept)
+        return scaled(inner.inner, slope / inner.t, slope * inner.shift + intercept)
     if isinstance(inner, LinearCalibrator):
         return cast(Fitted, type(inner)(inner.linear.scaled(slope, intercept)))
-    raise CalibrationError(f"a {inner.kind} cannot be shifted or stretched; fit anew, --how refit or `confgate fit`")
+    return Tempered(inner, 1 / slope, intercept)
 
 
 def moved(inner: Fitted, data: FitData) -> Fitted:

@@ -402,3 +402,15 @@ def test_a_temperature_on_top_corrects_the_region_and_survives_json():
     again = tempered.from_params(json.loads(json.dumps(fit.to_params())))
     assert (again.predict(X) == fit.predict(X)).all()
     assert logit(fit.predict(X[:5])) == pytest.approx(inner.margin(X[:5]) / fit.t)
+
+
+def test_a_shift_on_top_survives_json_and_none_leaves_an_artefact_as_it_was():
+    inner, X = FITS["beta", 1], sample(50, seed=13).X
+    shifted = tempered.Tempered(inner, 0.8, -1.5)
+    again = tempered.from_params(json.loads(json.dumps(shifted.to_params())))
+    assert (again.margin(X) == inner.margin(X) / 0.8 - 1.5).all()
+    plain = tempered.Tempered(inner, 0.8).to_params()
+    assert set(plain) == {"inner", "params", "t"}
+    for rubbish in ({**plain, "shift": "much"}, {**plain, "shift": float("inf")}, {**plain, "shfit": 1.0}, None):
+        with pytest.raises(BadParams):
+            tempered.from_params(rubbish)

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from calibrators import artifact as artifacts
+from calibrators import beta, isotonic
 from calibrators.artifact import Artifact
-from calibrators.base import CalibrationError, TooFewRare
+from calibrators.base import CalibrationError, FitData, TooFewRare
 from eval import refit
 from eval.refit import NotBetter
 from eval.refit_cli import app
@@ -92,6 +94,34 @@ def test_labels_put_a_calibrator_right_as_far_as_there_are_enough(
     assert child.artifact.fit["parent"] == parent.sha256
     assert child.artifact.sha256 != parent.sha256
     assert child.artifact.id == parent.id
+
+
+@pytest.mark.parametrize(("n", "how", "slope", "intercept"), [(110, "intercept", 10.0, 2.5), (260, "platt", 5.0, 1.0)])
+@pytest.mark.parametrize("family", [beta, isotonic], ids=lambda family: family.__name__)
+def test_labels_shift_and_stretch_a_calibrator_whose_own_parameters_cannot_take_it_up(
+    family: ModuleType, n: int, how: str, slope: float, intercept: float, store: Store, parent: Artifact
+) -> None:
+    rng = np.random.default_rng(1)
+    nats = rng.uniform(-0.6, 0.0, 4000)
+    right = (rng.random(nats.size) < 1 / (1 + np.exp(-(10 * nats + 4)))).astype(np.float64)
+    curved = family.fit(FitData(nats[:, None], right, ("lp_mean",)), learn_score=True)
+    told = {name: getattr(parent, name) for name in ("id", "features", "fingerprint", "fit", "validity", "metrics")}
+    parent = Artifact.seal(**told, kind=curved.kind, params=curved.to_params(), created=NOW)
+    filled(store, parent, n, slope=slope, intercept=intercept)
+    child = made(store, parent).artifact
+    assert (child.fit["how"], child.kind) == (how, "tempered")
+    at = np.linspace(-0.5, -0.05, 7)[:, None]
+    truth = 1 / (1 + np.exp(-(slope * at[:, 0] + intercept)))
+    before = np.abs(parent.calibrator().predict(at) - truth).max()
+    assert np.abs(child.calibrator().predict(at) - truth).max() < min(0.6 * before, 0.15)
+    grandchild = refit.scaled(child.calibrator(), 0.5, -1.0)
+    assert grandchild.margin(at) == pytest.approx(0.5 * child.calibrator().margin(at) - 1.0)
+
+
+def test_labels_that_turn_an_order_round_stretch_nothing(store: Store, parent: Artifact) -> None:
+    filled(store, parent, 260, slope=-10.0, intercept=-2.0)
+    with pytest.raises(CalibrationError, match="fit anew"):
+        made(store, parent, how="platt")
 
 
 def test_a_calibrator_that_keeps_its_word_is_kept(store: Store, parent: Artifact) -> None:
