@@ -21,7 +21,8 @@ from gateway.certificate import Standing
 from gateway.errors import ConfigError
 from gateway.monitor.labels import ALPHA
 from gateway.monitor.rollouts import Rollouts
-from gateway.monitor.telling import coverage, span, with_slices
+from gateway.monitor.slo import WINDOWS
+from gateway.monitor.telling import coverage, objective_of, span, with_slices
 from gateway.nouns import Policy, Tier
 from gateway.snapshot import Snapshot
 
@@ -369,17 +370,19 @@ def _tested(tested: Mapping[str, Any] | None) -> list[Block]:
 def _slos(slos: Sequence[Json]) -> Table:
     rows = []
     for slo in slos:
-        windows = {window["seconds"]: window for window in slo["windows"]}
+        seen = {w["seconds"]: f"{w['burn']:.1f} ({w['bad']:,}/{w['n']:,})" for w in slo["windows"]}
         rows.append(
             (
-                ", ".join(filter(None, [slo["objective"], by_worker(slo)])),
+                ", ".join(filter(None, [objective_of(slo), by_worker(slo)])),
                 "fails" if slo["state"] == "burning" else slo["state"],
-                f"{slo['budget']:.2%}",
-                *(f"{window['burn']:.1f} ({window['bad']:,}/{window['n']:,})" for window in windows.values()),
+                "–" if slo["budget"] is None else f"{slo['budget']:.2%}",
+                *(seen.get(seconds, "–") for seconds in WINDOWS),
+                slo["why"] or "–",
             )
         )
-    spans = [span(window["seconds"]) for window in slos[0]["windows"]]
-    return Table(("Objective", "state", "may go wrong", *(f"burn in {span}" for span in spans)), tuple(rows))
+    burns = [f"burn in {span(seconds)}" for seconds in WINDOWS]
+    head = ("Objective", "state", "may go wrong", *burns, "why so much, or why unknown")
+    return Table(head, tuple(rows), words=frozenset({len(head) - 1}))
 
 
 def _alarms(alarms: Sequence[Json]) -> Block:

@@ -20,10 +20,11 @@ from gateway.config import Config
 from gateway.errors import StoreDown
 from gateway.monitor import telling
 from gateway.monitor.alarms import Alarm, Alarms
+from gateway.monitor.escalation import allowed
 from gateway.monitor.evidence import DAY_SECONDS, STALE_LOOKS, Evidence, Served
 from gateway.monitor.feed import Readable
 from gateway.monitor.metrics import MonitorMetrics
-from gateway.monitor.slo import PAIRS
+from gateway.monitor.slo import WINDOWS
 from gateway.monitor.telling import Json
 from gateway.monitor.watch import Watch
 from gateway.nouns import Policy
@@ -33,9 +34,6 @@ from gateway.store.base import AlarmRow
 from gateway.store.story import Story
 
 log = logging.getLogger(__name__)
-
-WINDOWS = sorted({seconds for pair in PAIRS for seconds in (pair.long_seconds, pair.short_seconds)})
-
 
 REMEMBERED_SECONDS = DAY_SECONDS  # an alarm that is on again within a day of a restart is the same
 LEAST_FRESH_SECONDS = 5.0  # gateways on one store may have clocks that differ
@@ -95,6 +93,10 @@ class Monitoring:
             slicing = wanted.slices.slicing()
             self._watch = Watch(snapshot.reference, wanted.slos, rows=wanted.rows, slicing=slicing)
             self._metrics.forget()
+        now_allowed = allowed(served(snapshot), snapshot.reference, wanted.slos)
+        if self._watch.allowed != now_allowed:
+            self._watch.allow(now_allowed)
+            self._metrics.forget()
         share = explored(snapshot.config)
         if (
             before is None
@@ -114,11 +116,13 @@ class Monitoring:
         if watch is None:
             return
         self._requests += 1
-        hops = story.hops if answer is None else answer.hops
-        watch.ended(status, seconds, tiers_asked=len(hops), now=self._monotonic())
         # by the policy as it stands: other thresholds and skipped tiers send later tiers what they otherwise never see
-        if answer is not None and answer.policy is snapshot.policies.get(answer.policy.name):
-            watch.note(answer.policy.name, answer.hops, story.client)
+        as_it_stands = answer is not None and answer.policy is snapshot.policies.get(answer.policy.name)
+        followed = answer.policy.name if answer is not None and as_it_stands else ""
+        escalated = answer is not None and len(answer.hops) > 1
+        watch.ended(status, seconds, policy=followed, escalated=escalated, now=self._monotonic())
+        if answer is not None and followed:
+            watch.note(followed, answer.hops, story.client)
 
     def amended(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot without the certificates that labels have broken, or that they have not been held against."""
@@ -189,7 +193,7 @@ class Monitoring:
                 self._metrics.rolled(place.verdict.policy, place.verdict.tier, place.rolling)
         for error in found.errors:
             self._metrics.erred(error)
-        self._metrics.burned(watch.budgets, self._monotonic(), WINDOWS)
+        self._metrics.burned(watch.promises(), self._monotonic(), WINDOWS)
         self._metrics.alarmed(alarms)
         rules = snapshot.config.monitors.refit
         if rules is not None:

@@ -48,8 +48,16 @@ class MonitorMetrics:
         self._error_low = gauge("accepted_error_low", "least rate of wrong accepted answers, at every look", "policy")
         self._error_high = gauge("accepted_error_high", "most of it, as far as labels come", "policy")
         self._error_limit = gauge("accepted_error_objective", "what was promised", "policy")
+        self._budget = gauge("slo_budget", "share that may go wrong; policy is empty for all", "objective", "policy")
         self._burn = gauge(
-            "slo_burn_rate", "share gone wrong over its budget, in a window of seconds", "objective", "seconds"
+            "slo_burn_rate",
+            "share gone wrong over its budget, in a window of seconds",
+            "objective",
+            "policy",
+            "seconds",
+        )
+        self._burning = gauge(
+            "slo_burning", "1 while a budget burns too fast, and not by chance", "objective", "policy"
         )
         self._refits = Counter(
             f"{PREFIX}_refits",
@@ -69,6 +77,7 @@ class MonitorMetrics:
             self._effect, self._psi, self._drifted, self._far, self._slice_effect, self._slice_drifted,
             self._wealth, self._labels, self._holds, self._brier,
             self._brier_limit, self._ece, self._ece_limit, self._error_low, self._error_high, self._error_limit,
+            self._budget, self._burn, self._burning,
         )  # fmt: skip
         for each in by_place:
             each.clear()
@@ -120,8 +129,10 @@ class MonitorMetrics:
         self._error_high.labels(one.policy).set(one.high)
         self._error_limit.labels(one.policy).set(one.limit)
 
-    def burned(self, budgets: Mapping[Objective, Budget], now: float, windows: Sequence[float]) -> None:
-        """now: monotonic seconds."""
-        for objective, budget in budgets.items():
+    def burned(self, promises: Sequence[tuple[Objective, str, Budget]], now: float, windows: Sequence[float]) -> None:
+        """promises: objective, policy or "" for all, budget.  now: monotonic seconds."""
+        for objective, policy, budget in promises:
+            self._budget.labels(objective, policy).set(budget.share)
+            self._burning.labels(objective, policy).set(bool(budget.alarms(now)))
             for seconds in windows:
-                self._burn.labels(objective, f"{seconds:g}").set(budget.burn(now, seconds))
+                self._burn.labels(objective, policy, f"{seconds:g}").set(budget.burn(now, seconds))

@@ -43,6 +43,7 @@ PAIRS = (
     Pair(6 * 3600.0, 1800.0, 6.0, True),
     Pair(72 * 3600.0, 6 * 3600.0, 1.0, False),
 )
+WINDOWS = sorted({seconds for pair in PAIRS for seconds in (pair.long_seconds, pair.short_seconds)})
 MINUTES = int(max(pair.long_seconds for pair in PAIRS) / MINUTE)
 MIN_EVENTS = 20  # in the short window: one bad request at night is no reason to wake anybody
 CHANCE = 0.01  # and two of thirty are none either
@@ -62,7 +63,13 @@ class Slos(Written):
     available: float = Field(default=0.995, gt=0, lt=1, description="share answered, and not with a 5xx")
     fast: float = Field(default=0.95, gt=0, lt=1, description="share answered within fast_seconds")
     fast_seconds: float = Field(default=10.0, gt=0, description="what fast means; a bucket of the latency histogram")
-    escalated: float = Field(default=0.5, gt=0, lt=1, description="share that may need more than one tier")
+    escalated: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of each policy's that may need more than one tier; without it, twice the odds of what the "
+        "reference says of the policy",
+    )
     accepted_error: float = Field(default=0.05, gt=0, lt=1, description="share of wrong answers among accepted ones")
     calibration_gap: float = Field(
         default=0.0, ge=0, lt=0.5, description="by how much confidence may differ from the truth before it is an alarm"
@@ -71,11 +78,8 @@ class Slos(Written):
 
     @property
     def budgets(self) -> Mapping[Objective, float]:
-        return {
-            Objective.AVAILABILITY: 1 - self.available,
-            Objective.LATENCY: 1 - self.fast,
-            Objective.ESCALATION: self.escalated,
-        }
+        """Of all requests together; what may escalate is each policy's own (escalation.py)."""
+        return {Objective.AVAILABILITY: 1 - self.available, Objective.LATENCY: 1 - self.fast}
 
 
 class Calibration(StrEnum):

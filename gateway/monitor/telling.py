@@ -12,7 +12,7 @@ from gateway.monitor.evidence import Findings, Place, Served
 from gateway.monitor.labels import ErrorVerdict
 from gateway.monitor.settings import Monitors
 from gateway.monitor.slices import Part
-from gateway.monitor.slo import MIN_EVENTS, PAIRS, Budget, Calibration, Objective
+from gateway.monitor.slo import MIN_EVENTS, WINDOWS, Budget, Calibration, Objective
 from gateway.monitor.watch import Watch
 from gateway.store.telling import moment, table
 
@@ -65,8 +65,8 @@ def alarms(seen: Seen, monotonic: float) -> list[Alarm]:
         for tier, why in seen.withheld.items()
         if tier in tiers
     ]
-    for objective, budget in seen.watch.budgets.items():
-        found += _burning(objective, budget, monotonic)
+    for objective, policy, budget in seen.watch.promises():
+        found += _burning(objective, policy, budget, monotonic)
     if seen.kept and seen.found.unknown.startswith("labels cannot be read"):
         found.append(Alarm(Kind.UNREAD, "", "", seen.found.unknown))
     return found
@@ -102,17 +102,25 @@ def _dishonest(place: Place) -> list[Alarm]:
     return found
 
 
-def _burning(objective: Objective, budget: Budget, monotonic: float) -> list[Alarm]:
+WENT_WRONG = {
+    Objective.AVAILABILITY: "failed",
+    Objective.LATENCY: "took too long",
+    Objective.ESCALATION: "needed more than one tier",
+}
+
+
+def _burning(objective: Objective, policy: str, budget: Budget, monotonic: float) -> list[Alarm]:
     pairs = budget.alarms(monotonic)
     if not pairs:
         return []
     worst = max(pairs, key=lambda pair: pair.burn)
     bad, n = budget.seen(monotonic, worst.short_seconds)
     why = (
-        f"{bad:,} of {n:,} bad in {span(worst.short_seconds)}, "
-        f"{budget.burn(monotonic, worst.long_seconds):.1f} times the budget over {span(worst.long_seconds)}"
+        f"{bad:,} of {n:,} {WENT_WRONG[objective]} in {span(worst.short_seconds)}, "
+        f"{budget.burn(monotonic, worst.long_seconds):.1f} times the budget of {budget.share:.1%} "
+        f"over {span(worst.long_seconds)}"
     )
-    return [Alarm(Kind.SLO, "", "", why, what=str(objective), page=worst.page)]
+    return [Alarm(Kind.SLO, "", policy, why, what=str(objective), page=worst.page)]
 
 
 def report(seen: Seen, alarms: Alarms, wall: float, monotonic: float) -> Json:
@@ -146,7 +154,10 @@ def report(seen: Seen, alarms: Alarms, wall: float, monotonic: float) -> Json:
                 "accepted_error": [_error(error, seen) for error in found.errors],
             },
         },
-        "slos": [_slo(objective, budget, monotonic) for objective, budget in seen.watch.budgets.items()],
+        "slos": [
+            *(_slo(objective, "", budget, monotonic) for objective, budget in seen.watch.budgets.items()),
+            *(_escalation(policy, seen.watch, monotonic) for policy in seen.watch.allowed),
+        ],
     }
 
 
@@ -229,13 +240,26 @@ def _error(error: ErrorVerdict, seen: Seen) -> Json:
     return asdict(error) | {"state": state}
 
 
-def _slo(objective: Objective, budget: Budget, monotonic: float) -> Json:
+def _escalation(policy: str, watch: Watch, monotonic: float) -> Json:
+    allowed = watch.allowed[policy]
+    if policy not in watch.escalations:
+        told: Json = {"objective": str(Objective.ESCALATION), "policy": policy, "budget": None, "state": "unknown"}
+        return told | {"page": False, "windows": [], "why": allowed.why}
+    told = _slo(Objective.ESCALATION, policy, watch.escalations[policy], monotonic)
+    if allowed.expected is None:
+        return told
+    why = f"{allowed.expected:.1%} are expected by {allowed.n:,} answers of the reference; twice their odds are allowed"
+    return told | {"why": why}
+
+
+def _slo(objective: Objective, policy: str, budget: Budget, monotonic: float) -> Json:
     pairs = budget.alarms(monotonic)
-    windows = sorted({seconds for pair in PAIRS for seconds in (pair.long_seconds, pair.short_seconds)})
-    counted = {seconds: budget.seen(monotonic, seconds) for seconds in windows}
+    counted = {seconds: budget.seen(monotonic, seconds) for seconds in WINDOWS}
     enough = any(n >= MIN_EVENTS for _, n in counted.values())
     return {
         "objective": str(objective),
+        "policy": policy or None,
+        "why": None,
         "budget": budget.share,
         "state": "burning" if pairs else "holds" if enough else "unknown",
         "page": any(pair.page for pair in pairs),
@@ -374,13 +398,20 @@ def _drift_line(one: Json, *, sliced: bool) -> Json:
 
 
 def _slo_line(one: Json) -> Json:
-    burns = {f"burn in {span(w['seconds'])}": f"{w['burn']:.1f} ({w['bad']:,}/{w['n']:,})" for w in one["windows"]}
+    seen = {w["seconds"]: f"{w['burn']:.1f} ({w['bad']:,}/{w['n']:,})" for w in one["windows"]}
+    burns = {f"burn in {span(seconds)}": seen.get(seconds, "-") for seconds in WINDOWS}
     return _worker(one) | {
-        "objective": one["objective"],
+        "objective": objective_of(one),
         "state": one["state"],
-        "budget": f"{one['budget']:.1%}",
+        "budget": "-" if one["budget"] is None else f"{one['budget']:.1%}",
         **burns,
+        "": one["why"] or "",
     }
+
+
+def objective_of(one: Json) -> str:
+    """An objective of a report, with the policy it is of."""
+    return f"{one['objective']} of {one['policy']}" if one["policy"] else str(one["objective"])
 
 
 def span(seconds: float) -> str:

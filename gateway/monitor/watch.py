@@ -10,6 +10,7 @@ import numpy as np
 
 from gateway.monitor import drift
 from gateway.monitor.drift import Shift
+from gateway.monitor.escalation import Allowed
 from gateway.monitor.reference import Reference
 from gateway.monitor.slices import Part, Slices, Slicing
 from gateway.monitor.slo import Budget, Objective, Slos
@@ -28,6 +29,8 @@ class Watch:
     Windows belong to a reference, and so does the count of looks.
     latest: by (policy, tier), what the latest look at it found.  latest_of_slices: the same by slice.
     together: by (policy, tier), squared MMD of all features at once, and its p-value.
+    budgets: of all requests.  escalations: by policy, of those that followed it as it stands; none where no share is
+    allowed.  allowed: by policy, why it is that share, or why there is none.
     """
 
     def __init__(self, reference: Reference, slos: Slos, *, rows: int, slicing: Slicing = ALL, seed: int = 0) -> None:
@@ -37,6 +40,8 @@ class Watch:
         self.latest_of_slices: dict[Part, list[Shift]] = {}
         self.together: dict[tuple[str, str], tuple[float, float]] = {}
         self.reference, self.looks = reference, 0
+        self.allowed: Mapping[str, Allowed] = {}
+        self.escalations: Mapping[str, Budget] = {}
         self._slos = slos
         self._rng = np.random.default_rng(seed)
 
@@ -44,17 +49,32 @@ class Watch:
         """One answered request's hops in order, without shadows and siblings. client: the name of its key."""
         self.windows.note(policy, hops, client)
 
-    def ended(self, status: int, seconds: float, *, tiers_asked: int, now: float) -> None:
+    def allow(self, allowed: Mapping[str, Allowed]) -> None:
+        """What may escalate from now on. A policy of which the same is allowed as before keeps its count."""
+        before, self.allowed = self.escalations, allowed
+        wanted = {policy: one.limit for policy, one in allowed.items() if one.limit is not None}
+        self.escalations = {
+            policy: known if (known := before.get(policy)) is not None and known.share == limit else Budget(limit)
+            for policy, limit in wanted.items()
+        }
+
+    def ended(self, status: int, seconds: float, *, policy: str, escalated: bool, now: float) -> None:
         """One request, however it ended. status: HTTP's; a client's own mistakes and hang-ups are not ours.
 
-        now: monotonic seconds.
+        policy: that it followed as it stands, "" for none.  now: monotonic seconds.
         """
         if 400 <= status < 500:
             return
         self.budgets[Objective.AVAILABILITY].note(now, bad=status >= 500)
         if status < 400:
             self.budgets[Objective.LATENCY].note(now, bad=seconds > self._slos.fast_seconds)
-            self.budgets[Objective.ESCALATION].note(now, bad=tiers_asked > 1)
+            if policy in self.escalations:
+                self.escalations[policy].note(now, bad=escalated)
+
+    def promises(self) -> list[tuple[Objective, str, Budget]]:
+        """Every objective with the policy it is of, "" for all, and its budget."""
+        of_all = [(objective, "", budget) for objective, budget in self.budgets.items()]
+        return of_all + [(Objective.ESCALATION, policy, budget) for policy, budget in self.escalations.items()]
 
     def look(self) -> list[Shift]:
         """Judge what windows are full; [] when none is. Tenths of a second: not for the event loop."""

@@ -14,7 +14,7 @@ import yaml
 
 from gateway.monitor.metrics import MonitorMetrics
 from gateway.monitor.rollout_metrics import RolloutMetrics
-from gateway.monitor.slo import Slos
+from gateway.monitor.slo import PAIRS, Slos
 from gateway.telemetry import SECONDS, Telemetry
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -67,10 +67,12 @@ def test_limits_in_the_rules_are_those_of_the_code() -> None:
     slos = Slos()
     assert slos.fast_seconds in SECONDS
     by_name = {rule["alert"]: rule["expr"] for rule in rules() if "alert" in rule}
-    assert f"14.4 * {1 - slos.available:.3f}" in by_name["AvailabilityBurnsFast"]
-    assert f"14.4 * {1 - slos.fast:.2f}" in by_name["LatencyBurnsFast"]
     assert f'le="{slos.fast_seconds}"' in by_name["LatencyBurnsFast"]
-    assert f"> {slos.escalated}" in by_name["EscalationHigh"]
+    for alert, objective in (("AvailabilityBurnsFast", "availability"), ("LatencyBurnsFast", "latency")):
+        budget = f'scalar(max(confidence_gateway_slo_budget{{objective="{objective}"}}))'
+        factors = {factor.split("*")[0].strip() for factor in by_name[alert].split("> ")[1:] if budget in factor}
+        assert factors <= {f"{pair.burn:g}" for pair in PAIRS}
+        assert by_name[alert].count("> ") == by_name[alert].count(budget), "no limit but the budget that is exported"
 
 
 def test_every_alert_says_how_urgent_it_is_and_what_happened() -> None:

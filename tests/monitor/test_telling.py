@@ -33,7 +33,9 @@ def report(*alarms: Alarm, at: float = 1e9, read_at: str | None = None) -> Json:
                        "first_at": None, "newest_at": None, "revised": 0, "tests": [], "accepted_error": []},
         },
         "covers": {"requests": 5, "since": "2026-11-21"},
-        "slos": [{"objective": "latency", "budget": 0.05, "state": "unknown", "windows": []}],
+        "slos": [
+            {"objective": "latency", "policy": None, "why": None, "budget": 0.05, "state": "unknown", "windows": []}
+        ],
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
+from gateway.monitor.escalation import Allowed
 from gateway.monitor.metrics import MonitorMetrics
 from gateway.monitor.reference import Reference, tier_reference
 from gateway.monitor.rollout import Action, Stage
@@ -54,11 +55,12 @@ def test_the_latest_look_is_what_counts() -> None:
 
 def test_what_clients_do_wrong_burns_no_budget() -> None:
     one = watch()
+    one.allow({"default": Allowed(0.5)})
     for status in (200, 200, 404, 422, 499, 503):
-        one.ended(status, 20.0, tiers_asked=2, now=10.0)
-    seen = {name: budget.seen(10.0, 60.0) for name, budget in one.budgets.items()}
+        one.ended(status, 20.0, policy="default", escalated=True, now=10.0)
+    seen = {(name, policy): budget.seen(10.0, 60.0) for name, policy, budget in one.promises()}
     assert seen == {
-        Objective.AVAILABILITY: (1, 3), Objective.LATENCY: (2, 2), Objective.ESCALATION: (2, 2)
+        (Objective.AVAILABILITY, ""): (1, 3), (Objective.LATENCY, ""): (2, 2), (Objective.ESCALATION, "default"): (2, 2)
     }  # fmt: skip
 
 

@@ -87,9 +87,9 @@ export function panels(report) {
       [["policy"], ["state"], ["at most", "n"], ["between", "n"], ["answers", "n"], ["labels", "n"]],
       labels.accepted_error.map((one) => [one.policy, state(one.state), percent(one.limit, 2), `[${percent(one.low, 2)}, ${percent(one.high, 2)}]`, count(one.n), count(one.labels)]))) : null,
     report.slos?.length ? scroll("Objectives", table("Objectives: how fast each uses up its budget (1 is just sustainable)",
-      [["objective"], ["state"], ["budget", "n"], ["windows: bad of all, burn rate", "words"]],
-      report.slos.map((one) => [`${one.objective}${worker(one)}`, state(one.state), percent(one.budget, 2),
-        one.windows.every((window) => !window.n) ? "no request yet" : one.windows.map((window) => `${span(window.seconds)}: ${count(window.bad)} of ${count(window.n)}${window.n ? `, ${short(window.burn)}×` : ""}`).join(" · ")]))) : null,
+      [["objective"], ["state"], ["budget", "n"], ["windows: bad of all, burn rate", "words"], ["why so much, or why unknown", "words"]],
+      report.slos.map((one) => [`${one.objective}${one.policy ? ` · ${one.policy}` : ""}${worker(one)}`, state(one.state), one.budget === null ? "–" : percent(one.budget, 2),
+        !one.windows.length ? "–" : one.windows.every((window) => !window.n) ? "no request yet" : one.windows.map((window) => `${span(window.seconds)}: ${count(window.bad)} of ${count(window.n)}${window.n ? `, ${short(window.burn)}×` : ""}`).join(" · "), one.why ?? "–"]))) : null,
   ];
 }
 
