@@ -20,6 +20,7 @@ from gateway.http.hangup import LINE, Headers, Line
 
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 128
+MAX_FRAMING = 8  # bytes on the wire for one of a body: chunks of a single byte take six
 MAX_PIPELINED = 16  # requests waiting for the answer to an earlier one of their connection
 
 PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
@@ -43,6 +44,7 @@ class Protocol(HttpToolsProtocol):
         self._receive_seconds, self._max_body_bytes = receive_seconds, max_body_bytes
         self._receiving: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # of a head that is not complete
+        self._bytes = 0  # since the latest request began, whatever they are
         self._in_head = self._refused = False
         self._running: Any = None  # the request that is being answered; `cycle` is the one that came last
 
@@ -69,10 +71,13 @@ class Protocol(HttpToolsProtocol):
         waited = self.timeout_keep_alive_task
         self.timeout_keep_alive_task = None  # uvicorn would stop it at any byte, an empty line included
         super().data_received(data)
-        if self._in_head:
+        if self._in_head and not self._refused:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HEAD_TOO_LARGE)
+        self._bytes += len(data)
+        if self._bytes > MAX_FRAMING * self._max_body_bytes + 2**20:
+            self.transport.abort()
         began = self._receiving is not None or self.cycle is not None
         if waited is not None and not began and not self.transport.is_closing():
             self.timeout_keep_alive_task = waited
@@ -81,12 +86,15 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._bytes = True, 0, 0
         self._stop_receiving()
         self._receiving = self.loop.call_later(self._receive_seconds, self._too_late)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else a trailer, which whoever looked at the head did not see
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
         if self._refused:
             return
         head = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -96,6 +104,7 @@ class Protocol(HttpToolsProtocol):
             self._refuse(BAD_REQUEST)
         else:
             super().on_headers_complete()
+            self._in_head = False
 
     def on_body(self, body: bytes) -> None:
         if self._refused:
@@ -121,16 +130,10 @@ class Protocol(HttpToolsProtocol):
 
     def _too_late(self) -> None:
         """The time is up, unless it was we who did not read on, because an earlier request is being answered."""
-        self._receiving = None
         own = None if self._in_head else self.cycle  # what is being received; without its head it has no cycle yet
         if self._running is not None and self._running is not own and not self._running.response_complete:
             self._receiving = self.loop.call_later(self._receive_seconds, self._too_late)
-        elif own is not None and own.response_started:
-            self.transport.close()  # answered without its body, which still drips in
         else:
-            if own is not None:
-                own.disconnected = own.response_complete = True
-                own.message_event.set()
             self._refuse(TOO_LATE)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words, in plain text
@@ -138,8 +141,14 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, told: Problem) -> None:
         """Take nothing more from this connection; tell why, unless that would land in the midst of an answer."""
+        if self._refused:
+            return
         self._refused = True
+        if self._receiving is not None and not self._in_head:
+            self._end_unread()
         self._stop_receiving()
+        if self.transport.is_closing():
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False  # the last good request's answer closes the connection
             return
@@ -148,6 +157,17 @@ class Protocol(HttpToolsProtocol):
         start = f"HTTP/1.1 {told.status} {PHRASES[told.status]}\r\n{lines}\r\n"
         self.transport.write(start.encode("latin-1") + told.body)
         self.transport.close()
+
+    def _end_unread(self) -> None:
+        """The latest request ends here: of its body the rest will never be had."""
+        if self.cycle is not self._running:  # its turn has not come
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running
+        elif self.cycle.response_started:
+            self.transport.close()  # answered without its body
+        else:
+            self.cycle.disconnected = self.cycle.response_complete = True
+            self.cycle.message_event.set()
 
 
 class Wire(Line):

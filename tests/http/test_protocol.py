@@ -123,6 +123,42 @@ def test_two_opinions_on_the_length_are_refused_and_the_connection_closed(length
         assert statuses(rest(raw)) == [400]
 
 
+BROKEN_BODIES = [b"transfer-encoding: chunked\r\n\r\nzz\r\n", b"transfer-encoding: xchunked\r\n\r\n{}"]
+
+
+@pytest.mark.parametrize("broken", BROKEN_BODIES, ids=["chunk", "coding"])
+def test_a_body_that_turns_to_garbage_ends_its_request(broken: bytes, gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(HEAD + broken)
+        assert statuses(rest(raw)) == [400]
+    with gateway.connect() as raw:  # behind a good one, which alone is answered
+        raw.sendall(whole(ask({"nats": SURE, "seconds": 0.2})) + HEALTH + HEAD + broken)
+        assert statuses(rest(raw)) == [200, 200]
+
+
+def test_what_comes_behind_a_body_is_no_header(gateway: Gateway) -> None:
+    body = json.dumps(ask({"nats": SURE})).encode()
+    trailer = b"x-request-id: from-behind\r\nx-route-debug: true\r\nhost: evil.example\r\n"
+    with gateway.connect() as raw:
+        start = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        raw.sendall(start + b"%x\r\n%b\r\n0\r\n" % (len(body), body) + trailer + b"\r\n")
+        got = rest(raw)
+    assert statuses(got) == [200]
+    assert b"from-behind" not in got
+    assert b'"route":' not in got
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nx: ", b"1;", b""], ids=["trailer", "extension", "line ends"])
+def test_what_is_no_body_and_never_ends_is_not_taken_for_ever(endless: bytes, gateway: Gateway) -> None:
+    filling = b"a" * 2**20 if endless else b"\r\n" * 2**19
+    with gateway.connect() as raw:
+        if endless:
+            raw.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + endless)
+        with pytest.raises(ConnectionError):
+            for _ in range(256):
+                raw.sendall(filling)
+
+
 def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
     slow = whole(ask({"nats": SURE, "seconds": 0.3, "text": "first"}))
     with gateway.connect() as raw:
