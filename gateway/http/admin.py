@@ -51,7 +51,9 @@ def create_admin(
     async def admin(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
         live.admins.who(authorization)
 
-    app = FastAPI(title="confidence-gateway admin", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="confidence-gateway admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     routes = APIRouter(dependencies=[Depends(admin)])
 
     @routes.get("/metrics")

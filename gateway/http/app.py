@@ -50,7 +50,7 @@ def public(live: Live, telemetry: Telemetry, journal: Journal, chat: Chat, *, me
     async def known(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
         live.keyring.who(authorization)
 
-    app = FastAPI(title="confidence-gateway", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="confidence-gateway", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     raw = Chat(live, telemetry, journal, CompletionRequest, TEXT)
     for path, endpoint in ((CHAT, chat), ("/v1/completions", raw)):
         app.router.routes.append(Route(path, endpoint, methods=["POST"]))

@@ -169,6 +169,8 @@ class Chat:
         ask, ignored = wire.to_ask(
             request, deadline, pin=pin, needs=needs, decision=route_id, trace=story.traceparent, salt=salt
         )
+        if debug:
+            ignored = sorted({*ignored, *wire.unread(body, request)})
         route = canaried(route, partial(place, held, client.name, ask))
         estimate = Estimate.of(ask.characters, ask.max_tokens, request.choices)
         wanted = overrides.apply(route, request, config, estimate, needs)
@@ -265,7 +267,7 @@ def names(snapshot: Snapshot) -> list[str]:
 
 
 def refusal_headers(told: Problem, route_id: str) -> dict[str, str]:
-    return {"x-route-schema": reply.SCHEMA, "x-route-id": route_id} | told.headers
+    return told.headers | {"x-route-id": route_id}
 
 
 class Out:

@@ -37,6 +37,7 @@ from gateway.errors import (
 )
 from gateway.nouns import Reason
 
+SCHEMA = "1"  # of the x-route-* headers
 RETRY_SECONDS = 1.0  # what to tell a client when no server said how long to wait
 
 
@@ -72,7 +73,7 @@ class Problem:
 
     @property
     def headers(self) -> dict[str, str]:
-        told = {"content-type": "application/json"}
+        told = {"content-type": "application/json", "x-route-schema": SCHEMA}
         if self.retry_after_seconds is not None:
             told["retry-after"] = str(max(1, math.ceil(self.retry_after_seconds)))
         if self.status == 401:

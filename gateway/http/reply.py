@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from gateway.http.errors import SCHEMA
 from gateway.http.wire import Request
 from gateway.noun import noun
 from gateway.nouns import Answer, CallPart, Completion, Hop, Mode, Opening, TokenTrace, ToolCall
 
-SCHEMA = "1"  # of the x-route-* headers
 EXPOSED = (  # to scripts of web pages, which otherwise may not read them
     "x-request-id", "retry-after",
     "x-route-schema", "x-route-id", "x-route-model", "x-route-tier", "x-route-policy", "x-route-tiers-tried",

@@ -5,10 +5,11 @@ The fields of chat completions are here, and those that OpenAI's older completio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import from_json
 
 from gateway.config import Server
 from gateway.http.errors import RequestError
@@ -436,10 +437,30 @@ def read(body: bytes, server: Server, kind: type[Kind]) -> Kind:
         raise mistake(error) from None
     request.check(server)
     check_extra(request.model_extra or {})
-    if server.strict_fields and request.unknown:
-        name = request.unknown[0]
-        raise RequestError(400, f"Unknown field {shown(name)}.", param=shown(name), code="unknown_parameter")
+    strange = unread(body, request) if server.strict_fields else []
+    if strange:
+        raise RequestError(400, f"Unknown field {strange[0]}.", param=strange[0], code="unknown_parameter")
     return request
+
+
+def unread(body: bytes, request: Request) -> list[str]:
+    """The way to every field of a body, however deep, that holds something and means nothing to us."""
+    return sorted(shown(way) for way in strangers(from_json(body), request) if way not in UNSUPPORTED)
+
+
+def strangers(told: Json, found: BaseModel, way: str = "") -> Iterator[str]:
+    """told: what `found` was read from."""
+    names = {field.alias or name: name for name, field in type(found).model_fields.items()}
+    for key, value in told.items():
+        read = getattr(found, names[key]) if key in names else None
+        if key not in names and value is not None:
+            yield f"{way}{key}"
+        elif isinstance(read, BaseModel):
+            yield from strangers(value, read, f"{way}{key}.")
+        elif isinstance(read, list):
+            for place, (one, item) in enumerate(zip(value, read, strict=True)):
+                if isinstance(item, BaseModel):
+                    yield from strangers(one, item, f"{way}{key}.{place}.")
 
 
 def mistake(error: ValidationError) -> RequestError:

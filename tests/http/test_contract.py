@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 import httpx2
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from gateway.http import completions, wire
 from gateway.http.doors import REQUEST_ID
 from tests.faults.ask import ask
-from tests.faults.gateway import Gateway
+from tests.faults.gateway import Gateway, cascade, running, write_artifact
 from tests.faults.upstream import Upstream
 
 TEXT = {"role": "user", "content": "x"}
@@ -64,6 +65,59 @@ def test_null_means_absent_in_every_field(
     assert upstream.seen[0].body == upstream.seen[1].body
 
 
+STRANGE = {
+    "made_up": 1,
+    "stream_options": {"include_usage": True, "chunks": 2},
+    "messages": [{**TEXT, "name": "bob", "refusal": None}, {"role": "user", "content": [
+        {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+    ]}],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": 1}, "made_up": 1}}],
+}  # fmt: skip
+WAYS = ["made_up", "messages.0.name", "messages.1.content.0.cache_control", "stream_options.chunks",
+        "tools.0.function.made_up"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def choosy(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway that takes no field it does not know."""
+    folder = tmp_path_factory.mktemp("choosy")
+    write_artifact(folder / "cheap.json")
+    config = cascade(upstream.url)
+    config["server"]["strict_fields"] = True
+    config["tiers"][1]["allows"] = ["tools"]
+    with running(folder, config) as process:
+        yield process
+
+
+def test_fields_that_mean_nothing_are_told_however_deep_they_are(http: httpx2.Client, choosy: Gateway) -> None:
+    asked = {"model": "auto", "stream": True, "route": {"debug": True}, "messages": [TEXT]}
+    told = http.post("/v1/chat/completions", json={**asked, **STRANGE, "tools": None})
+    *_, last, _, _ = told.text.split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["route"]["ignored"] == WAYS[:-1]
+    for name, field in STRANGE.items():
+        strict = httpx2.post(f"{choosy.url}/v1/chat/completions", json={**asked, name: field})
+        assert strict.status_code == 400, name
+        assert strict.json()["error"]["code"] == "unknown_parameter"
+        assert strict.json()["error"]["param"] in WAYS
+    good = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": 1}, "strict": None}}]}
+    assert httpx2.post(f"{choosy.url}/v1/chat/completions", json={**asked, **good}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("POST", "/v1/chat/completions/", 404), ("PUT", "/v1/models", 405),
+     ("GET", "/v1/models/x", 404), ("POST", "/v1/feedback", 415), ("POST", "/v1/completions", 415)],
+)  # fmt: skip
+def test_every_error_has_its_ids_wherever_it_comes_from(
+    method: str, path: str, status: int, http: httpx2.Client
+) -> None:
+    told = http.request(method, path)
+    assert told.status_code == status
+    assert told.json()["error"]["type"] == "invalid_request_error"
+    assert REQUEST_ID.match(told.headers["x-request-id"].encode())
+    assert told.headers["x-route-schema"] == "1"
+
+
 def test_a_lone_surrogate_anywhere_is_no_mistake_of_ours(http: httpx2.Client) -> None:
     for name, value in (("stop", "s"), ("user", "s"), ("model", "s"), ("metadata", {"s": "s"}), ("s", 1)):
         body = json.dumps(ask() | {name: value}).replace('"s"', '"\\ud800"')
@@ -87,6 +141,7 @@ def test_what_the_connection_refuses_has_the_same_shape(gateway: Gateway) -> Non
         raw.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 70_000 + b"\r\n\r\n")
         head, _, body = raw.recv(4096).decode().partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 431 ")
+    assert "x-route-schema: 1" in head
     found = re.search(r"x-request-id: (\S+)", head)
     assert found is not None
     assert REQUEST_ID.match(found[1].encode())
