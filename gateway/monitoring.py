@@ -10,7 +10,7 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
@@ -50,7 +50,7 @@ class Kept(Readable, Protocol):
 class Monitoring:
     """One process's. It looks only once it has something to `serve` and was told to `start`.
 
-    store: to be read from in a thread, None where nothing is kept.
+    store: to be read from in a thread, None where nothing is kept.  trouble: what is wrong with it, by name, as of now.
     wall: seconds since 1970; it may jump.  monotonic: seconds.
     changed: called in that thread when `amended` would say something else than before.
     """
@@ -60,10 +60,12 @@ class Monitoring:
         registry: CollectorRegistry,
         store: Kept | None = None,
         *,
+        trouble: Callable[[], Mapping[str, str]] = dict,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics, self._store, self._wall, self._monotonic = MonitorMetrics(registry), store, wall, monotonic
+        self._trouble = trouble
         self._snapshot: Snapshot | None = None
         self._watch: Watch | None = None
         self._evidence: Evidence | None = None
@@ -180,6 +182,7 @@ class Monitoring:
             {name: one.why for name, one in snapshot.certificates.items()},
             snapshot.withheld,
             kept=self._store is not None,
+            trouble=self._trouble(),
             requests=self._requests,
             began=self._began,
         )

@@ -193,7 +193,8 @@ async def rolled(config: Config, live: Live, desk: Desk | None, telemetry: Telem
 async def watched(live: Live, desk: Desk | None, telemetry: Telemetry) -> AsyncIterator[Monitoring]:
     """The monitors, over whatever comes into service; they have looked once, unless that takes too long."""
     loop = asyncio.get_running_loop()
-    monitoring = Monitoring(telemetry.registry, None if desk is None else Aside(desk, loop))
+    store = None if desk is None else Aside(desk, loop)
+    monitoring = Monitoring(telemetry.registry, store, trouble=lambda: telemetry.store_trouble)
 
     def watch(now: Snapshot) -> None:
         telemetry.start(now.tiers, now.withheld, {name: one.holds for name, one in now.certificates.items()})

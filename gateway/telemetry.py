@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import msgspec
@@ -105,6 +106,7 @@ class Telemetry:
             f"{PREFIX}_store_up", "0 while decisions cannot be written to the store", registry=registry
         )
         self._store_up.set(1)  # also where there is none
+        self.store_trouble: Mapping[str, str] = {}
         self._store_broken = counter("store_broken", "times the store's file was found broken and moved aside")
         self._shadows = counter("shadow_hops", "turns of tiers asked in shadow by how they ended", "tier", "reason")
         self._shadow_usd = counter("shadow_cost_usd", "money for tiers asked in shadow, in no other figure", "tier")
@@ -236,10 +238,14 @@ class Telemetry:
     def store_up(self, up: bool) -> None:
         """Whether the last write went well."""
         self._store_up.set(up)
+        others = {name: why for name, why in self.store_trouble.items() if name != "unwritable"}
+        self.store_trouble = others if up else others | {"unwritable": "decisions and labels cannot be kept"}
 
-    def store_moved_aside(self, _: object = None) -> None:
-        """The store's file was broken."""
+    def store_moved_aside(self, aside: Path) -> None:
+        """The store's file was broken, and is kept under this name."""
         self._store_broken.inc()
+        told = f"the store was broken and begun anew, without what it knew; it is kept as {aside.name}"
+        self.store_trouble = {**self.store_trouble, "broken": told}
 
     def labelled(self, source: str, outcome: str) -> None:
         """One label, acknowledged."""

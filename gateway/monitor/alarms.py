@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Kind(StrEnum):
-    """UNREAD: there is a store, and labels cannot be read from it."""
+    """STORE: it cannot be written to, or was found broken.  UNREAD: labels cannot be read from it."""
 
     DRIFT = "drift"
     OVERCONFIDENT = "overconfident"
@@ -24,6 +24,7 @@ class Kind(StrEnum):
     CERTIFICATE = "certificate"
     CALIBRATOR = "calibrator"
     SLO = "slo"
+    STORE = "store"
     UNREAD = "unread"
 
 
@@ -39,7 +40,8 @@ About = tuple[str, str, str, str]
 class Alarm:
     """tier, slice: where; slice is the policy whose traffic it is, and either is "" where it is about all.
 
-    what: the objective of an SLO, else "".  page: somebody has to come now, else a ticket.
+    what: the objective of an SLO, the slice that drifted, the trouble of a store, else "".
+    page: somebody has to come now, else a ticket.
     """
 
     kind: Kind

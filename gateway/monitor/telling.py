@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gateway.monitor.alarms import Alarm, Alarms, Kind
@@ -25,7 +25,8 @@ NAMED = 3  # drifted features that an alarm names; the report has all
 class Seen:
     """As of one look. certificates: by policy that carries one, why it does not hold, "" where it does.
 
-    withheld: by tier, why it runs without its calibrator.  kept: whether there is a store.
+    withheld: by tier, why it runs without its calibrator.  kept: whether there is a store.  trouble: of the store, by
+    name.
     requests: that have ended here since `began`, seconds since 1970.
     """
 
@@ -38,6 +39,7 @@ class Seen:
     kept: bool
     requests: int
     began: float
+    trouble: Mapping[str, str] = field(default_factory=dict)
 
 
 def alarms(seen: Seen, monotonic: float) -> list[Alarm]:
@@ -67,6 +69,7 @@ def alarms(seen: Seen, monotonic: float) -> list[Alarm]:
     ]
     for objective, policy, budget in seen.watch.promises():
         found += _burning(objective, policy, budget, monotonic)
+    found += [Alarm(Kind.STORE, "", "", why, name, page=True) for name, why in seen.trouble.items()]
     if seen.kept and seen.found.unknown.startswith("labels cannot be read"):
         found.append(Alarm(Kind.UNREAD, "", "", seen.found.unknown))
     return found

@@ -59,6 +59,7 @@ ALERTS: dict[str, tuple[Series, Series]] = {
     "EscalationHigh": flat('slo_burning{objective="escalation",policy="default"}', 1, 0),
     "TierLeftAlone": flat(f"breaker_open{TIER}", 1, 0),
     "StoreDown": flat("store_up", 0, 1),
+    "StoreBroken": flat("store_broken_total", 1, 0),
     "DecisionsDropped": rising({"dropped_decisions_total": (1, 0)}),
     "CalibratorRolledBack": rising({
         'rollout_steps_total{tier="small",action="rollback"}': (0.1, 0),

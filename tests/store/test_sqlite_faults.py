@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -147,7 +148,7 @@ def test_on_a_full_disk_chat_goes_on_labels_are_refused_and_it_heals(tmp_path: P
     """The gateway's own file size limit stands for the disk: writes beyond it fail, in the gateway alone."""
     write_artifact(tmp_path / "cheap.json")
     with Upstream() as upstream:
-        plan = planned(upstream.url)
+        plan = planned(upstream.url, monitors={"every_seconds": 1})
         with (
             running(tmp_path, plan, **SECRETS) as gateway,
             httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
@@ -161,13 +162,44 @@ def test_on_a_full_disk_chat_goes_on_labels_are_refused_and_it_heals(tmp_path: P
             assert client.post("/v1/chat/completions", json=ask(small={"nats": SURE})).status_code == 200
             for one in refused:
                 assert client.get(f"/v1/feedback/{one}").status_code in (404, 503), "nothing was acknowledged"
+            until(lambda: alarms(plan) == [("store", "unwritable")], 40)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
             until(lambda: said(client, {"id": refused[0], "label": True}).status_code == 201, 20)
             assert client.get(f"/v1/feedback/{stored}").json()["data"][0]["label"] is True
             rows = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
             until(lambda: rows.execute("SELECT count(*) FROM decisions").fetchone()[0] == 1, 20)
             rows.close()
+            until(lambda: alarms(plan) == [], 40)
     assert not list(tmp_path.glob("*.broken-*"))
+
+
+def alarms(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Kind of each alarm, and what it is about."""
+    url = f"http://127.0.0.1:{plan['admin']['port']}/admin/monitors"
+    told = httpx2.get(url, headers=bearer("root"), timeout=20).json()
+    return [(alarm["kind"], alarm["what"]) for alarm in told["alarms"]]
+
+
+def test_a_gateway_starts_on_a_broken_store_and_while_it_serves_survives_another_and_alarms(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    (tmp_path / "store.db").write_bytes(b"rubbish " * 1000)
+    with Upstream() as upstream:
+        plan = planned(upstream.url, monitors={"every_seconds": 1})
+        with (
+            running(tmp_path, plan, **SECRETS) as gateway,
+            httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+        ):
+            until(lambda: alarms(plan) == [("store", "broken")], 40)
+            assert said(client, {"id": minted(), "label": True}).status_code == 201
+            with (tmp_path / "store.db").open("r+b") as file:
+                file.write(b"rubbish " * 1000)
+            label = minted()
+            until(lambda: said(client, {"id": label, "label": True}).status_code == 201, 40)
+            assert client.post("/v1/chat/completions", json=ask(small={"nats": SURE})).status_code == 200
+            assert client.get(f"/v1/feedback/{label}").json()["data"][0]["label"] is True
+            assert alarms(plan) == [("store", "broken")]
+            assert gateway.process.poll() is None
+    assert len([one for one in tmp_path.glob("store.db.broken-*") if one.name.count("-") == 2]) == 2
 
 
 WRITES = 130  # six batches and the making of the tables take a little less; STORE_TORN_STEP=1 tries every one

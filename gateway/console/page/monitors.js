@@ -6,7 +6,7 @@ import { count, empty, h, moment, percent, short, table, within } from "./dom.js
 
 const KINDS = {
   drift: "Drift", overconfident: "Over-confident", underconfident: "Under-confident", accepted_error: "Accepted errors",
-  certificate: "Certificate", calibrator: "Calibrator", slo: "Objective", unread: "Labels not read",
+  certificate: "Certificate", calibrator: "Calibrator", slo: "Objective", store: "Store", unread: "Labels not read",
 };
 
 /** The lines of the alarms' panel. report: of the monitors, null where there are none. tiers: their health. */
