@@ -17,7 +17,7 @@ from gateway.errors import ConfigError
 from gateway.nouns import Mix, Policy
 from gateway.snapshot import Snapshot, healed, open_cascade
 from tests.faults.ask import ask
-from tests.faults.gateway import cascade, confgate_ends, running, write_artifact
+from tests.faults.gateway import PATIENCE, cascade, confgate_ends, running, write_artifact
 from tests.faults.upstream import Upstream
 
 SERVED = [("cheap", 0.8, "cheap@0123456789ab"), ("dear", None, "none")]
@@ -143,7 +143,7 @@ def test_operators_and_debuggers_see_whether_a_policy_is_certified(tmp_path: Pat
     with Upstream() as upstream:
         told = plan(upstream.url, certificate(label))
         told["policies"]["strict"]["certificate"] = certificate(label).model_dump(mode="json", exclude_none=True)
-        with running(tmp_path, told) as gateway, httpx2.Client(base_url=gateway.url, timeout=20) as http:
+        with running(tmp_path, told) as gateway, httpx2.Client(base_url=gateway.url, timeout=PATIENCE) as http:
             found = [
                 http.post("/v1/chat/completions", json=ask(route={"debug": True}) | {"model": model}).json()["route"]
                 for model in ("auto", "auto:strict")

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import ROOT, cascade, confgate, confgate_ends, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, ROOT, cascade, confgate, confgate_ends, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 
@@ -144,11 +144,15 @@ def test_a_bad_artefact_stops_the_start_or_costs_the_confidence(tmp_path: Path) 
         assert code == 1
         assert "on_bad_artifact" in err
         with running(tmp_path, cascade(upstream.url, on_bad_artifact="escalate")) as gateway:
-            told = httpx2.post(f"{gateway.url}/v1/chat/completions", json=ask(route={"debug": True})).json()
+            told = httpx2.post(
+                f"{gateway.url}/v1/chat/completions", json=ask(route={"debug": True}), timeout=PATIENCE
+            ).json()
             assert told["route"]["hops"][0]["null_reason"] == "uncalibrated"
             assert told["route"]["tier"] == "dear"
-            assert 'calibrator_withheld{tier="cheap"} 1.0' in httpx2.get(f"{gateway.url}/metrics").text
-            assert any("another" in line.get("why", "") for line in gateway.lines())
+            assert (
+                'calibrator_withheld{tier="cheap"} 1.0' in httpx2.get(f"{gateway.url}/metrics", timeout=PATIENCE).text
+            )
+            assert gateway.logged(lambda line: "another" in line.get("why", ""))
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
@@ -158,7 +162,9 @@ def test_a_signal_lets_the_request_in_flight_end(stop: signal.Signals, tmp_path:
     with Upstream() as upstream, running(tmp_path, cascade(upstream.url)) as gateway:
 
         def post() -> None:
-            answers.append(httpx2.post(f"{gateway.url}/v1/chat/completions", json=ask({"seconds": 0.7})))
+            answers.append(
+                httpx2.post(f"{gateway.url}/v1/chat/completions", json=ask({"seconds": 0.7}), timeout=PATIENCE)
+            )
 
         asking = threading.Thread(target=post)
         asking.start()
@@ -166,7 +172,7 @@ def test_a_signal_lets_the_request_in_flight_end(stop: signal.Signals, tmp_path:
         gateway.process.send_signal(stop)
         time.sleep(0.2)
         with pytest.raises(httpx2.TransportError):
-            httpx2.get(f"{gateway.url}/health")
+            httpx2.get(f"{gateway.url}/health", timeout=PATIENCE)
         asking.join()
         assert gateway.process.wait(timeout=10) == 0
     assert answers[0].status_code == 200

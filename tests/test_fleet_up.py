@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.faults.gateway import ROOT
+from tests.faults.gateway import PATIENCE, ROOT
 
 SECONDS = 120.0  # this machine may stand still
 STAND_IN = str(ROOT / "tests" / "faults" / "vllm.py")
@@ -131,7 +131,7 @@ def test_servers_become_ready_then_the_gateway_serves_and_all_end_in_order(tmp_p
     with up(tmp_path, config(), STAND_IN_START="0.5", STAND_IN_DRAIN="0.5") as fleet:
         until(fleet.answers, "the gateway")
         assert len(fleet.pids("ready")) == 2
-        listed = httpx2.get(f"{fleet.gateway()}/v1/models", timeout=5).json()
+        listed = httpx2.get(f"{fleet.gateway()}/v1/models", timeout=PATIENCE).json()
         assert {"tier-0", "tier-1"} <= {model["id"] for model in listed["data"]}
         fleet.process.send_signal(signal.SIGTERM)
         assert fleet.process.wait(SECONDS) == 0
@@ -242,6 +242,9 @@ def test_the_api_key_goes_through_the_environment_and_never_through_the_command_
             return
         until(lambda: "tier-0: ready" in fleet.said(), "readiness")
         url = written["tiers"][0]["engine"]["url"]
-        assert httpx2.get(f"{url}/models", timeout=5).status_code == 401
-        assert httpx2.get(f"{url}/models", headers={"Authorization": "Bearer opensesame"}, timeout=5).status_code == 200
+        assert httpx2.get(f"{url}/models", timeout=PATIENCE).status_code == 401
+        assert (
+            httpx2.get(f"{url}/models", headers={"Authorization": "Bearer opensesame"}, timeout=PATIENCE).status_code
+            == 200
+        )
         assert b"opensesame" not in Path(f"/proc/{fleet.pids()[0]}/cmdline").read_bytes()

@@ -17,11 +17,11 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.faults.ask import ask
-from tests.faults.gateway import running, until, write_artifact
+from tests.faults.gateway import PATIENCE, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.test_feedback import SECRETS, bearer, planned
 
-PATIENCE_MS = 30_000  # this machine stands still for seconds
+PATIENCE_MS = 60_000  # this machine stands still for seconds
 expect.set_options(timeout=PATIENCE_MS)
 
 REQUESTS = 60
@@ -73,7 +73,7 @@ class Running:
         return f"{self.admin}/admin/console"
 
     def get(self, path: str, **parameters: Any) -> httpx2.Response:
-        return httpx2.get(f"{self.admin}{path}", params=parameters, headers=bearer("root"), timeout=20)
+        return httpx2.get(f"{self.admin}{path}", params=parameters, headers=bearer("root"), timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def served(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iter
     )
     with (
         running(folder, plan, **SECRETS) as gateway,
-        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
     ):
         made = Running(f"http://127.0.0.1:{plan['admin']['port']}", folder, client)
         for _ in range(REQUESTS):

@@ -15,7 +15,7 @@ from calibrators import artifact as artifacts
 from gateway.monitor.registry import Registry
 from tests.console.conftest import EVIL, PATIENCE_MS, REQUESTS, Running, sign_in, visit
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, SURE, UNSURE, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.test_feedback import SECRETS, bearer, planned
 
@@ -247,7 +247,7 @@ def test_without_a_store_the_page_shows_what_the_metrics_tell(
     with running(tmp_path, plan, **SECRETS) as gateway:
         for nats in (SURE, UNSURE):
             body = ask({"nats": nats})
-            httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=bearer("alice"), timeout=20)
+            httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=bearer("alice"), timeout=PATIENCE)
         page = visit(context).page
         page.goto(f"http://127.0.0.1:{plan['admin']['port']}/admin/console/")
         page.get_by_label("Admin key").fill("sk-root")
@@ -272,7 +272,7 @@ def test_a_calibrator_is_put_on_trial_made_live_and_rolled_back_by_clicks_and_re
 
         def calibrator() -> str:
             body, key = ask({"nats": SURE}), bearer("alice")
-            told = httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=key, timeout=20)
+            told = httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=key, timeout=PATIENCE)
             return str(told.headers["x-route-calibrator"])
 
         page = visit(context).page
@@ -293,7 +293,7 @@ def test_a_calibrator_is_put_on_trial_made_live_and_rolled_back_by_clicks_and_re
         page.keyboard.press("Escape")
         step(page, card, "Make live", "<b>in a hurry</b>")
         expect(card).to_contain_text(f"live{bad}")
-        until(lambda: calibrator() == bad, 20)
+        until(lambda: calibrator() == bad)
 
         card.get_by_role("button", name="Roll back").focus()
         page.keyboard.press("Enter")
@@ -305,7 +305,7 @@ def test_a_calibrator_is_put_on_trial_made_live_and_rolled_back_by_clicks_and_re
         expect(dialog).to_be_hidden()
         expect(page.locator("#rollout-told")).to_have_text("Done: roll back at cheap.")
         expect(card).to_contain_text(f"live{good}")
-        until(lambda: calibrator() == good, 20)
+        until(lambda: calibrator() == good)
         card.get_by_text("History").click()
         expect(card.locator("tbody tr").first).to_contain_text("rollbackrootanswers are wrong")
         expect(card.locator("tbody tr").nth(1)).to_contain_text("promoteroot<b>in a hurry</b>")

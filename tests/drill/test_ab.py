@@ -17,7 +17,7 @@ from eval.grade import Grade, grade
 from gateway import confidence
 from tests.drill.drill import ADMIN, ENVIRONMENT, FEATURES, TIER, fitted, mixed, plan
 from tests.drill.recorded import Answered, Recorded, answers
-from tests.faults.gateway import ROOT, free_port, running, until
+from tests.faults.gateway import PATIENCE, ROOT, free_port, running, until
 
 Json = dict[str, Any]
 MOST = 500  # requests
@@ -63,14 +63,19 @@ def test_the_raw_confidence_on_trial_is_found_out_by_labels_and_never_decides(
     folder, url, port = served
 
     def told() -> Json:
-        whole = httpx2.get(f"http://127.0.0.1:{port}/admin/rollout", headers=ADMIN, timeout=10)
+        whole = httpx2.get(f"http://127.0.0.1:{port}/admin/rollout", headers=ADMIN, timeout=PATIENCE)
         return whole.raise_for_status().json()["tiers"][TIER]  # type: ignore[no-any-return]
 
-    until(lambda: httpx2.get(f"http://127.0.0.1:{port}/admin/rollout", headers=ADMIN).status_code == 200, 20)
+    until(
+        lambda: (
+            httpx2.get(f"http://127.0.0.1:{port}/admin/rollout", headers=ADMIN, timeout=PATIENCE).status_code == 200
+        ),
+        20,
+    )
     live = told()["live"]
     assert "uncalibrated@" in confgate(folder, "rollout", "ab", TIER, "--why", "what is calibrating worth?")
     worn = set()
-    with httpx2.Client(base_url=url, timeout=20) as client:
+    with httpx2.Client(base_url=url, timeout=PATIENCE) as client:
         for number, one in enumerate(mixed(known, ("test",))[:MOST]):
             answer = client.post(
                 "/v1/chat/completions", json={"model": "auto", "messages": [{"role": "user", "content": one.question}]}
@@ -83,7 +88,7 @@ def test_the_raw_confidence_on_trial_is_found_out_by_labels_and_never_decides(
                 time.sleep(0.6)
                 if told()["stage"] == "none":
                     break
-        until(lambda: told()["stage"] == "none", 10)
+        until(lambda: told()["stage"] == "none")
     assert worn <= {live, "none"}
     assert told()["live"] == live
     end = told()["history"][-1]

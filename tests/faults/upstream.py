@@ -15,12 +15,15 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 MODELS = ("small", "large")
 VERSION = "0.33.0"
+SILENCE = 60.0  # s, which a silent server holds out; who is let go of earlier was let go of
 END = "<|im_end|>"
 
 
@@ -47,6 +50,7 @@ class Seen:
 class Plan:
     """What one request gets. times: how often the same request meets the fault, before all is well; None: always.
     pause: before every event of a stream but the first, s.  repeat: how often the text is said.
+    gate: held back until the test opens a gate of this name; before: so many events of a stream.
     calls: instead of the text, functions to be called, [name, arguments] each, if the request brought tools.
     """
 
@@ -55,10 +59,13 @@ class Plan:
     nats: float = -0.1
     seconds: float = 0.0
     pause: float = 0.0
+    gate: str = ""
+    before: int = 0
     repeat: int = 1
     times: int | None = None
     calls: list[list[str]] = field(default_factory=list)
     template_tokens: int = 0
+    hold: Callable[[], Awaitable[None]] | None = field(default=None, init=False)
 
 
 @dataclass
@@ -74,7 +81,9 @@ class Upstream:
     max_logprobs: int = 20
     swapped_nats: float = 0.0  # other weights behind the same name: every log-prob is so much lower
     template_tokens: int = 0  # another chat template: every prompt is so much longer
+    opened: set[str] = field(default_factory=set)  # gates
     _connections: int = 0
+    _open: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -85,30 +94,40 @@ class Upstream:
         return [seen for seen in self.seen if seen.path.endswith("/completions") and seen.model == model]
 
     def __enter__(self) -> Upstream:
-        started = threading.Event()
-        self._loop = asyncio.new_event_loop()
-
-        def work() -> None:
-            asyncio.set_event_loop(self._loop)
-            server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", self.port))
-            self.port = server.sockets[0].getsockname()[1]
-            started.set()
-            self._loop.run_forever()
-            server.close()
-            waiting = asyncio.all_tasks(self._loop)
-            for task in waiting:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
-            self._loop.close()
-
-        self._thread = threading.Thread(target=work, daemon=True)
+        begun: Future[None] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(begun)), daemon=True)
         self._thread.start()
-        started.wait()
+        begun.result()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
+
+    async def _serve(self, begun: Future[None]) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            server = await asyncio.start_server(self._taken, "127.0.0.1", self.port)
+        except OSError as error:
+            begun.set_exception(error)
+            return
+        self.port = server.sockets[0].getsockname()[1]
+        begun.set_result(None)
+        await self._over.wait()
+        server.close()
+        await turns()  # of the loop, until who was just let in has arrived
+        open_ones = dict(self._open)
+        for task, writer in open_ones.items():  # as when a process ends: whoever is connected is told at once
+            writer.transport.abort()
+            task.cancel()
+        await asyncio.gather(*open_ones, return_exceptions=True)
+        await turns()  # until their sockets are closed
+
+    def _taken(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A connection. Its task is ours: the stream protocol's own complains of being cancelled."""
+        task = asyncio.ensure_future(self._connection(reader, writer))
+        self._open[task] = writer
+        task.add_done_callback(self._open.pop)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
@@ -163,6 +182,10 @@ class Upstream:
         if plan.seconds:
             await asyncio.sleep(plan.seconds)
         streams = bool(seen.body.get("stream"))
+        if plan.gate:
+            plan.hold = partial(self._passing, plan.gate)
+            if not (streams and plan.before):
+                await plan.hold()
         if plan.fault == "stale":  # as if an idle connection had been closed just when it was used again
             return not seen.reused and await (send_stream if streams else send_whole)(writer, seen.body, plan)
         if plan.fault in WIRE:
@@ -179,6 +202,15 @@ class Upstream:
         if plan.fault and plan.fault not in (EDIT.keys() | (STREAMED if streams else set())):
             raise KeyError(f"the fake upstream has no fault {plan.fault!r}")
         return await (send_stream if streams else send_whole)(writer, seen.body, plan)
+
+    async def _passing(self, gate: str) -> None:
+        while gate not in self.opened:  # noqa: ASYNC110  it is opened in another thread
+            await asyncio.sleep(0.005)
+
+
+async def turns(n: int = 5) -> None:
+    for _ in range(n):
+        await asyncio.sleep(0)
 
 
 async def send_whole(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
@@ -298,6 +330,8 @@ async def send_stream(writer: asyncio.StreamWriter, body: dict[str, Any], plan: 
     for place, event in enumerate(events(body, plan)):
         if plan.pause and place:
             await asyncio.sleep(plan.pause)
+        if plan.hold is not None and place == plan.before > 0:
+            await plan.hold()
         if place == 2 and fault in IN_STREAM:
             if not await IN_STREAM[fault](writer, body, plan):
                 return False
@@ -433,7 +467,7 @@ async def end_in_body(writer: asyncio.StreamWriter, body: dict[str, Any], plan: 
 
 
 async def silent(writer: asyncio.StreamWriter, *_: object) -> bool:
-    await asyncio.sleep(60)
+    await asyncio.sleep(SILENCE)
     return False
 
 

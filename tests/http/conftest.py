@@ -8,7 +8,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.faults.gateway import Gateway, cascade, running, write_artifact
+from tests.faults.gateway import PATIENCE, Gateway, cascade, running, write_artifact
 from tests.faults.upstream import Upstream
 
 
@@ -28,13 +28,13 @@ def gateway(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="whatever", max_retries=0, timeout=10) as sdk:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="whatever", max_retries=0, timeout=PATIENCE) as sdk:
         yield sdk
 
 
 @pytest.fixture(scope="session")
 def http(gateway: Gateway) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=gateway.url, timeout=10) as plain:
+    with httpx2.Client(base_url=gateway.url, timeout=PATIENCE) as plain:
         yield plain
 
 
@@ -42,3 +42,4 @@ def http(gateway: Gateway) -> Iterator[httpx2.Client]:
 def forget(upstream: Upstream) -> None:
     """Every test sees its own requests only."""
     upstream.seen.clear()
+    upstream.opened.clear()

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.ids import NUMBER
 from tests.faults.ask import ask, plan
-from tests.faults.gateway import P_SURE, P_UNSURE, SURE, UNSURE, Gateway
+from tests.faults.gateway import P_SURE, P_UNSURE, PATIENCE, SURE, UNSURE, Gateway, until
 from tests.faults.upstream import Upstream
 
 
@@ -192,7 +192,7 @@ def test_models_are_the_names_one_may_ask_for(client: openai.OpenAI) -> None:
 
 def test_health_and_readiness(http: httpx2.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
-    assert http.get("/ready").json() == {"status": "ready"}
+    until(lambda: http.get("/ready").json() == {"status": "ready"})
 
 
 def test_metrics_count_and_never_name_what_a_client_sent(http: httpx2.Client) -> None:
@@ -207,7 +207,7 @@ def test_metrics_count_and_never_name_what_a_client_sent(http: httpx2.Client) ->
 def test_the_log_has_one_line_per_hop_and_no_prompt(http: httpx2.Client, gateway: Gateway) -> None:
     answer = http.post("/v1/chat/completions", json=ask({"nats": UNSURE, "text": "a secret word"}))
     number = answer.headers["x-route-id"][:NUMBER]
-    mine = [line for line in gateway.lines() if line.get("route_id") == number]
+    mine = gateway.logged(lambda line: line.get("route_id") == number, 2)
     assert [(line["tier"], line["reason"]) for line in mine] == [("cheap", "unsure"), ("dear", "last")]
     assert "secret word" not in gateway.log.read_text()
 
@@ -224,7 +224,9 @@ def test_fifty_at_once_do_not_mix(client: openai.OpenAI, gateway: Gateway) -> No
     import asyncio
 
     async def all_of_them() -> list[str | None]:
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="x", max_retries=0) as sdk:
+        async with openai.AsyncOpenAI(
+            base_url=f"{gateway.url}/v1", api_key="x", max_retries=0, timeout=PATIENCE
+        ) as sdk:
             asked = [
                 sdk.chat.completions.create(model="auto", messages=plan({"text": f"nonce {n}"})) for n in range(50)
             ]

@@ -14,7 +14,7 @@ import pytest
 from gateway.errors import StoreDown
 from gateway.http import console
 from tests.faults.ask import ask
-from tests.faults.gateway import ROOT, SURE, UNSURE, running, write_artifact
+from tests.faults.gateway import PATIENCE, ROOT, SURE, UNSURE, running, write_artifact
 from tests.faults.upstream import Upstream
 from tests.http.test_admin import ADMIN, CLIENT, SECRETS, planned
 
@@ -27,22 +27,24 @@ def bare(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     plan = planned(upstream.url)
     with (
         running(folder, plan, **SECRETS) as gateway,
-        httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=ADMIN, timeout=10) as admin,
+        httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=ADMIN, timeout=PATIENCE) as admin,
     ):
         for nats in (SURE, UNSURE):
-            httpx2.post(f"{gateway.url}/v1/chat/completions", json=ask({"nats": nats}), headers=CLIENT, timeout=10)
+            httpx2.post(
+                f"{gateway.url}/v1/chat/completions", json=ask({"nats": nats}), headers=CLIENT, timeout=PATIENCE
+            )
         yield admin
 
 
 def test_the_page_opens_for_anybody_and_everything_it_loads_is_ours_and_packaged(bare: httpx2.Client) -> None:
-    page = httpx2.get(f"{bare.base_url}/admin/console", follow_redirects=True)
+    page = httpx2.get(f"{bare.base_url}/admin/console", follow_redirects=True, timeout=PATIENCE)
     assert page.status_code == 200
     seen, waiting = set(), re.findall(r'(?:src|href)="(/[^"]+)"', page.text)
     assert "style=" not in page.text
     assert "<script>" not in page.text
     while waiting:
         path = waiting.pop()
-        told = httpx2.get(f"{bare.base_url}{path}")
+        told = httpx2.get(f"{bare.base_url}{path}", timeout=PATIENCE)
         assert told.status_code == 200, path
         assert told.headers["content-security-policy"] == console.POLICY
         assert told.headers["x-content-type-options"] == "nosniff"

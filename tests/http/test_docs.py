@@ -11,7 +11,7 @@ import pytest
 
 from gateway.http import reply
 from tests.faults.ask import ask
-from tests.faults.gateway import Gateway, cascade, confgate_ends, running, write_artifact
+from tests.faults.gateway import PATIENCE, Gateway, cascade, confgate_ends, running, write_artifact
 from tests.faults.upstream import Upstream
 
 PAGE = "https://chat.example"
@@ -30,12 +30,15 @@ def locked(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def test_the_page_opens_with_the_key_as_a_password_and_with_nothing_else(locked: Gateway) -> None:
     for auth in (None, ("alice", "wrong"), ("sk-alice", "")):
-        told = httpx2.get(f"{locked.url}/docs", auth=auth)
+        told = httpx2.get(f"{locked.url}/docs", auth=auth, timeout=PATIENCE)
         assert told.status_code == 401
         assert told.headers["www-authenticate"].startswith("Basic ")
         assert told.json()["error"]["code"] == "invalid_api_key"
-    assert httpx2.get(f"{locked.url}/docs", auth=("anybody", "sk-alice")).status_code == 200
-    assert httpx2.get(f"{locked.url}/docs", headers={"authorization": "Bearer sk-alice"}).status_code == 200
+    assert httpx2.get(f"{locked.url}/docs", auth=("anybody", "sk-alice"), timeout=PATIENCE).status_code == 200
+    assert (
+        httpx2.get(f"{locked.url}/docs", headers={"authorization": "Bearer sk-alice"}, timeout=PATIENCE).status_code
+        == 200
+    )
 
 
 def test_everything_the_page_loads_comes_from_here(http: httpx2.Client) -> None:
@@ -71,7 +74,7 @@ def test_a_page_of_another_site_may_ask_and_read_our_headers_where_that_is_confi
     locked: Gateway, http: httpx2.Client
 ) -> None:
     asks = {"origin": PAGE, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-    with httpx2.Client(base_url=locked.url) as browser:
+    with httpx2.Client(base_url=locked.url, timeout=PATIENCE) as browser:
         before = browser.options("/v1/chat/completions", headers=asks)
         assert before.headers["access-control-allow-origin"] == PAGE
         assert "authorization" in before.headers["access-control-allow-headers"]

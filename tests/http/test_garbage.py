@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import ROOT, Gateway, cascade, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, ROOT, Gateway, cascade, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 REQUESTS = 60
@@ -65,7 +65,7 @@ def garbage(gateway: Gateway, told: Path) -> int:
 )
 def test_a_request_leaves_nothing_in_a_cycle(body: dict[str, Any], counted: tuple[Gateway, Path]) -> None:
     gateway, _ = counted
-    with httpx2.Client(base_url=gateway.url, trust_env=False) as client:
+    with httpx2.Client(base_url=gateway.url, trust_env=False, timeout=PATIENCE) as client:
         for _ in range(5):
             client.post("/v1/chat/completions", json=body)
         garbage(*counted)

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import Gateway, cascade, confgate_ends, running
+from tests.faults.gateway import PATIENCE, Gateway, cascade, confgate_ends, running
 from tests.faults.upstream import Upstream
 
 torch = pytest.importorskip("torch")
@@ -44,7 +44,7 @@ def local(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_it_answers_with_its_own_log_probs(local: Gateway) -> None:
     body = ask(max_tokens=8, logprobs=True, top_logprobs=3) | {"model": "tiny"}
-    told = httpx2.post(f"{local.url}/v1/chat/completions", json=body, timeout=30).json()
+    told = httpx2.post(f"{local.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
     choice = told["choices"][0]
     assert choice["finish_reason"] in ("stop", "length")
     entries = choice["logprobs"]["content"]
@@ -58,7 +58,7 @@ def test_it_answers_with_its_own_log_probs(local: Gateway) -> None:
 
 def test_a_prompt_longer_than_its_window_is_a_400(local: Gateway) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "apples " * 500}]}
-    told = httpx2.post(f"{local.url}/v1/chat/completions", json=body, timeout=30)
+    told = httpx2.post(f"{local.url}/v1/chat/completions", json=body, timeout=PATIENCE)
     assert told.status_code == 400
     assert told.json()["error"]["code"] == "context_length_exceeded"
     assert f"maximum context length is {WINDOW} tokens" in told.json()["error"]["message"]
@@ -80,4 +80,4 @@ def test_a_missing_model_folder_is_told_with_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
 def test_no_role_upsets_it(role: str, local: Gateway) -> None:
     body = {"model": "tiny", "messages": [{"role": role, "content": "a\x00b ☃"}], "max_tokens": 2}
-    assert httpx2.post(f"{local.url}/v1/chat/completions", json=body, timeout=30).status_code == 200
+    assert httpx2.post(f"{local.url}/v1/chat/completions", json=body, timeout=PATIENCE).status_code == 200

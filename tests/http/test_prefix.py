@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,18 @@ import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import P_SURE, SURE, UNSURE, Gateway, cascade, confgate_ends, running, until, write_artifact
+from tests.faults.gateway import (
+    P_SURE,
+    PATIENCE,
+    SURE,
+    UNSURE,
+    Gateway,
+    cascade,
+    confgate_ends,
+    running,
+    until,
+    write_artifact,
+)
 from tests.faults.upstream import Upstream
 from tests.http.test_streaming import chunks
 
@@ -26,7 +36,7 @@ def held(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     write_artifact(folder / "cheap.json")
     write_artifact(folder / "first.json", span=f"prefix-{TOKENS}")
     told = cascade(upstream.url)
-    told["tiers"][0] |= {"prefix_calibrator": "first.json", "patience_seconds": 3}
+    told["tiers"][0] |= {"prefix_calibrator": "first.json"}
     told["tiers"][0]["engine"]["continuous_usage"] = True
     told["policies"]["default"]["stream_mode"] = "prefix"
     with running(folder, told) as process:
@@ -34,7 +44,7 @@ def held(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def post(gateway: Gateway, body: dict[str, Any]) -> httpx2.Response:
-    return httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=20)
+    return httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=PATIENCE)
 
 
 def text(answer: httpx2.Response) -> str:
@@ -43,12 +53,11 @@ def text(answer: httpx2.Response) -> str:
 
 
 def test_a_sure_beginning_is_passed_on_before_the_end_is_known(held: Gateway, upstream: Upstream) -> None:
-    body = ask({"text": WORDS, "nats": SURE, "pause": 0.2}, stream=True)
-    with httpx2.stream("POST", f"{held.url}/v1/chat/completions", json=body, timeout=20) as answer:
-        began = time.monotonic()
+    body = ask({"text": WORDS, "nats": SURE, "gate": "rest", "before": 1 + TOKENS}, stream=True)
+    with httpx2.stream("POST", f"{held.url}/v1/chat/completions", json=body, timeout=PATIENCE) as answer:
         route = {name[8:]: value for name, value in answer.headers.items() if name.startswith("x-route-")}
+        upstream.opened.add("rest")  # three more words
         whole = answer.read().decode()
-    assert time.monotonic() - began > 0.3  # three more words were to come
     assert (route["stream-mode"], route["reason"], route["tier"]) == ("prefix", "confident", "cheap")
     assert float(route["confidence"]) == pytest.approx(P_SURE, abs=1e-5)
     assert route["threshold"] == "0.8"
@@ -58,7 +67,8 @@ def test_a_sure_beginning_is_passed_on_before_the_end_is_known(held: Gateway, up
 
 
 def test_an_unsure_beginning_is_given_up_at_once_and_nothing_of_it_shown(held: Gateway, upstream: Upstream) -> None:
-    body = ask({"text": "wrong " * 40, "nats": UNSURE, "pause": 0.05}, {"text": WORDS}, stream=True)
+    wrong = {"text": "wrong " * 40, "nats": UNSURE, "gate": "never", "before": 1 + TOKENS}
+    body = ask(wrong, {"text": WORDS}, stream=True)
     answer = post(held, body | {"route": {"debug": True}})
     assert (text(answer), answer.headers["x-route-tier"], answer.headers["x-route-reason"]) == (WORDS, "dear", "last")
     until(lambda: upstream.asked("small")[0].released_at is not None)

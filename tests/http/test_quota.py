@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +26,20 @@ from gateway.http.quota import Estimate, Visit, dearest, duration
 from gateway.nouns import Cost, Hop, Policy, Prices, Reason, Tier
 from gateway.resilience.ledger import REQUESTS, Bucket, Ledger, Windows
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, Gateway, cascade, free_port, running, until, write_artifact
+from tests.faults.gateway import (
+    HEAD,
+    PATIENCE,
+    SURE,
+    UNSURE,
+    Gateway,
+    cascade,
+    free_port,
+    running,
+    soonest,
+    timed,
+    until,
+    write_artifact,
+)
 from tests.faults.upstream import Upstream
 
 Json = dict[str, Any]
@@ -62,8 +76,8 @@ def planned(url: str) -> Json:
 class Run:
     def __init__(self, gateway: Gateway, plan: Json) -> None:
         self.gateway = gateway
-        self.http = httpx2.Client(base_url=gateway.url, timeout=10)
-        self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", timeout=10)
+        self.http = httpx2.Client(base_url=gateway.url, timeout=PATIENCE)
+        self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", timeout=PATIENCE)
 
     def ask(self, name: str, small: Json | None = None, large: Json | None = None, **fields: Any) -> httpx2.Response:
         body = ask(small or {"nats": SURE}, large) | fields
@@ -105,7 +119,7 @@ def test_a_key_is_told_what_it_has_left_and_refused_when_that_is_nothing(run: Ru
     assert error(refused)["code"] == "rate_limit_exceeded"
     assert 1 <= int(refused.headers["retry-after"]) <= 20
     assert refused.headers["x-ratelimit-limit-requests"] == "3"
-    assert refused.headers["x-ratelimit-reset-requests"] in ("1m0s", "59s", "58s", "57s", "56s", "55s")
+    assert re.fullmatch(r"1m0s|[1-5]?\ds", refused.headers["x-ratelimit-reset-requests"])
     assert refused.headers["x-route-id"]
     assert len(upstream.asked("small")) == 3
     assert not [name for name in run.ask("free").headers if name.startswith("x-ratelimit")]
@@ -125,9 +139,10 @@ def test_tokens_are_reserved_before_and_counted_after(run: Run, upstream: Upstre
     again = run.ask("terse", {"nats": SURE, "seconds": 0}, max_tokens=600)
     assert again.status_code == 200, "what was reserved and not used came back"
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        slow = pool.submit(run.ask, "terse", {"nats": SURE, "seconds": 0.5}, max_tokens=600)
+        slow = pool.submit(run.ask, "terse", {"nats": SURE, "gate": "slow"}, max_tokens=600)
         until(lambda: len(upstream.asked("small")) == 3)
         refused = run.ask("terse", max_tokens=600)
+        upstream.opened.add("slow")
         assert refused.status_code == 429
         assert "tokens per minute" in error(refused)["message"]
         assert slow.result().status_code == 200
@@ -135,9 +150,10 @@ def test_tokens_are_reserved_before_and_counted_after(run: Run, upstream: Upstre
 
 def test_a_key_may_have_so_many_requests_at_once_and_again_when_they_have_ended(run: Run, upstream: Upstream) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        slow = pool.submit(run.ask, "single", {"nats": SURE, "seconds": 0.4})
+        slow = pool.submit(run.ask, "single", {"nats": SURE, "gate": "slow"})
         until(lambda: upstream.asked("small"))
         refused = run.ask("single")
+        upstream.opened.add("slow")
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
         assert run.ask("free").status_code == 200
@@ -196,11 +212,13 @@ def test_a_flood_over_many_connections_gets_exactly_what_the_key_may_have(run: R
 
 def test_who_leaves_before_the_answer_has_paid_for_it(run: Run, upstream: Upstream) -> None:
     """Else a key with a budget could use a model as much as it likes, by hanging up just before the end."""
-    body = ask({"nats": SURE, "seconds": 2}) | {"max_tokens": 400}
-    key = {"authorization": "Bearer sk-aborts"}
-    for _ in range(2):
-        with pytest.raises(httpx2.TimeoutException):
-            httpx2.post(f"{run.gateway.url}/v1/chat/completions", json=body, headers=key, timeout=0.3)
+    body = json.dumps(ask({"nats": SURE, "gate": "never"}) | {"max_tokens": 400}).encode()
+    asked = HEAD + b"authorization: Bearer sk-aborts\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    for n in range(2):
+        with contextlib.ExitStack() as leaving:
+            raw = leaving.enter_context(run.gateway.connect())
+            raw.sendall(asked)
+            until(lambda n=n: len(upstream.asked("small")) > n)
     until(lambda: all(seen.released_at for seen in upstream.asked("small")))
     until(lambda: run.ask("aborts", max_tokens=8).status_code == 429)
 
@@ -212,7 +230,7 @@ def test_who_leaves_before_the_answer_has_paid_for_it(run: Run, upstream: Upstre
         ({"threshold": 0.995}, "route.threshold"),
         ({"threshold": 2}, "route.threshold"),
         ({"max_tier": "huge"}, "route.max_tier"),
-        ({"deadline_seconds": 6}, "route.deadline_seconds"),
+        ({"deadline_seconds": 91}, "route.deadline_seconds"),
         ({"deadline_seconds": 0}, "route.deadline_seconds"),
         ({"budget_usd": 1e-9}, "route.budget_usd"),
         ({"budget_usd": -1}, "route.budget_usd"),
@@ -234,10 +252,12 @@ def test_a_request_may_change_its_route_within_bounds(run: Run) -> None:
     assert (stopped["x-route-tier"], stopped["x-route-reason"]) == ("cheap", "last")
     frugal = run.ask("free", {"nats": UNSURE}, route={"budget_usd": 0.0001}, max_tokens=10).headers
     assert (frugal["x-route-tier"], frugal["x-route-reason"]) == ("cheap", "budget")
-    began = time.monotonic()
-    late = run.ask("free", {"seconds": 3}, {"seconds": 3}, route={"deadline_seconds": 0.3})
-    assert late.status_code == 504
-    assert time.monotonic() - began < 2.5
+
+    def late() -> None:
+        held = {"gate": "never"}
+        assert run.ask("free", held, held, route={"deadline_seconds": 0.3}).status_code == 504
+
+    assert soonest(lambda: timed(late), 2.5) < 2.5
     with_tier = run.ask("free", model="dear", route={"threshold": 0.9})
     assert error(with_tier)["param"] == "route.threshold"
 

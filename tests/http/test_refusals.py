@@ -24,7 +24,7 @@ from gateway.resilience.ledger import Ledger
 from gateway.snapshot import open_cascade
 from gateway.telemetry import Telemetry
 from tests.faults.ask import ask
-from tests.faults.gateway import HEAD, Gateway, cascade, running, write_artifact
+from tests.faults.gateway import HEAD, PATIENCE, Gateway, cascade, running, write_artifact
 from tests.faults.upstream import Upstream
 
 WRONG = [
@@ -158,17 +158,17 @@ def test_keys_open_the_public_routes_and_nothing_else_does(upstream: Upstream, t
     write_artifact(tmp_path / "cheap.json")
     keys = {"clients": [{"name": "alice", "key": "env:ALICE_KEY"}, {"name": "bob", "sha256": "0" * 64}]}
     with running(tmp_path, cascade(upstream.url, keys=keys), ALICE_KEY="sk-alice") as locked:
-        with openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sk-alice", max_retries=0) as good:
+        with openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sk-alice", max_retries=0, timeout=PATIENCE) as good:
             assert good.models.list().data
             assert good.chat.completions.create(model="auto", messages=[{"role": "user", "content": "x"}])
-        with openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sk-mallory", max_retries=0) as bad:
+        with openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sk-mallory", max_retries=0, timeout=PATIENCE) as bad:
             with pytest.raises(openai.AuthenticationError) as caught:
                 bad.chat.completions.create(model="auto", messages=[{"role": "user", "content": "x"}])
             assert caught.value.code == "invalid_api_key"
         for path in ("/v1/models", "/metrics", "/openapi.json"):
-            assert httpx2.get(locked.url + path).status_code == 401
+            assert httpx2.get(locked.url + path, timeout=PATIENCE).status_code == 401
         for path in ("/health", "/ready"):
-            assert httpx2.get(locked.url + path).status_code == 200
+            assert httpx2.get(locked.url + path, timeout=PATIENCE).status_code == 200
     assert "sk-" not in locked.log.read_text()
 
 
@@ -200,7 +200,7 @@ def test_a_mistake_of_ours_is_a_500_that_tells_nothing(upstream: Upstream, tmp_p
             first = Generation(replace(snapshot, tiers=broken, policies={}), Keyring((), True), Seal(b"s"), stack)
             app = create_app(Live(first, lambda: config, Lasting(b"s", Ledger())), Telemetry(), Journal())
             transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as inside:
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as inside:
                 told = await inside.post("/v1/chat/completions", json=ask() | {"model": "cheap"})
                 return told.status_code, told.content
 

@@ -19,7 +19,7 @@ import pytest
 from calibrators import artifact as artifacts
 from gateway.monitor.rollouts import Rollouts
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, Gateway, cascade, free_port, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, SURE, UNSURE, Gateway, cascade, free_port, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 ADMIN = {"authorization": "Bearer sk-root"}
@@ -36,8 +36,8 @@ class Run:
     def __init__(self, gateway: Gateway, folder: Path, port: int) -> None:
         self.gateway, self.folder = gateway, folder
         self.rollouts = Rollouts(folder / "rollout")
-        self.public = httpx2.Client(base_url=gateway.url, timeout=10)
-        self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ADMIN, timeout=10)
+        self.public = httpx2.Client(base_url=gateway.url, timeout=PATIENCE)
+        self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ADMIN, timeout=PATIENCE)
 
     def told(self) -> dict[str, Any]:
         return self.admin.get("/admin/rollout").raise_for_status().json()["tiers"]["cheap"]  # type: ignore[no-any-return]
@@ -79,7 +79,7 @@ def served(home: Path, upstream: Upstream, **rollout: Any) -> Iterator[Run]:
     with running(home, plan, **ENVIRONMENT) as gateway:
         run = Run(gateway, home, port)
         with run.public, run.admin:
-            until(lambda: listens(port), 20)  # a moment after the other listener
+            until(lambda: listens(port))  # a moment after the other listener
             yield run
 
 
@@ -108,13 +108,7 @@ def test_a_calibrator_that_only_the_file_names_serves_nobody_and_the_log_says_ho
     try:
         written = write_artifact(file, intercept=5.0)
         assert lasting.admin.post("/admin/reload").status_code == 200
-        said: list[dict[str, Any]] = []
-
-        def told() -> bool:
-            said[:] = [line for line in lasting.gateway.lines() if line["event"].startswith("the file's calibrator")]
-            return bool(said)
-
-        until(told, 20)
+        said = lasting.gateway.logged(lambda line: line["event"].startswith("the file's calibrator"))
     finally:
         file.write_bytes(before)
     assert [line["calibrator"] for line in said] == [written]
@@ -129,12 +123,12 @@ def test_a_calibrator_that_the_file_comes_to_name_goes_on_trial_where_the_file_s
         live = run.ask()["x-route-calibrator"]
         written = write_artifact(run.folder / "cheap.json", intercept=5.0)
         assert run.admin.post("/admin/reload").status_code == 200
-        until(lambda: run.told()["candidate"] == written, 20)
+        until(lambda: run.told()["candidate"] == written)
         assert run.told()["stage"] == "shadow"
         assert run.told()["live"] == live == run.ask()["x-route-calibrator"]
         write_artifact(run.folder / "cheap.json", intercept=6.0)
         assert run.admin.post("/admin/reload").status_code == 200
-        until(lambda: any("not put on trial" in line["event"] for line in run.gateway.lines()), 20)
+        run.gateway.logged(lambda line: "not put on trial" in line["event"])
         assert run.told()["candidate"] == written, "one trial at a time"
 
 
@@ -147,7 +141,7 @@ def test_a_bad_calibrator_promoted_by_hand_is_rolled_back_by_its_labels_and_no_r
     ending = threading.Event()
 
     def load() -> None:
-        with httpx2.Client(base_url=run.gateway.url, timeout=10) as client:
+        with httpx2.Client(base_url=run.gateway.url, timeout=PATIENCE) as client:
             while not ending.is_set():
                 told = client.post("/v1/chat/completions", json=ask({"nats": UNSURE}))
                 statuses.append(told.status_code)
@@ -161,7 +155,7 @@ def test_a_bad_calibrator_promoted_by_hand_is_rolled_back_by_its_labels_and_no_r
                 run.ask(UNSURE, right=False, say="wrong")
                 labels += 1
                 assert labels < 200
-            until(lambda: run.ask()["x-route-calibrator"] == good, 20)
+            until(lambda: run.ask()["x-route-calibrator"] == good)
         finally:
             ending.set()
     assert set(statuses) == {200}
@@ -169,10 +163,10 @@ def test_a_bad_calibrator_promoted_by_hand_is_rolled_back_by_its_labels_and_no_r
     assert (back["action"], back["who"].split("@")[0]) == ("rollback", "gateway")
     assert "over-confident" in back["why"][0]
     assert run.told()["live"] == good
-    decided = next(
-        line for line in run.gateway.lines() if line["event"] == "rollout step" and line["action"] == "rollback"
+    decided, *_ = run.gateway.logged(lambda line: line["event"] == "rollout step" and line["action"] == "rollback")
+    *_, worn = run.gateway.logged(
+        lambda line: line["event"] == "calibrator put in service" and line["calibrator"] == good
     )
-    worn = next(line for line in reversed(run.gateway.lines()) if line["event"] == "calibrator put in service")
     seconds = (dt.datetime.fromisoformat(worn["time"]) - dt.datetime.fromisoformat(back["at"])).total_seconds()
     assert worn["calibrator"] == good
     assert seconds < 10
@@ -257,7 +251,7 @@ def test_a_step_in_the_folder_reaches_a_running_gateway_and_outlives_it(tmp_path
     with served(tmp_path, upstream) as run:
         new = run.put("new", intercept=3.0)
         run.rollouts.act("cheap", "live", who="ops", at=time.time(), why="from a terminal", artefact=new)  # type: ignore[arg-type]
-        until(lambda: run.ask()["x-route-calibrator"] == new, 10)
+        until(lambda: run.ask()["x-route-calibrator"] == new)
         run.admin.post("/admin/reload").raise_for_status()
         assert run.ask()["x-route-calibrator"] == new  # though the file names the old one
     with served(tmp_path, upstream) as run:
@@ -300,11 +294,11 @@ def test_two_gateways_on_one_folder_follow_one_rollout(tmp_path: Path, upstream:
         one.rollouts = two.rollouts = Rollouts(tmp_path / "shared")
         new = one.put("new", intercept=3.0)
         assert two.act("live", artefact=new).status_code == 200
-        until(lambda: one.ask()["x-route-calibrator"] == two.ask()["x-route-calibrator"] == new, 20)
+        until(lambda: one.ask()["x-route-calibrator"] == two.ask()["x-route-calibrator"] == new)
         while two.told()["live"] == new:  # the one that decides sees its own labels; both of them follow
             for run in (one, two):
                 run.ask(SURE, right=False, say="wrong")
-        until(lambda: one.ask()["x-route-calibrator"] == two.ask()["x-route-calibrator"] != new, 20)
+        until(lambda: one.ask()["x-route-calibrator"] == two.ask()["x-route-calibrator"] != new)
         assert [event["action"] for event in one.told()["history"]] == ["begin", "shadow", "promote", "rollback"]
 
 
@@ -314,14 +308,14 @@ def test_a_registry_that_is_broken_leaves_what_runs_running_and_says_so(lasting:
     log = run.rollouts.course("cheap")
     whole = log.read_bytes()
     log.write_bytes(whole.replace(b'"begin"', b'"bogus"'))
-    until(lambda: "error" in run.told(), 10)
+    until(lambda: "error" in run.told())
     assert "changed" in run.told()["error"]
     assert run.ask()["x-route-calibrator"] == before
     assert run.act("rollback").status_code == 503
     metrics = run.admin.get("/metrics").text
     assert 'confidence_gateway_rollout_broken{tier="cheap"} 1.0' in metrics
     log.write_bytes(whole)
-    until(lambda: "error" not in run.told(), 10)
+    until(lambda: "error" not in run.told())
     new = run.put("new", intercept=3.0)
     path = run.rollouts.find(new).path
     path.chmod(0o644)
@@ -367,7 +361,7 @@ def changing() -> Iterator[Upstream]:
 def probed(tmp_path_factory: pytest.TempPathFactory, changing: Upstream) -> Iterator[Run]:
     probe = {"seconds": 0.5, "tokens": 8}
     with served(tmp_path_factory.mktemp("probed"), changing, probe=probe) as made:
-        until(lambda: list((made.folder / "rollout" / "fingerprints").glob("cheap.*.json")), 20)
+        until(lambda: list((made.folder / "rollout" / "fingerprints").glob("cheap.*.json")))
         yield made
 
 
@@ -378,17 +372,17 @@ def test_a_server_that_became_another_one_behind_the_same_name_costs_the_confide
     assert probed.ask()["x-route-tier"] == "cheap"
     try:
         setattr(changing, what, 1)
-        until(lambda: probed.told()["serving"] == "none", 20)
+        until(lambda: probed.told()["serving"] == "none")
         assert told in probed.told()["mismatch"]
         assert probed.ask()["x-route-tier"] == "dear"
         [cheap] = [tier for tier in probed.admin.get("/admin/tiers").json() if tier["tier"] == "cheap"]
         assert "another than its calibrator's" in cheap["withheld"]
         assert 'fingerprint_mismatch{tier="cheap"} 1.0' in probed.admin.get("/metrics").text
         assert probed.told()["history"][-1]["action"] == "mismatch"
-        assert any(line["event"] == "fingerprint mismatch" for line in probed.gateway.lines())
+        assert probed.gateway.logged(lambda line: line["event"] == "fingerprint mismatch")
     finally:
         setattr(changing, what, 0)
-    until(lambda: probed.told()["serving"] != "none", 20)
+    until(lambda: probed.told()["serving"] != "none")
     assert probed.ask()["x-route-tier"] == "cheap"
     assert [event["action"] for event in probed.told()["history"]][-2:] == ["mismatch", "match"]
 
@@ -405,7 +399,7 @@ def test_questions_about_a_server_itself_are_in_no_clients_figures(probed: Run, 
         return float(line.split()[-1])
 
     before, seen, asked = figures(), probes(), len(changing.asked("small"))
-    until(lambda: probes() >= seen + 2, 20)
+    until(lambda: probes() >= seen + 2)
     assert figures() == before
     assert len(changing.asked("small")) >= asked + 2
     decisions = probed.admin.get("/admin/decisions?limit=1000").json()["data"]
@@ -419,7 +413,7 @@ def test_a_tier_that_is_left_alone_is_asked_nothing_about_itself(tmp_path: Path)
         (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
         run.admin.post("/admin/reload").raise_for_status()
         run.public.post("/v1/chat/completions", json=ask({"fault": "500"})).raise_for_status()
-        until(lambda: 'fingerprint_probes_total{result="skipped",tier="cheap"}' in run.admin.get("/metrics").text, 20)
+        until(lambda: 'fingerprint_probes_total{result="skipped",tier="cheap"}' in run.admin.get("/metrics").text)
         before = len(broken.asked("small"))
         time.sleep(2)
         assert len(broken.asked("small")) == before

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.faults.ask import ask, plan
-from tests.faults.gateway import SURE, UNSURE, Gateway, cascade, confgate_ends, running, write_artifact
+from tests.faults.gateway import PATIENCE, SURE, UNSURE, Gateway, cascade, confgate_ends, running, write_artifact
 from tests.faults.upstream import Upstream
 
 WEATHER = {
@@ -47,13 +47,13 @@ def gateway(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="whatever", max_retries=0, timeout=10) as sdk:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="whatever", max_retries=0, timeout=PATIENCE) as sdk:
         yield sdk
 
 
 @pytest.fixture(scope="module")
 def http(gateway: Gateway) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=gateway.url, timeout=10) as plain:
+    with httpx2.Client(base_url=gateway.url, timeout=PATIENCE) as plain:
         yield plain
 
 

@@ -16,7 +16,7 @@ from gateway.config import Tracing
 from gateway.errors import ConfigError
 from tests.faults.ask import ask
 from tests.faults.collector import Collector, attributes
-from tests.faults.gateway import P_SURE, SURE, UNSURE, cascade, free_port, running, until, write_artifact
+from tests.faults.gateway import P_SURE, PATIENCE, SURE, UNSURE, cascade, free_port, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -31,11 +31,13 @@ class Run:
         self.url, self.upstream, self.collector = f"{url}/v1/chat/completions", upstream, collector
 
     def ask(self, body: dict[str, Any], traceparent: str = "") -> httpx2.Response:
-        return httpx2.post(self.url, json=body, headers={"traceparent": traceparent} if traceparent else {}, timeout=20)
+        return httpx2.post(
+            self.url, json=body, headers={"traceparent": traceparent} if traceparent else {}, timeout=PATIENCE
+        )
 
     def requests(self, since: int, n: int) -> list[Any]:
         """Spans of requests, once n have come."""
-        assert until(lambda: len(self._requests(since)) >= n, 15)
+        until(lambda: len(self._requests(since)) >= n)
         return self._requests(since)
 
     def _requests(self, since: int) -> list[Any]:
@@ -123,10 +125,10 @@ def test_a_collector_that_is_away_holds_up_nobody(upstream: Upstream, tmp_path: 
     nobody = f"http://127.0.0.1:{free_port()}"
     with running(tmp_path, planned(upstream, tmp_path, nobody)) as gateway:
         url = f"{gateway.url}/v1/chat/completions"
-        assert all(httpx2.post(url, json=ask(), timeout=20).status_code == 200 for _ in range(3))
+        assert all(httpx2.post(url, json=ask(), timeout=PATIENCE).status_code == 200 for _ in range(3))
         began = time.monotonic()
         gateway.process.terminate()
-        assert until(lambda: gateway.process.poll() is not None, 15)
+        until(lambda: gateway.process.poll() is not None)
         assert gateway.process.returncode == 0
         assert time.monotonic() - began < 12
 

@@ -20,7 +20,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.http import console
 from gateway.workers import summed
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, Gateway, cascade, confgate_ends, free_port, running, until, write_artifact
+from tests.faults.gateway import (
+    PATIENCE,
+    SURE,
+    Gateway,
+    cascade,
+    confgate_ends,
+    free_port,
+    running,
+    until,
+    write_artifact,
+)
 from tests.faults.upstream import Upstream
 
 Json = dict[str, Any]
@@ -34,13 +44,15 @@ def key(name: str, **more: Json) -> Json:
 class Fleet:
     def __init__(self, folder: Path, gateway: Gateway, plan: Json) -> None:
         self.path, self.gateway, self.plan = folder / "cascade.yaml", gateway, plan
-        self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=ADMIN, timeout=10)
+        self.admin = httpx2.Client(
+            base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=ADMIN, timeout=PATIENCE
+        )
 
     def ask(self, name: str = "free", **more: Any) -> httpx2.Response:
         """On a connection of its own, so that any worker may get it."""
         headers = {"authorization": f"Bearer sk-{name}"}
         body = ask({"nats": SURE, **more})
-        return httpx2.post(f"{self.gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=10)
+        return httpx2.post(f"{self.gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE)
 
     def many(self, n: int, name: str = "free", **more: Any) -> list[httpx2.Response]:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -103,8 +115,10 @@ def test_the_admin_listener_is_as_locked_as_that_of_one(path: str, fleet: Fleet)
 
 
 def test_a_limit_is_one_for_all_workers(fleet: Fleet) -> None:
+    began = time.monotonic()
     statuses = [answer.status_code for answer in fleet.many(30, "slow")]
-    assert 7 <= statuses.count(200) <= 9, "7, and what came in the meantime"
+    came = 7 * (time.monotonic() - began) / 60
+    assert 7 <= statuses.count(200) <= 7 + came + 1, "7, and what came in the meantime"
     assert set(statuses) == {200, 429}
 
 
@@ -112,11 +126,11 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_on(fleet: Flee
     before = fleet.workers()
     assert len(before) == 2
     os.kill(before[0], signal.SIGKILL)
-    until(lambda: len(set(fleet.workers()) - set(before)) == 1, 20)
-    until(lambda: len({row["worker"] for row in fleet.admin.get("/admin/tiers").json()}) == 2, 20)
+    until(lambda: len(set(fleet.workers()) - set(before)) == 1)
+    until(lambda: len({row["worker"] for row in fleet.admin.get("/admin/tiers").json()}) == 2)
     assert before[1] in fleet.workers()
     assert {answer.status_code for answer in fleet.many(16)} == {200}
-    assert any(line["event"] == "a worker died" for line in fleet.gateway.lines())
+    assert fleet.gateway.logged(lambda line: line["event"] == "a worker died")
 
 
 @pytest.mark.parametrize("how", ["signal", "endpoint"])
@@ -130,10 +144,12 @@ def test_a_reload_reaches_every_worker(how: str, fleet: Fleet) -> None:
         assert fleet.admin.post("/admin/reload").json()["status"] == "reloaded"
 
     def known() -> bool:
-        told = httpx2.get(f"{fleet.gateway.url}/v1/models", headers={"authorization": "Bearer sk-free"})
+        told = httpx2.get(
+            f"{fleet.gateway.url}/v1/models", headers={"authorization": "Bearer sk-free"}, timeout=PATIENCE
+        )
         return f"auto:new-{how}" in told.text
 
-    until(lambda: all(known() for _ in range(8)), 10)
+    until(lambda: all(known() for _ in range(8)))
     fleet.path.write_text("{")
     refused = fleet.admin.post("/admin/reload")
     assert refused.status_code == 400
@@ -151,12 +167,13 @@ def test_a_drain_lets_every_worker_end_what_it_has_begun(upstream: Upstream, tmp
         one = Fleet(tmp_path, gateway, plan)
         pids = one.workers()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(one.ask, seconds=0.6) for _ in range(8)]
-            until(lambda: len(upstream.asked("small")) == 8, 10)
+            asked = [pool.submit(one.ask, gate="end") for _ in range(8)]
+            until(lambda: len(upstream.asked("small")) == 8)
             assert one.admin.post("/admin/drain").status_code == 202
+            upstream.opened.add("end")
             statuses = {answer.result().status_code for answer in asked}
         assert statuses == {200}
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(PATIENCE) == 0
         assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
         one.admin.close()
 
@@ -170,7 +187,7 @@ def test_workers_end_when_their_supervisor_is_killed(upstream: Upstream, tmp_pat
         pids = Fleet(tmp_path, gateway, plan).workers()
         gateway.process.kill()
         gateway.process.wait()
-        until(lambda: not [pid for pid in pids if alive(pid)], 15)
+        until(lambda: not [pid for pid in pids if alive(pid)])
         with pytest.raises(AssertionError):  # it did not end well, and should not have
             stack.close()
 
@@ -185,7 +202,6 @@ def alive(pid: int) -> bool:
 def test_workers_need_an_admin_listener_and_a_good_start(upstream: Upstream, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
     (tmp_path / "cascade.yaml").write_text(json.dumps(cascade(upstream.url)))
-    began = time.monotonic()
     code, _, told = confgate_ends("serve", "--config", str(tmp_path / "cascade.yaml"), "--workers", "2")
     assert (code, "need an admin listener" in told) == (1, True)
     gone = cascade(upstream.url, admin={"port": free_port(), "allow_anonymous": True})
@@ -193,7 +209,6 @@ def test_workers_need_an_admin_listener_and_a_good_start(upstream: Upstream, tmp
     (tmp_path / "cascade.yaml").write_text(json.dumps(gone))
     code, _, told = confgate_ends("serve", "--config", str(tmp_path / "cascade.yaml"), "--workers", "2")
     assert (code, "gone.json" in told) == (1, True)
-    assert time.monotonic() - began < 50
 
 
 def test_sums_of_metrics_are_sums_where_that_means_something() -> None:

@@ -18,7 +18,7 @@ import httpx2
 
 from gateway import ids
 from gateway.store.sqlite import Sqlite
-from tests.faults.gateway import ROOT, until, write_artifact
+from tests.faults.gateway import PATIENCE, ROOT, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.test_feedback import SEAL, SECRETS, bearer, planned
 
@@ -49,7 +49,7 @@ class Sender(threading.Thread):
         self.acknowledged: list[dict[str, bool]] = []
 
     def run(self) -> None:
-        with httpx2.Client(base_url=self._url, headers=bearer("alice"), timeout=20) as client:
+        with httpx2.Client(base_url=self._url, headers=bearer("alice"), timeout=PATIENCE) as client:
             while True:
                 made = {ids.number(1_700_000_000.0): self._chance.random() < 0.5 for _ in range(self._batch)}
                 items: Any = [{"id": SEAL.seal(one, "alice"), "label": says} for one, says in made.items()]
@@ -77,7 +77,7 @@ def test_no_acknowledged_label_is_lost_when_killed_and_no_batch_is_torn(tmp_path
             senders = [Sender(url, batch, 10 * round_ + batch) for batch in (1, 1, 40)]
             for sender in senders:
                 sender.start()
-            until(lambda now=senders: any(one.acknowledged for one in now), 15)
+            until(lambda now=senders: any(one.acknowledged for one in now))
             threading.Event().wait(chance.uniform(0.05, 0.7))
             process.kill()
             process.wait()

@@ -15,7 +15,7 @@ from gateway import ids
 from gateway.store.base import Role, Whole
 from gateway.store.sqlite import Sqlite
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, SURE, UNSURE, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.test_feedback import SEAL, SECRETS, bearer, planned
 
@@ -42,7 +42,7 @@ class Run:
             store.close()
 
     def metrics(self) -> str:
-        return httpx2.get(self._admin, headers=bearer("root"), timeout=20).text
+        return httpx2.get(self._admin, headers=bearer("root"), timeout=PATIENCE).text
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def run(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     plan = planned(upstream.url, exploration={"share": 1.0, "in_flight": 2, "waiting": 2})
     with (
         running(folder, plan, **SECRETS) as gateway,
-        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
     ):
         yield Run(folder, client, f"http://127.0.0.1:{plan['admin']['port']}/metrics")
 
@@ -62,7 +62,7 @@ def test_the_tiers_that_did_not_answer_are_asked_afterwards_and_cost_nothing(run
     answer, number = run.ask({"nats": SURE}, {"seconds": 1.5, "text": "43"})
     assert (answer.status_code, answer.headers["x-route-tier"]) == (200, "cheap")
     assert time.monotonic() - before < 1.4, "the client waits for no shadow"
-    until(lambda: len(run.whole(number).hops) == 2, 20)
+    until(lambda: len(run.whole(number).hops) == 2)
     served, shadow = run.whole(number).hops
     assert [(hop.tier, hop.role) for hop in (served, shadow)] == [("cheap", Role.HOP), ("dear", Role.SHADOW)]
     assert (shadow.reason, shadow.usd > 0) == ("last", True)
@@ -78,14 +78,14 @@ def test_the_tiers_that_did_not_answer_are_asked_afterwards_and_cost_nothing(run
 @pytest.mark.parametrize(("text", "agrees"), [("The answer is 42", True), ("It is 41. The answer is 41", False)])
 def test_a_shadow_is_told_to_come_to_the_same_as_what_was_served_or_not(text: str, agrees: bool, run: Run) -> None:
     _, number = run.ask({"nats": SURE}, {"text": text})
-    until(lambda: len(run.whole(number).hops) == 2, 20)
+    until(lambda: len(run.whole(number).hops) == 2)
     assert [hop.agrees for hop in run.whole(number).hops] == [True, agrees]
 
 
 def test_a_tier_that_answered_already_is_not_asked_again(run: Run, upstream: Upstream) -> None:
     upstream.seen.clear()
     _, number = run.ask({"nats": UNSURE})
-    until(lambda: run.whole(number).decision, 20)
+    until(lambda: run.whole(number).decision)
     assert [hop.role for hop in run.whole(number).hops] == [Role.HOP, Role.HOP]
     assert (len(upstream.asked("small")), len(upstream.asked("large"))) == (1, 1)
 
@@ -93,7 +93,7 @@ def test_a_tier_that_answered_already_is_not_asked_again(run: Run, upstream: Ups
 def test_a_shadow_that_fails_is_logged_and_harms_nobody(run: Run) -> None:
     answer, number = run.ask({"nats": SURE}, {"fault": "reset"})
     assert answer.status_code == 200
-    until(lambda: len(run.whole(number).hops) == 2, 20)
+    until(lambda: len(run.whole(number).hops) == 2)
     shadow = run.whole(number).hops[1]
     assert (shadow.role, shadow.reason, shadow.p_correct) == (Role.SHADOW, "failed", None)
     assert shadow.error
@@ -107,7 +107,7 @@ def test_more_than_may_wait_is_left_out_and_counted(run: Run) -> None:
 
 def test_asking_one_tier_directly_explores_nothing(run: Run) -> None:
     _, number = run.ask(model="dear")
-    until(lambda: run.whole(number).decision, 20)
+    until(lambda: run.whole(number).decision)
     decision = run.whole(number).decision
     assert decision is not None
     assert (decision.inclusion, decision.explored) == (None, False)
@@ -127,7 +127,7 @@ def test_what_waits_to_be_explored_keeps_no_process_alive(upstream: Upstream, tm
     plan = planned(upstream.url, exploration={"share": 1.0, "in_flight": 1})
     with (
         running(tmp_path, plan, **SECRETS) as gateway,
-        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
     ):
         for _ in range(3):
             client.post("/v1/chat/completions", json=ask({"nats": SURE}, {"seconds": 30}))

@@ -16,7 +16,7 @@ from gateway import ids
 from gateway.ids import Seal
 from gateway.store.sqlite import Sqlite
 from tests.faults.ask import ask
-from tests.faults.gateway import P_SURE, SURE, UNSURE, cascade, free_port, running, until, write_artifact
+from tests.faults.gateway import P_SURE, PATIENCE, SURE, UNSURE, cascade, free_port, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 SECRETS = {"ROOT_KEY": "sk-root", "ALICE_KEY": "sk-alice", "BOB_KEY": "sk-bob", "ROUTE_SECRET": "of sixteen characters"}
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alice(upstream: Upstream, folder: Path) -> Iterator[httpx2.Client]:
     with (
         running(folder, planned(upstream.url), **SECRETS) as gateway,
-        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
     ):
         yield client
 
@@ -226,7 +226,7 @@ def test_a_key_labels_so_many_a_minute_and_others_go_on(upstream: Upstream, tmp_
     plan["keys"]["clients"][0]["limits"] = {"labels_per_minute": 5}
     with (
         running(tmp_path, plan, **SECRETS) as gateway,
-        httpx2.Client(base_url=gateway.url, timeout=20) as client,
+        httpx2.Client(base_url=gateway.url, timeout=PATIENCE) as client,
     ):
         statuses = [said(client, {"id": minted(), "label": True}).status_code for _ in range(7)]
         assert statuses[:5] == [201] * 5
@@ -242,7 +242,7 @@ def test_without_a_store_labels_are_refused_and_chat_goes_on(upstream: Upstream,
     write_artifact(tmp_path / "cheap.json")
     with (
         running(tmp_path, planned(upstream.url, store=None), **SECRETS) as gateway,
-        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
     ):
         told = said(client, {"id": minted(), "label": True})
         assert (told.status_code, told.json()["error"]["type"]) == (503, "server_error")
@@ -254,23 +254,23 @@ def test_chat_goes_on_while_the_store_is_locked_and_it_heals_by_itself(upstream:
     plan = planned(upstream.url, store={"sqlite": "store.db", "seconds": 0.4, "queue": 3})
     with (
         running(tmp_path, plan, **SECRETS) as gateway,
-        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
     ):
         admin = f"http://127.0.0.1:{plan['admin']['port']}/metrics"
 
         def metric(line: str) -> bool:
-            return f"\nconfidence_gateway_{line}" in httpx2.get(admin, headers=bearer("root"), timeout=20).text
+            return f"\nconfidence_gateway_{line}" in httpx2.get(admin, headers=bearer("root"), timeout=PATIENCE).text
 
         foreign = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
         foreign.execute("BEGIN IMMEDIATE")
         answers = [client.post("/v1/chat/completions", json=ask(small={"nats": SURE})) for _ in range(6)]
         assert [answer.status_code for answer in answers] == [200] * 6
         assert said(client, {"id": minted(), "label": True}).status_code == 503
-        until(lambda: metric("dropped_decisions_total 3.0"), 20)
-        until(lambda: metric("store_up 0.0"), 20)
+        until(lambda: metric("dropped_decisions_total 3.0"))
+        until(lambda: metric("store_up 0.0"))
         foreign.execute("ROLLBACK")
-        until(lambda: said(client, {"id": minted(), "label": True}).status_code == 201, 20)
-        until(lambda: metric("store_up 1.0"), 20)
+        until(lambda: said(client, {"id": minted(), "label": True}).status_code == 201)
+        until(lambda: metric("store_up 1.0"))
         count = "SELECT count(*) FROM decisions"
-        until(lambda: foreign.execute(count).fetchone()[0] == 3, 20)
+        until(lambda: foreign.execute(count).fetchone()[0] == 3)
         foreign.close()

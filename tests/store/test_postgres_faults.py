@@ -17,7 +17,7 @@ from gateway.errors import ConfigError, StoreDown
 from gateway.store.base import Outcome
 from gateway.store.postgres import Postgres
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, cascade, free_port, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, SURE, cascade, free_port, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.conftest import Server, emptied
 from tests.store.rows import entry, numbers, wish
@@ -96,19 +96,19 @@ def test_chat_goes_on_labels_are_refused_and_all_heals(how: str, server: Server,
         plan["monitors"] = {"every_seconds": 1}
         with (
             running(tmp_path, plan, **secrets) as gateway,
-            httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+            httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
         ):
 
             def unread() -> bool:
                 told = httpx2.get(
-                    f"http://127.0.0.1:{plan['admin']['port']}/admin/monitors", headers=bearer("root")
+                    f"http://127.0.0.1:{plan['admin']['port']}/admin/monitors", headers=bearer("root"), timeout=PATIENCE
                 ).json()
                 unknown = told["monitors"]["labels"]["unknown"] or ""
                 assert unknown.startswith("labels cannot be read") == bool(told["alarms"])
                 assert told["policies"][0]["calibration"] == "unknown"
                 return [alarm["kind"] for alarm in told["alarms"]] == ["unread"]
 
-            until(lambda: not unread(), 20)  # the first look may be slower than a store may be
+            until(lambda: not unread())  # the first look may be slower than a store may be
             kept = minted()
             assert said(client, {"id": kept, "label": True}).status_code == 201
             paused = server.processes()
@@ -124,17 +124,17 @@ def test_chat_goes_on_labels_are_refused_and_all_heals(how: str, server: Server,
                 refused = said(client, {"id": minted(), "label": True})
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
                 assert refused.elapsed.total_seconds() < 6
-                until(unread, 40)
+                until(unread)
             finally:
                 if how == "stopped":
                     server.start()
                 else:
                     for pid in paused:
                         os.kill(pid, signal.SIGCONT)
-            until(lambda: said(client, {"id": minted(), "label": True}).status_code == 201, 40)
+            until(lambda: said(client, {"id": minted(), "label": True}).status_code == 201)
             assert client.get(f"/v1/feedback/{kept}").json()["data"][0]["label"] is True
-            until(lambda: count(server) == 5, 40)
-            until(lambda: not unread(), 40)
+            until(lambda: count(server) == 5)
+            until(lambda: not unread())
 
 
 def count(server: Server) -> Any:
@@ -152,22 +152,22 @@ def test_two_workers_share_one_store(server: Server, tmp_path: Path) -> None:
         with running(tmp_path, plan, **secrets) as gateway:
             ids = []
             for _ in range(8):  # each over a connection of its own, so that both workers get some
-                with httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=30) as client:
+                with httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client:
                     answer = client.post("/v1/chat/completions", json=ask(small={"nats": SURE}))
                     ids.append(answer.headers["x-route-id"])
-                with httpx2.Client(base_url=gateway.url, timeout=30) as client:
+                with httpx2.Client(base_url=gateway.url, timeout=PATIENCE) as client:
                     assert said(client, {"id": ids[-1], "label": True}).status_code == 201
-            until(lambda: count(server) == 8, 20)
+            until(lambda: count(server) == 8)
             admin = f"http://127.0.0.1:{plan['admin']['port']}/admin/decisions"
-            told = httpx2.get(f"{admin}/{ids[0]}", headers=bearer("root"), timeout=30).json()
+            told = httpx2.get(f"{admin}/{ids[0]}", headers=bearer("root"), timeout=PATIENCE).json()
             assert (told["truth"], told["decision"]["tier"]) == (True, "cheap")
-            assert len(httpx2.get(admin, headers=bearer("root"), timeout=30).json()["data"]) == 8
+            assert len(httpx2.get(admin, headers=bearer("root"), timeout=PATIENCE).json()["data"]) == 8
             beside = admin.replace("decisions", "")
-            told = httpx2.get(f"{beside}monitors", headers=bearer("root"), timeout=30).json()
+            told = httpx2.get(f"{beside}monitors", headers=bearer("root"), timeout=PATIENCE).json()
             assert {place["worker"] for place in told["monitors"]["drift"]} == {0, 1}
             assert told["monitors"]["labels"]["read_at"]
-            card = httpx2.get(f"{beside}card", params={"format": "json"}, headers=bearer("root"), timeout=30)
+            card = httpx2.get(f"{beside}card", params={"format": "json"}, headers=bearer("root"), timeout=PATIENCE)
             assert card.json()["standing"] == "NOT KNOWN NOW"
             assert card.json()["covers"]["workers"] == [0, 1]
             assert {place["worker"] for place in card.json()["drift"]} == {0, 1}
-            assert httpx2.post(f"{beside}card", json=told, headers=bearer("root"), timeout=30).status_code == 405
+            assert httpx2.post(f"{beside}card", json=told, headers=bearer("root"), timeout=PATIENCE).status_code == 405

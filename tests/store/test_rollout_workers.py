@@ -10,7 +10,7 @@ import httpx2
 from calibrators import artifact as artifacts
 from gateway.monitor.rollouts import Rollouts
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, cascade, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, SURE, cascade, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.conftest import Server, emptied
 from tests.store.test_feedback import SECRETS, bearer, planned
@@ -33,7 +33,7 @@ def test_a_step_by_hand_is_taken_once_and_reaches_every_worker(server: Server, t
 
             def act(action: str, **more: Any) -> dict[str, Any]:
                 body = {"tier": "cheap", "action": action, "why": "a test", **more}
-                told = httpx2.post(where, json=body, headers=bearer("root"), timeout=30)
+                told = httpx2.post(where, json=body, headers=bearer("root"), timeout=PATIENCE)
                 assert told.status_code == 200, told.text
                 return told.json()  # type: ignore[no-any-return]
 
@@ -41,16 +41,16 @@ def test_a_step_by_hand_is_taken_once_and_reaches_every_worker(server: Server, t
                 """By eight connections of their own, so that both workers get some."""
                 seen = set()
                 for _ in range(8):
-                    with httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=30) as client:
+                    with httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client:
                         answer = client.post("/v1/chat/completions", json=ask(small={"nats": SURE}))
                         seen.add(answer.headers["x-route-calibrator"])
                 return seen
 
-            until(lambda: httpx2.get(where, headers=bearer("root"), timeout=30).status_code == 200, 20)
+            until(lambda: httpx2.get(where, headers=bearer("root"), timeout=PATIENCE).status_code == 200)
             for label in labels:
                 act("live", artefact=label)
-                until(lambda label=label: worn() == {label}, 20)
+                until(lambda label=label: worn() == {label})
             assert act("rollback")["live"] == labels[0]  # one step back, not one for each worker
-            until(lambda: worn() == {labels[0]}, 20)
-            told = httpx2.get(where, headers=bearer("root"), timeout=30).json()["tiers"]["cheap"]
+            until(lambda: worn() == {labels[0]})
+            told = httpx2.get(where, headers=bearer("root"), timeout=PATIENCE).json()["tiers"]["cheap"]
             assert [event["action"] for event in told["history"]].count("rollback") == 1

@@ -19,7 +19,7 @@ from gateway.errors import ConfigError, StoreDown
 from gateway.store import sqlite
 from gateway.store.sqlite import Sqlite, wal_is_safe
 from tests.faults.ask import ask
-from tests.faults.gateway import ROOT, SURE, confgate_ends, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, ROOT, SURE, confgate_ends, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.rows import entry, numbers, wish
 from tests.store.test_feedback import SECRETS, bearer, minted, planned, said
@@ -151,7 +151,7 @@ def test_on_a_full_disk_chat_goes_on_labels_are_refused_and_it_heals(tmp_path: P
         plan = planned(upstream.url, monitors={"every_seconds": 1})
         with (
             running(tmp_path, plan, **SECRETS) as gateway,
-            httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+            httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
         ):
             stored = minted()
             assert said(client, {"id": stored, "label": True}).status_code == 201
@@ -164,10 +164,10 @@ def test_on_a_full_disk_chat_goes_on_labels_are_refused_and_it_heals(tmp_path: P
                 assert client.get(f"/v1/feedback/{one}").status_code in (404, 503), "nothing was acknowledged"
             until(lambda: alarms(plan) == [("store", "unwritable")], 40)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
-            until(lambda: said(client, {"id": refused[0], "label": True}).status_code == 201, 20)
+            until(lambda: said(client, {"id": refused[0], "label": True}).status_code == 201)
             assert client.get(f"/v1/feedback/{stored}").json()["data"][0]["label"] is True
             rows = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
-            until(lambda: rows.execute("SELECT count(*) FROM decisions").fetchone()[0] == 1, 20)
+            until(lambda: rows.execute("SELECT count(*) FROM decisions").fetchone()[0] == 1)
             rows.close()
             until(lambda: alarms(plan) == [], 40)
     assert not list(tmp_path.glob("*.broken-*"))

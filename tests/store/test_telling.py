@@ -19,7 +19,7 @@ from gateway.store import telling
 from gateway.store.base import Entry, Role, Source, Whole
 from gateway.store.sqlite import Sqlite
 from tests.faults.ask import ask
-from tests.faults.gateway import UNSURE, confgate_ends, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, UNSURE, confgate_ends, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.store.rows import HOSTILE, decision, hop, numbers, wish
 from tests.store.test_feedback import SECRETS, bearer, planned, said
@@ -38,12 +38,14 @@ def test_operators_see_a_decision_with_its_hops_features_labels_and_redacted_tex
     write_artifact(tmp_path / "cheap.json")
     with (
         running(tmp_path, plan, **SECRETS) as gateway,
-        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=20) as client,
+        httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
     ):
-        admin = httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=bearer("root"), timeout=20)
+        admin = httpx2.Client(
+            base_url=f"http://127.0.0.1:{plan['admin']['port']}", headers=bearer("root"), timeout=PATIENCE
+        )
         body = ask({"nats": UNSURE}, {"text": "43, write to mia@example.org"})
         id_ = client.post("/v1/chat/completions", json=body).json()["id"]
-        until(lambda: admin.get(f"/admin/decisions/{id_}").status_code == 200, 20)
+        until(lambda: admin.get(f"/admin/decisions/{id_}").status_code == 200)
         assert said(client, {"id": id_, "label": False, "comment": "it was 42"}).status_code == 201
         told = admin.get(f"/admin/decisions/{id_}").json()
         assert [(row["tier"], row["reason"], row["position"]) for row in told["hops"]] == [
@@ -61,7 +63,12 @@ def test_operators_see_a_decision_with_its_hops_features_labels_and_redacted_tex
         assert admin.get("/admin/decisions", params={"wanting": True}).json()["data"] == []
         assert admin.get(f"/admin/decisions/{numbers(1)[0]}").status_code == 404
         assert admin.get("/admin/decisions/never-was").status_code == 404
-        assert httpx2.get(admin.base_url.join(f"/admin/decisions/{id_}"), headers=bearer("alice")).status_code == 401
+        assert (
+            httpx2.get(
+                admin.base_url.join(f"/admin/decisions/{id_}"), headers=bearer("alice"), timeout=PATIENCE
+            ).status_code
+            == 401
+        )
         assert client.get(f"/admin/decisions/{id_}").status_code == 404, "not on the public listener"
         config = str(tmp_path / "cascade.yaml")
         code, out, _ = confgate_ends("route-log", id_, "-c", config, "--json", **SECRETS)
