@@ -12,7 +12,7 @@ import pytest
 from gateway.http import completions, wire
 from gateway.http.doors import REQUEST_ID
 from tests.faults.ask import ask
-from tests.faults.gateway import Gateway, cascade, running, write_artifact
+from tests.faults.gateway import PATIENCE, Gateway, cascade, running, write_artifact
 from tests.faults.upstream import Upstream
 
 TEXT = {"role": "user", "content": "x"}
@@ -95,12 +95,12 @@ def test_fields_that_mean_nothing_are_told_however_deep_they_are(http: httpx2.Cl
     *_, last, _, _ = told.text.split("\n\n")
     assert json.loads(last.removeprefix("data: "))["route"]["ignored"] == WAYS[:-1]
     for name, field in STRANGE.items():
-        strict = httpx2.post(f"{choosy.url}/v1/chat/completions", json={**asked, name: field})
+        strict = httpx2.post(f"{choosy.url}/v1/chat/completions", json={**asked, name: field}, timeout=PATIENCE)
         assert strict.status_code == 400, name
         assert strict.json()["error"]["code"] == "unknown_parameter"
         assert strict.json()["error"]["param"] in WAYS
     good = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": 1}, "strict": None}}]}
-    assert httpx2.post(f"{choosy.url}/v1/chat/completions", json={**asked, **good}).status_code == 200
+    assert httpx2.post(f"{choosy.url}/v1/chat/completions", json={**asked, **good}, timeout=PATIENCE).status_code == 200
 
 
 @pytest.mark.parametrize(
