@@ -31,6 +31,14 @@ def test_a_sure_answer_of_the_cheap_tier_is_served(client: openai.OpenAI, upstre
     assert not upstream.asked("large")
 
 
+def test_a_fingerprint_changes_with_the_tier_and_only_then(http: httpx2.Client) -> None:
+    told = [
+        http.post("/v1/chat/completions", json=ask() | {"model": model}).json() for model in ("cheap", "cheap", "dear")
+    ]
+    one, again, other = (answer["system_fingerprint"] for answer in told)
+    assert one == again != other
+
+
 def test_an_unsure_answer_escalates(client: openai.OpenAI) -> None:
     messages = plan({"nats": UNSURE}, {"text": "43"})
     raw = client.chat.completions.with_raw_response.create(

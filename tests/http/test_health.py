@@ -1,0 +1,55 @@
+"""What a load balancer is told: by questions that clients have asked, and by whether model servers are there at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.faults.ask import ask
+from tests.faults.gateway import Gateway, cascade, running, until, write_artifact
+from tests.faults.upstream import Upstream
+
+OPEN_SECONDS = 600  # longer than any machine takes for these tests
+
+
+@pytest.fixture
+def server() -> Iterator[Upstream]:
+    with Upstream() as own:
+        yield own
+
+
+@pytest.fixture
+def brittle(server: Upstream, tmp_path: Path) -> Iterator[Gateway]:
+    """Each tier is left alone after its first failure."""
+    write_artifact(tmp_path / "cheap.json")
+    config = cascade(server.url)
+    for tier in config["tiers"]:
+        tier["limits"] = {"breaker": {"in_a_row": 1, "open_seconds": OPEN_SECONDS, "open_max_seconds": OPEN_SECONDS}}
+    with running(tmp_path, config) as process:
+        yield process
+
+
+def ready(gateway: Gateway) -> tuple[int, str]:
+    told = httpx2.get(f"{gateway.url}/ready")
+    assert set(told.json()) == {"status"}  # and nothing about hosts or models
+    return told.status_code, told.json()["status"]
+
+
+def test_a_tier_that_fails_its_questions_is_not_ready_though_its_server_lists_the_model(brittle: Gateway) -> None:
+    assert ready(brittle) == (200, "ready")
+    assert httpx2.post(f"{brittle.url}/v1/chat/completions", json=ask({"fault": "500"})).status_code == 200
+    until(lambda: ready(brittle) == (200, "degraded"), 20)
+    assert httpx2.post(f"{brittle.url}/v1/chat/completions", json=ask({}, {"fault": "500"})).status_code == 502
+    until(lambda: ready(brittle) == (503, "unavailable"), 20)
+    assert httpx2.get(f"{brittle.url}/health").json() == {"status": "ok"}
+
+
+def test_without_model_servers_nobody_is_sent_here_and_the_process_lives(brittle: Gateway, server: Upstream) -> None:
+    server.__exit__()
+    until(lambda: ready(brittle) == (503, "unavailable"), 20)
+    assert httpx2.get(f"{brittle.url}/health").status_code == 200
+    server.__enter__()
+    until(lambda: ready(brittle) == (200, "ready"), 20)
