@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibrators.artifact import Artifact
 from calibrators.scores import proportion
 from eval import records
 from eval.card import opened
@@ -29,13 +30,14 @@ from gateway.monitor import drift, labels
 from gateway.monitor.betting import Honesty
 from gateway.monitor.drift import Shift
 from gateway.monitor.feed import PAGE, Readable
-from gateway.monitor.reference import Marks, Reference, TierReference, row, telling, tier_reference
+from gateway.monitor.reference import NOTHING, Marks, Reference, TierReference, row, telling, tier_reference
 from gateway.monitor.slices import Slices, Slicing
 from gateway.monitor.windows import Block
 from gateway.nouns import Floats, Hop, Policy
-from gateway.store.base import Cursor, HopRow, Role
+from gateway.store.base import Cursor, DecisionRow, HopRow, Role
 
 ROWS = 200  # of one look here: the shifted splits have 300 questions each; the gateway's default is larger
+PAGES = 50  # of the log at most, for a calibrator's own reference: 10,000 decisions, from all over its time
 Place = tuple[str, str]
 UNSLICED = Slicing()
 Row = tuple[Floats, float, str]  # features and p, prompt tokens, client
@@ -233,6 +235,45 @@ def blocked(rows: Sequence[Row]) -> Block:
 def logged(config: Config, store: Readable, since: float, until: float) -> Reference:
     """What every tier of every policy saw between two times that are known to be good, seconds since 1970.
 
+    Raises ConfigError where none saw enough, StoreDown.
+    """
+    return observed(config, spread(store, since, until))
+
+
+def brought(
+    config: Config, store: Readable, tier: str, parent: Artifact, child: Artifact, since: float, until: float
+) -> Reference:
+    """What a tier saw while the labels came that a child was fitted on, as the child judges it: its own reference.
+
+    NOTHING where the tier saw too little, or by another calibrator than the parent. Raises StoreDown.
+    """
+    try:
+        found = observed(config, spread(store, since, until, (until - since) / PAGES)).tiers
+    except ConfigError:
+        return NOTHING
+    predict = child.calibrator().predict
+    mine = {
+        place: known.under(child.label, child.features, predict)
+        for place, known in found.items()
+        if place[1] == tier and known.calibrator == parent.label
+    }
+    return Reference({place: replace(known, had_of="") for place, known in mine.items() if known is not None})
+
+
+def spread(
+    store: Readable, since: float, until: float, apart: float = 0.0
+) -> Iterator[tuple[DecisionRow, tuple[HopRow, ...]]]:
+    """The log between two times, page by page. apart: seconds between the beginnings of two pages, at least; what is
+    between a page's end and the next one's beginning is left out."""
+    after: Cursor = (since, "", "")
+    while (page := store.decisions(after, PAGE)) and page[0][0].at < until:
+        yield from (one for one in page if one[0].at < until)
+        after = max((page[-1][0].at, page[-1][0].number, ""), (after[0] + apart, "", ""))
+
+
+def observed(config: Config, decisions: Iterable[tuple[DecisionRow, tuple[HopRow, ...]]]) -> Reference:
+    """What every tier of every policy saw in these decisions.
+
     As the windows take it: decisions by the policy as it is written, hops with evidence that no fault led to. Of a tier
     the calibrator of the latest row counts. Tiers that saw too little are left out.
 
@@ -240,18 +281,15 @@ def logged(config: Config, store: Readable, since: float, until: float) -> Refer
     """
     steps = {name: {step.tier: step.accept_at for step in entry.steps} for name, entry in config.policies.items()}
     seen: dict[Place, dict[tuple[str, tuple[str, ...]], list[Row]]] = defaultdict(dict)
-    after: Cursor = (since, "", "")
-    while (page := store.decisions(after, PAGE)) and page[0][0].at < until:
-        for decision, hops in page:
-            if decision.at < until and decision.status == 200:
-                for hop, tokens in _evident(hops, steps.get(decision.policy, {})):
-                    of_tier = seen[decision.policy, hop.tier]
-                    kind = hop.calibrator, tuple(hop.features)
-                    rows = of_tier.pop(kind, [])
-                    of_tier[kind] = rows  # the latest is the last
-                    values = [np.nan if one is None else one for one in hop.features.values()]
-                    rows.append((np.array([*values, hop.p_correct]), tokens, decision.client))
-        after = (page[-1][0].at, page[-1][0].number, "")
+    for decision, hops in decisions:
+        if decision.status == 200:
+            for hop, tokens in _evident(hops, steps.get(decision.policy, {})):
+                of_tier = seen[decision.policy, hop.tier]
+                kind = hop.calibrator, tuple(hop.features)
+                rows = of_tier.pop(kind, [])
+                of_tier[kind] = rows  # the latest is the last
+                values = [np.nan if one is None else one for one in hop.features.values()]
+                rows.append((np.array([*values, hop.p_correct]), tokens, decision.client))
     latest = {place: next(reversed(kinds.items())) for place, kinds in seen.items()}
     found = {
         place: fitted_reference(*kind, rows)

@@ -50,7 +50,8 @@ class Row:
 class Refitted:
     """gain, se: of the child over its parent, nats per label out of fold, weighted.  numbers: of the decisions.
 
-    notes: what became of what the parent had learned about giving answers up, where it had.
+    notes: what became of what the parent had learned about giving answers up, where it had.  since: when the oldest of
+    the answers was given, seconds since 1970.
     """
 
     artifact: Artifact
@@ -61,6 +62,7 @@ class Refitted:
     se: float
     numbers: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    since: float = 0.0
 
     def __str__(self) -> str:
         return (
@@ -156,7 +158,8 @@ def refit(
     abort, note = given_up(parent, inner, child, data)
     artifact = sealed(parent, child, data, heard, how, why, created, sigmoid(margins), abort, note)
     numbers = tuple(row.labelled.label.number for row in heard)
-    return Refitted(artifact, how, data.n, data.n_rare, gain, se, numbers, (note,) if note else ())
+    since = min(row.labelled.label.decided_at for row in heard)
+    return Refitted(artifact, how, data.n, data.n_rare, gain, se, numbers, (note,) if note else (), since)
 
 
 def given_up(

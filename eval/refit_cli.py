@@ -79,6 +79,8 @@ def refit(
             return
         parent = worn(wanted, tier)
         from eval import refit as refitting  # here, so that a wrong name is told at once
+        from eval.monitors import brought
+        from gateway.monitor.reference import NOTHING
         from gateway.monitor.rollouts import Rollouts
 
         store = cli.kept(config)
@@ -90,13 +92,14 @@ def refit(
                 trusted=wanted.monitors.labels_by == "operators",
                 drawn=wanted.monitors.labels_of == "explored",
             )
+            now = time.time()
+            made = refitting.refit(
+                parent, found, why=why, created=dt.datetime.fromtimestamp(now, dt.UTC), how=how, latest=latest
+            )
+            artifact = signed(made.artifact, secret)
+            reference = brought(wanted, store, tier, parent, artifact, made.since, now) if offer else NOTHING
         finally:
             store.close()
-        now = time.time()
-        made = refitting.refit(
-            parent, found, why=why, created=dt.datetime.fromtimestamp(now, dt.UTC), how=how, latest=latest
-        )
-        artifact = signed(made.artifact, secret)
         if out is not None:
             from calibrators import artifact as artifacts
 
@@ -104,8 +107,9 @@ def refit(
         if offer and wanted.rollout is not None:
             fits_policies(wanted, tier, artifact)
             Rollouts(wanted.rollout.folder).offer(
-                tier, artifact, who=WHO, at=now, why=f"{why}: {made}", labels=made.numbers
-            )
+                tier, artifact, who=WHO, at=now, why=f"{why}: {made}", labels=made.numbers,
+                reference=reference,
+            )  # fmt: skip
     told = {
         "artefact": made.artifact.label, "how": made.how, "labels": made.n, "rare": made.n_rare, "gain": made.gain,
         "se": made.se, "offered": offer, "signed": secret is not None, "notes": list(made.notes),

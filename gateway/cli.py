@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -291,9 +292,12 @@ def route_log(
 
     Exits with 1 when nothing is known.  Example:  confgate route-log chatcmpl-AQGX... -c cascade.yaml
     """
+    from calibrators.artifact import ArtifactError
     from gateway import ids
     from gateway.monitor import reference as references
     from gateway.monitor.outlying import distances
+    from gateway.monitor.renewal import in_service, renewed
+    from gateway.monitor.rollouts import Rollouts
     from gateway.store import telling
 
     number = ids.number_of(id_)
@@ -304,8 +308,14 @@ def route_log(
         store.close()
     if not whole.known:
         raise GatewayError(f"nothing is known of decision {number}: it was never asked here, dropped, or is too old")
-    seen = read(config).monitors.reference
-    far = distances(references.NOTHING if seen is None else references.load(seen), whole)
+    wanted = read(config)
+    seen = wanted.monitors.reference
+    known = references.NOTHING if seen is None else references.load(seen)
+    if wanted.rollout is not None:
+        rollouts = Rollouts(wanted.rollout.folder)
+        with contextlib.suppress(GatewayError, ArtifactError):  # how far out an answer lies is left out then
+            known = renewed(known, in_service(rollouts), rollouts.registry)
+    far = distances(known, whole)
     typer.echo(json.dumps(telling.as_json(whole, far), indent=2) if as_json else telling.as_text(whole, far))
 
 

@@ -93,7 +93,8 @@ class Monitoring:
             or (known and (known.rows, known.slos, known.slices)) != (wanted.rows, wanted.slos, wanted.slices)
         ):
             slicing = wanted.slices.slicing()
-            self._watch = Watch(snapshot.reference, wanted.slos, rows=wanted.rows, slicing=slicing)
+            burned = None if self._watch is None or known is None or known.slos != wanted.slos else self._watch.budgets
+            self._watch = Watch(snapshot.reference, wanted.slos, rows=wanted.rows, slicing=slicing, budgets=burned)
             self._metrics.forget()
         now_allowed = allowed(served(snapshot), snapshot.reference, wanted.slos)
         if self._watch.allowed != now_allowed:

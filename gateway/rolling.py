@@ -29,6 +29,8 @@ from gateway.config import Config
 from gateway.errors import EngineError, GatewayError, RolloutRefused, StoreDown
 from gateway.monitor import course, rollout
 from gateway.monitor.forecast import forecast
+from gateway.monitor.reference import Reference
+from gateway.monitor.renewal import renewed
 from gateway.monitor.rollout import Action, Stage, State, Step
 from gateway.monitor.rollout_metrics import RolloutMetrics
 from gateway.monitor.rollout_settings import Rollout
@@ -77,6 +79,7 @@ class Rolling:
         self._states: dict[str, State] = {}
         self._showings: dict[str, Showing] = {}
         self._artifacts: dict[str, Artifact] = {}
+        self._renewed: tuple[Reference, tuple[str, ...], Reference] | None = None
         self._broken: dict[str, str] = {}
         self._unfit: dict[str, str] = {}
         self._in_file: dict[str, tuple[Path, int]] = {}
@@ -125,11 +128,27 @@ class Rolling:
             else:
                 withheld.pop(place.name, None)
         alike = all(tiers[name] is snapshot.tiers[name] for name in tiers)
-        if alike and withheld == snapshot.withheld and away == snapshot.away:
-            self._snapshot = snapshot
-            return snapshot
-        self._snapshot = changed(snapshot, tiers, withheld, away)
+        if not alike or withheld != snapshot.withheld or away != snapshot.away:
+            snapshot = changed(snapshot, tiers, withheld, away)
+        reference = await self._reference(snapshot)
+        self._snapshot = snapshot if reference is snapshot.reference else replace(snapshot, reference=reference)
         return self._snapshot
+
+    async def _reference(self, snapshot: Snapshot) -> Reference:
+        """What drift of the calibrators in service is measured from."""
+        live = {}
+        for place in places(snapshot.config):
+            state = self._states.get(place.name)
+            sha256 = of(None if state is None else state.live, place.name)
+            known = None if sha256 is None else self._artifacts.get(sha256)
+            if not place.first and known is not None and snapshot.tiers[place.tier].calibrator_id == known.label:
+                live[place.tier] = known
+        written = snapshot.reference.written or snapshot.reference
+        labels = tuple(artifact.label for artifact in live.values())
+        if self._renewed is None or self._renewed[0] is not written or self._renewed[1] != labels:
+            made = await asyncio.to_thread(renewed, written, live, self.rollouts.registry)
+            self._renewed = written, labels, made
+        return self._renewed[2]
 
     def _worn(self, tier: str) -> Tier | None:
         return None if self._snapshot is None else self._snapshot.tiers.get(tier)

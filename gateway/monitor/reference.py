@@ -12,7 +12,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class TierReference:
     names: of F features.  rows: (n, F + 1), p_correct last.  mean: (F,).  precision: (F, F), inverse of the shrunken
     covariance (Ledoit and Wolf 2004).  limit: 99th percentile of the reference's own squared distances.
     marks: None where slices cannot be told apart.
+    had_of: the label of the calibrator whose traffic the rows are, where another one's p was put in; "" for its own.
     """
 
     calibrator: str
@@ -62,6 +63,23 @@ class TierReference:
     precision: Floats
     limit: float
     marks: Marks | None = None
+    had_of: str = ""
+
+    def under(self, calibrator: str, names: Sequence[str], predict: Callable[[Floats], Floats]) -> TierReference | None:
+        """The same answers as another calibrator judges them; None where it looks at what these rows do not hold.
+
+        names: of its features, which must be measured on the same part of an answer.  predict: (n, F) -> p (n,).
+        """
+        if not {*names} <= {*self.names}:
+            return None
+        at = [self.names.index(name) for name in names]
+        rows = np.column_stack([self.rows[:, at], predict(self.rows[:, at])])
+        covariance = np.linalg.pinv(self.precision, hermitian=True)[np.ix_(at, at)]
+        known = replace(
+            self, calibrator=calibrator, names=tuple(names), rows=rows, mean=self.mean[at],
+            precision=np.linalg.pinv(covariance, hermitian=True), had_of=self.had_of or self.calibrator,
+        )  # fmt: skip
+        return replace(known, limit=float(np.quantile(known.distances(rows[:, :-1]), QUANTILE)))
 
     def part(self, mask: npt.NDArray[np.bool_]) -> TierReference:
         """Some of the rows, (n,), as a reference of their own, with the same distance and a limit of their own."""
@@ -82,10 +100,14 @@ class TierReference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """By (policy, tier). sha256: of the file it was read from, "" without one."""
+    """By (policy, tier). sha256: of the file it was read from, "" without one.
+
+    written: what stands in that file, where other calibrators have come into service since; None where it is this.
+    """
 
     tiers: Mapping[tuple[str, str], TierReference]
     sha256: str = ""
+    written: Reference | None = None
 
 
 NOTHING = Reference({})
@@ -139,7 +161,14 @@ def row(hop: Hop) -> Floats:
 def dump(reference: Reference, path: Path) -> None:
     """Write atomically."""
     head = [
-        {"policy": policy, "tier": tier, "calibrator": known.calibrator, "names": known.names, "limit": known.limit}
+        {
+            "policy": policy,
+            "tier": tier,
+            "calibrator": known.calibrator,
+            "names": known.names,
+            "limit": known.limit,
+            "had_of": known.had_of,
+        }
         for (policy, tier), known in reference.tiers.items()
     ]
     arrays: dict[str, npt.NDArray[Any]] = {"head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)}
@@ -181,6 +210,7 @@ def load(path: Path) -> Reference:
                             Marks(arrays[f"tokens{number}"], arrays[f"clients{number}"])
                             if f"tokens{number}" in arrays
                             else None,  # as it was written before there were slices
+                            str(told.get("had_of", "")),
                         )
                     )
                     for number, told in enumerate(head)

@@ -14,9 +14,11 @@ from pathlib import Path
 from calibrators import artifact as artifacts
 from calibrators.artifact import Artifact, ArtifactCorrupt, ArtifactError, ArtifactMissing
 from gateway.errors import ConfigError, StoreDown
+from gateway.monitor import reference as references
+from gateway.monitor.reference import NOTHING, Reference
 
 MEASURED_ON = ("span", "source")
-ARTIFACT, LINEAGE = "artifact.json", "lineage.json"
+ARTIFACT, LINEAGE, REFERENCE = "artifact.json", "lineage.json", "reference.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,12 @@ class Registry:
         self._folder = folder
 
     def put(
-        self, artifact: Artifact, *, parent: str | None, who: str, at: str, why: str, labels: tuple[str, ...] = ()
-    ) -> Kept:
+        self, artifact: Artifact, *, parent: str | None, who: str, at: str, why: str, labels: tuple[str, ...] = (),
+        reference: Reference = NOTHING,
+    ) -> Kept:  # fmt: skip
         """Keep an artefact, atomically. One that is there already stays as it is, lineage too.
 
+        reference: what the traffic it was fitted on looked like, for the monitors.
         Raises ConfigError when the parent is not here.
         """
         if parent is not None and not (self._folder / parent).is_dir():
@@ -69,6 +73,8 @@ class Registry:
             try:
                 artifacts.dump(artifact, draft / ARTIFACT)
                 (draft / LINEAGE).write_text(json.dumps(asdict(lineage), sort_keys=True) + "\n", encoding="utf-8")
+                if reference.tiers:
+                    references.dump(reference, draft / REFERENCE)
                 for file in draft.iterdir():
                     file.chmod(0o444)
                 draft.chmod(0o755)
@@ -97,6 +103,12 @@ class Registry:
         except (ValueError, TypeError, KeyError) as error:
             raise ArtifactCorrupt(f"{place}: no lineage ({error}); restore it") from None
         return Kept(artifact, lineage, place / ARTIFACT)
+
+    def reference(self, sha256: str) -> Reference:
+        """What the traffic looked like that an artefact was fitted on; NOTHING where nobody kept it. Raises ConfigError
+        for a file that holds none."""
+        path = self._folder / sha256 / REFERENCE
+        return references.load(path) if path.exists() else NOTHING
 
     def hashes(self) -> list[str]:
         """All there are, sorted."""

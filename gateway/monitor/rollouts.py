@@ -20,6 +20,7 @@ from calibrators.artifact import Artifact
 from gateway.errors import ConfigError, RolloutRefused
 from gateway.monitor import audit, course, rollout
 from gateway.monitor.audit import Event
+from gateway.monitor.reference import NOTHING, Reference
 from gateway.monitor.registry import Kept, Registry
 from gateway.monitor.rollout import Action, Limits, Release, State, Step
 
@@ -75,13 +76,16 @@ class Rollouts:
             return self._known(tier)
 
     def offer(
-        self, tier: str, artifact: Artifact, *, who: str, at: float, why: str, labels: tuple[str, ...] = ()
-    ) -> State:
+        self, tier: str, artifact: Artifact, *, who: str, at: float, why: str, labels: tuple[str, ...] = (),
+        reference: Reference = NOTHING,
+    ) -> State:  # fmt: skip
         """Keep a new artefact and put it on trial, as the child of what is live. labels: numbers of the decisions whose
-        labels went into it.  Raises RolloutRefused while another is on trial."""
+        labels went into it.  reference: of the traffic that these are of.  Raises RolloutRefused while another is on
+        trial."""
         live = self._known(tier).live
         parent = None if live is None else live.artifacts[tier]
-        kept = self.registry.put(artifact, parent=parent, who=who, at=moment(at), why=why, labels=labels)
+        kept = self.registry.put(artifact, parent=parent, who=who, at=moment(at), why=why, labels=labels,
+                                 reference=reference)  # fmt: skip
         return self.act(tier, Wish.SHADOW, artefact=kept.artifact.sha256, who=who, at=at, why=why)
 
     def act(

@@ -184,6 +184,7 @@ def _drift(seen: Seen, policy: str, tier: str) -> Json:
     waiting, shifts = watch.windows.waiting().get(place, 0), watch.latest.get(place)
     told |= {"slices": [_slice(seen, part) for part in watch.slices.of(policy, tier)]}
     told |= {"rows": waiting, "rows_needed": seen.wanted.rows, "n_reference": len(known.rows)}
+    told |= {"reference_had_of": known.had_of or None}
     if place in watch.together:
         mmd2, p_value = watch.together[place]
         told |= {"looks": watch.looks, "all_features": {"mmd2": mmd2, "p_value": p_value}}

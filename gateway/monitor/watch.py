@@ -26,16 +26,21 @@ ODD_P = 0.01  # of the permutation test over all features at once; told in the l
 class Watch:
     """Of one process. `note` and `ended` are called on the event loop, `look` in a thread.
 
-    Windows belong to a reference, and so does the count of looks.
+    Windows belong to a reference, and so does the count of looks. budgets: as far as they have been used up already;
+    None for new ones.
     latest: by (policy, tier), what the latest look at it found.  latest_of_slices: the same by slice.
     together: by (policy, tier), squared MMD of all features at once, and its p-value.
     budgets: of all requests.  escalations: by policy, of those that followed it as it stands; none where no share is
     allowed.  allowed: by policy, why it is that share, or why there is none.
     """
 
-    def __init__(self, reference: Reference, slos: Slos, *, rows: int, slicing: Slicing = ALL, seed: int = 0) -> None:
+    def __init__(
+        self, reference: Reference, slos: Slos, *, rows: int, slicing: Slicing = ALL, seed: int = 0,
+        budgets: Mapping[Objective, Budget] | None = None,
+    ) -> None:  # fmt: skip
         self.windows, self.slices = Windows(reference, rows), Slices(reference, slicing, rows)
-        self.budgets: Mapping[Objective, Budget] = {name: Budget(share) for name, share in slos.budgets.items()}
+        fresh = {name: Budget(share) for name, share in slos.budgets.items()}
+        self.budgets: Mapping[Objective, Budget] = fresh if budgets is None else budgets
         self.latest: dict[tuple[str, str], list[Shift]] = {}
         self.latest_of_slices: dict[Part, list[Shift]] = {}
         self.together: dict[tuple[str, str], tuple[float, float]] = {}

@@ -15,6 +15,7 @@ from eval.monitors import Asked, Drifted, Endless, Quiet, Request
 from gateway import config as configs
 from gateway.errors import ConfigError
 from gateway.monitor import reference as references
+from gateway.monitor.feed import PAGE
 from gateway.monitor.labels import ROUTED
 from gateway.monitor.reference import Reference
 from gateway.monitor.slices import Slices, Slicing
@@ -132,6 +133,19 @@ def test_a_reference_is_written_from_the_log_and_tells_clients_and_lengths(tmp_p
     store = Sqlite(tmp_path / "store.db", seconds=5, read_only=True)
     with pytest.raises(ConfigError, match="there is: nothing"):
         monitors.logged(configs.read(tmp_path / "cascade.yaml"), store, 1_800_000_000.0, np.inf)
+    store.close()
+
+
+def test_a_long_log_is_looked_at_all_over_and_not_read_as_a_whole(tmp_path: Path) -> None:
+    store = Sqlite(tmp_path / "store.db", seconds=5)
+    store.write(kept(3_000))
+    since, until = 1_700_000_000.0, 1_700_002_999.5
+    assert len(list(monitors.spread(store, since, until))) == 3_000
+    some = [row.at - since for row, _ in monitors.spread(store, since, until, 1_000)]
+    assert len(some) == 3 * PAGE
+    assert some[0] == 0
+    assert np.diff(some).max() == pytest.approx(1_000 - PAGE + 1)
+    assert len(list(monitors.spread(store, since, until, 10))) == 3_000  # fewer than a page in each part
     store.close()
 
 

@@ -19,9 +19,13 @@ from calibrators import beta, isotonic
 from calibrators.artifact import Artifact
 from calibrators.base import CalibrationError, FitData, TooFewRare
 from eval import refit
+from eval.monitors import brought
 from eval.refit import NotBetter
 from eval.refit_cli import app
+from gateway import config as configs
 from gateway.errors import GatewayError
+from gateway.monitor.feed import PAGE
+from gateway.monitor.reference import NOTHING
 from gateway.monitor.rollouts import Rollouts
 from gateway.store.base import Entry, HopRow, Role, Source, Store
 from gateway.store.sqlite import Sqlite
@@ -190,6 +194,37 @@ def test_the_command_writes_a_child_and_says_how_much_better_it_is(
         code, out, err = confgate_ends("refit", *words, "-c", str(path))
         assert (code, out) == (1, "")
         assert wanted in err
+
+
+def test_a_child_brings_what_the_traffic_looked_like_that_its_labels_are_of(
+    store: Store, parent: Artifact, tmp_path: Path
+) -> None:
+    filled(store, parent, 260, intercept=2.5)
+    steps = {"default": {"steps": [{"tier": "cheap", "accept_at": 0.8}, {"tier": "dear"}]}}
+    plan = cascade("http://127.0.0.1:1/v1", store={"sqlite": "store.db"}, policies=steps, rollout={"folder": "rollout"})
+    plan["ids"] = {"keep": "ids.secret"}
+    plan["exploration"] = {"share": 0.5}
+    (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
+    rollouts = Rollouts(tmp_path / "rollout")
+    rollouts.begin("cheap", parent, who="gateway", at=AT)
+    code, out, err = confgate_ends(
+        "refit", "--tier", "cheap", "-c", str(tmp_path / "cascade.yaml"), "--offer", "--json"
+    )
+    assert (code, err) == (0, "")
+    child = rollouts.find(json.loads(out)["artefact"]).artifact
+    [(place, own)] = rollouts.registry.reference(child.sha256).tiers.items()
+    assert place == ("default", "cheap")
+    assert (own.calibrator, own.had_of, len(own.rows)) == (child.label, "", PAGE)  # all came at once
+    assert (own.rows[:, -1] == child.calibrator().predict(own.rows[:, :-1])).all()
+
+
+def test_a_child_of_a_tier_that_saw_too_little_brings_nothing(store: Store, parent: Artifact, tmp_path: Path) -> None:
+    filled(store, parent, 110, intercept=2.5)
+    (tmp_path / "cascade.yaml").write_text(json.dumps(cascade("http://127.0.0.1:1/v1")))
+    config = configs.read(tmp_path / "cascade.yaml")
+    child = made(store, parent)
+    assert child.since == AT
+    assert brought(config, store, "cheap", parent, child.artifact, child.since, AT + 1e6) is NOTHING
 
 
 def abortable(path: Path, at: float) -> Artifact:

@@ -12,6 +12,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from calibrators import artifact as artifacts
 from gateway.certificate import Certificate, CertifiedStep
 from gateway.monitor import reference as references
 from gateway.monitor.labels import ROUTED
@@ -184,6 +185,36 @@ def test_shifted_traffic_is_loud_without_a_label(run: Run) -> None:
     assert 'confidence_gateway_drifted{policy="default",tier="cheap"} 1.0' in run.metrics()
     assert 'confidence_gateway_alarms{kind="drift"} 1.0' in run.metrics()
     assert run.gateway.logged(lambda line: line["event"] == "alarm" and line["kind"] == "drift")
+
+
+def test_a_promotion_leaves_no_tier_without_anything_that_drift_is_measured_from(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    plan = prepared(tmp_path, upstream.url)
+    plan["rollout"] = {"folder": "rollout", "probe": None, "poll_seconds": 0.2, "labels_of": "all"}
+    write_artifact(tmp_path / "new.json", slope=RECORDED["slope"], intercept=RECORDED["intercept"] - 1)
+    new = artifacts.load(tmp_path / "new.json")
+    with running(tmp_path, plan, **SECRETS) as gateway, Run(gateway, plan) as run:
+        before = run.serve([-0.01])[0].headers["x-route-calibrator"]
+        rollouts = Rollouts(tmp_path / "rollout")
+        rollouts.registry.put(new, parent=None, who="test", at="2026-01-01T00:00:00+00:00", why="")
+        step = {"tier": "cheap", "action": "live", "artefact": new.label, "why": "a test"}
+        assert run.admin.post("/admin/rollout", json=step).status_code == 200
+        as_ever = [nats for nats, _ in answers("test")[:200]]
+        [told] = {answer.headers["x-route-calibrator"] for answer in run.serve(as_ever)}
+        assert told == new.label != before
+        until(lambda: run.drift()["state"] == "quiet", LOOK_SECONDS)
+        assert (run.drift()["reference_had_of"], run.drift()["n"]) == (before, 200)
+        [available] = [slo for slo in run.report()["slos"] if slo["objective"] == "availability"]
+        assert max(window["n"] for window in available["windows"]) == 201  # what was seen before is not forgotten
+        far = run.serve([-9.0])[0].headers["x-route-id"]
+        where = ("route-log", far, "-c", str(tmp_path / "cascade.yaml"))
+        until(lambda: "far out: squared distance" in confgate_ends(*where, **SECRETS)[1], LOOK_SECONDS)
+        run.serve([nats for nats, _ in answers("reworded")[:200]])
+        until(lambda: run.drift()["state"] == "drifted", LOOK_SECONDS)
+        assert "drift" in run.kinds()
+        assert run.admin.post("/admin/rollout", json=step | {"action": "rollback", "artefact": ""}).status_code == 200
+        until(lambda: run.drift()["reference_had_of"] is None and run.drift()["calibrator"] == before, LOOK_SECONDS)
 
 
 def test_the_live_card_says_in_large_letters_that_it_is_not_valid_now(run: Run) -> None:
