@@ -9,14 +9,24 @@ import socket
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import PATIENCE, ROOT, cascade, confgate, confgate_ends, running, until, write_artifact
+from tests.faults.gateway import (
+    PATIENCE,
+    ROOT,
+    Gateway,
+    cascade,
+    confgate,
+    confgate_ends,
+    running,
+    until,
+    write_artifact,
+)
 from tests.faults.upstream import Upstream
 
 
@@ -27,13 +37,25 @@ def write(folder: Path, url: str = "http://127.0.0.1:1/v1", **changes: object) -
 
 
 def test_help_costs_less_than_a_third_of_a_second_of_cpu() -> None:
-    """CPU time, because a shared machine's clock says nothing about us."""
+    """CPU time, because a shared machine's clock says nothing about us; on a slower one as often a bare Python's."""
+
+    def help_() -> None:
+        code, out, _ = confgate_ends("--help")
+        assert code == 0
+        assert all(command in out for command in ("serve", "check", "route", "collect", "fit", "demo", "sweep", "card"))
+
+    def bare() -> None:
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+
+    assert min(cpu_seconds(help_) for _ in range(3)) < max(0.3, 6 * cpu_seconds(bare))
+
+
+def cpu_seconds(act: Callable[[], None]) -> float:
+    """Of the processes that it runs."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code, out, _ = confgate_ends("--help")
+    act()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert code == 0
-    assert all(command in out for command in ("serve", "check", "route", "collect", "fit", "demo", "sweep", "card"))
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_importing_the_gateway_imports_no_torch() -> None:
@@ -53,9 +75,11 @@ def test_check_prints_what_the_file_says(tmp_path: Path) -> None:
 
 
 def test_check_names_file_and_line_of_a_missing_artefact(tmp_path: Path) -> None:
-    code, _, err = confgate_ends("check", "-c", write(tmp_path))
+    path = write(tmp_path)
+    code, _, err = confgate_ends("check", "-c", path)
     assert code == 1
-    assert "cascade.yaml:21: tiers[0].calibrator: " in err
+    line = next(n for n, row in enumerate(Path(path).read_text().splitlines(), 1) if '"calibrator"' in row)
+    assert f"cascade.yaml:{line}: tiers[0].calibrator: " in err
     assert "cheap.json" in err
     assert "Traceback" not in err
 
@@ -163,24 +187,31 @@ def test_a_signal_lets_the_request_in_flight_end(stop: signal.Signals, tmp_path:
 
         def post() -> None:
             answers.append(
-                httpx2.post(f"{gateway.url}/v1/chat/completions", json=ask({"seconds": 0.7}), timeout=PATIENCE)
+                httpx2.post(f"{gateway.url}/v1/chat/completions", json=ask({"gate": "end"}), timeout=PATIENCE)
             )
 
         asking = threading.Thread(target=post)
         asking.start()
         until(lambda: upstream.asked("small"))
         gateway.process.send_signal(stop)
-        time.sleep(0.2)
-        with pytest.raises(httpx2.TransportError):
-            httpx2.get(f"{gateway.url}/health", timeout=PATIENCE)
+        until(lambda: refuses(gateway))
+        upstream.opened.add("end")
         asking.join()
-        assert gateway.process.wait(timeout=10) == 0
+        assert gateway.process.wait(timeout=PATIENCE) == 0
     assert answers[0].status_code == 200
+
+
+def refuses(gateway: Gateway) -> bool:
+    """New connections."""
+    try:
+        return not httpx2.get(f"{gateway.url}/health", timeout=PATIENCE)
+    except httpx2.TransportError:
+        return True
 
 
 def test_a_command_of_a_package_that_is_not_there_says_what_to_install() -> None:
     process = confgate("card", "--help")
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=2 * PATIENCE)
     if process.returncode:
         assert "pip install" in err
         assert "Traceback" not in err

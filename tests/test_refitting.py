@@ -54,7 +54,7 @@ class Run:
         return refitting.look(self.snapshot, rules, self.found, {}, now=now, monotonic=monotonic)
 
     def ended(self, refitting: Refitting, **at: float) -> list[str]:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while time.monotonic() < until:
             outcomes = self.look(refitting, **at)
             if outcomes:

@@ -100,7 +100,7 @@ def test_a_server_that_is_still_loading_is_waited_for(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     plan = cascade(f"http://127.0.0.1:{port}/v1")
-    plan["server"]["start_seconds"] = 10
+    plan["server"]["start_seconds"] = 60
 
     async def work() -> bool:
         async with asyncio.TaskGroup() as group:

@@ -179,7 +179,7 @@ def test_ten_features_of_200_tokens_take_far_less_than_a_millisecond() -> None:
     confidence.measure(ten, whole_evidence(seed=99))
     seconds = []
     for evidence in answers:
-        began = time.perf_counter()
+        began = time.process_time()
         confidence.measure(ten, evidence)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     assert min(seconds) < 0.5e-3

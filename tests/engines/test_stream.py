@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
-import time
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines import _stream
+from gateway.engines import _stream, openai_http
 from gateway.engines.openai_http import open_engine
 from gateway.errors import BadTrace, EngineDown, EngineError, EngineGarbled, EngineRefused, EngineSlow
 from gateway.nouns import Ask, Completion, Finish, Piece, TokenTrace
 from tests.engines.test_openai_http import ask, options, told
-from tests.faults.gateway import until
+from tests.faults.gateway import PATIENCE, until
 from tests.faults.upstream import FRAMING, IN_STREAM, Upstream
 
 TEXT = "Ä 日本語 answer 🙂 is\n\n42"
@@ -145,8 +145,8 @@ def test_a_stream_that_breaks_says_how_and_its_connection_is_not_used_again(
     got: list[Piece] = []
 
     async def work(upstream: Upstream) -> EngineError:
-        seconds = 0.4 if error is EngineSlow else 20
-        slow = options(upstream.url, first_byte_seconds=5 if pieces else seconds, idle_seconds=seconds)
+        seconds = 0.4 if error is EngineSlow else PATIENCE
+        slow = options(upstream.url, first_byte_seconds=PATIENCE if pieces else seconds, idle_seconds=seconds)
         engine = await open_engine(slow, name="e")
 
         async def hear(piece: Piece) -> None:
@@ -171,7 +171,9 @@ def test_a_stream_that_breaks_says_how_and_its_connection_is_not_used_again(
     assert "secret" not in str(found)
 
 
-def test_a_good_streams_connection_is_used_again() -> None:
+def test_a_good_streams_connection_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_http, "DRAIN_SECONDS", PATIENCE)  # of a server that stands still before its last bytes
+
     async def work(upstream: Upstream) -> None:
         engine = await open_engine(options(upstream.url), name="e")
 
@@ -204,16 +206,13 @@ def test_a_listener_who_has_heard_enough_frees_the_server(how: str) -> None:
                 raise Enough
 
         try:
-            job = asyncio.ensure_future(engine.stream(ask(told(text="word " * 100, pause=0.05)), hear))
+            job = asyncio.ensure_future(engine.stream(ask(told(text="word " * 100, gate="never", before=3)), hear))
             await begun.wait()
             if how == "cancelled":
                 job.cancel()
             await asyncio.wait([job])
             assert job.cancelled() if how == "cancelled" else isinstance(job.exception(), Enough)
-            left = time.monotonic()
-            while upstream.seen[0].released_at is None:
-                assert time.monotonic() - left < 2
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: upstream.seen[0].released_at is not None)
         finally:
             await engine.close()
 
@@ -222,24 +221,27 @@ def test_a_listener_who_has_heard_enough_frees_the_server(how: str) -> None:
 
 
 def test_who_hears_slowly_is_not_held_against_the_server_and_slows_it_down() -> None:
-    async def work(upstream: Upstream) -> Completion:
-        engine = await open_engine(
-            options(upstream.url, idle_seconds=0.5, first_byte_seconds=5, max_reply_mib=64), name="e"
-        )
-        told_at: list[float] = []
+    async def work(upstream: Upstream, idle_seconds: float) -> Completion:
+        engine = await open_engine(options(upstream.url, idle_seconds=idle_seconds, max_reply_mib=64), name="e")
+        first = True
 
         async def hear(_: Piece) -> None:
-            told_at.append(time.monotonic())
-            if len(told_at) == 1:
-                await asyncio.sleep(1.2)
+            nonlocal first
+            if first:
+                first = False
+                await asyncio.sleep(2 * idle_seconds)
 
         try:
             return await engine.stream(ask(told(text="x" * 20_000 + " ", repeat=100)), hear)
         finally:
             await engine.close()
 
-    with Upstream() as upstream:
-        assert asyncio.run(work(upstream)).finish is Finish.STOP
+    def heard_to_its_end(idle_seconds: float) -> bool:
+        with Upstream() as upstream, contextlib.suppress(EngineSlow):  # a slow machine may be silent as well
+            return asyncio.run(work(upstream, idle_seconds)).finish is Finish.STOP
+        return False
+
+    assert any(map(heard_to_its_end, (0.4, 1.0, 5.0)))
 
 
 @pytest.mark.parametrize("fault", ["nan_logprob", "string_logprob", "no_logprobs", "too_few_candidates"])

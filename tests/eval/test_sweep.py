@@ -178,9 +178,9 @@ def test_more_combinations_than_memory_are_refused_with_the_number(world: World)
 def test_three_levels_at_256_thresholds_take_under_a_second(world: World) -> None:
     """Measured on two cores: 0.01 s for 65,536 combinations, 0.05 s with grids and front."""
     crossed = world(7_473, 5)
-    began = time.perf_counter()
+    began = time.process_time()
     swept = sweep(crossed, steps=256, only=[(0, 1, 2)])
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert swept.combinations > 0.95 * 256 * 256
 
 
@@ -188,8 +188,8 @@ def test_three_levels_at_256_thresholds_take_under_a_second(world: World) -> Non
 def test_all_63_chains_of_six_models_take_under_ten_seconds(world: World) -> None:
     """Measured on two cores: 1.9 to 2.3 s and 0.3 GiB for 10.2 million combinations, GSM8K's 7,473 train questions."""
     crossed = world(7_473, 6, skills=np.linspace(-1, 3, 6), costs=(0.5, 1.5, 3, 7, 14, 32))
-    began = time.perf_counter()
+    began = time.process_time()
     swept = sweep(crossed)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert swept.combinations > 10_000_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # KiB, of all that ran in this process

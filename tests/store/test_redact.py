@@ -30,9 +30,9 @@ def test_contacts_and_long_numbers_go_and_the_rest_stays(text: str, kept: str) -
 
 @pytest.mark.parametrize("piece", ["a", "1", "1 ", "a@", "http://", "-", "a1_", "(((", "\0"])
 def test_no_text_is_slow(piece: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     redact.contacts(piece * (65536 // len(piece)))
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
 
 
 def test_a_function_that_fails_keeps_nothing_of_the_text() -> None:
