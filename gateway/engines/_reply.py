@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from array import array
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import attrgetter
@@ -27,8 +27,18 @@ FLOOR_NATS = -9999.0  # vLLM sends max(x, -9999.0), because JSON has no infinity
 # These stand once in a proper reply with one choice, its log-probs apart, unless the answer is made of these words: a
 # reply with more of them is looked at for keys that are said twice. The decoder would take the last one without a word.
 SAID_ONCE = (b'"choices"', b'"message"', b'"finish_reason"', b'"model"', b'"content"')
-LOGPROBS_BEGIN = re.compile(rb'"logprobs"[ \t\r\n]*:[ \t\r\n]*')
-LOGPROBS_END = re.compile(rb'[ \t\r\n]*,[ \t\r\n]*"finish_reason"')  # what most servers write next
+
+
+def spaced(*words: bytes) -> re.Pattern[bytes]:
+    """Words with any space between them, and behind the last where that is empty."""
+    return re.compile(rb"[ \t\r\n]*".join(words))
+
+
+LOGPROBS_BEGIN = spaced(b'"logprobs"', b":", b"")
+# What most servers write around the list of a reply's log-probs; nothing else can be read into it.
+LIST_BEGIN = spaced(b'"logprobs"', b":", rb"(?P<logprobs>\{", b'"content"', b":", b")")
+LIST_END = spaced(b"(?P<logprobs>", b"(?:,", b'"refusal"', b":", b"null", rb")?\})", b",", b'"finish_reason"')
+NEAR_BYTES = 64  # before the last "finish_reason", to look for that end in
 MARK = b'"log-probs stood here"'
 LONG_BYTES = 2**13  # a reply for which it pays to guess where its log-probs end
 NULL = msgspec.Raw(b"null")
@@ -122,6 +132,8 @@ T = TypeVar("T")
 READ_REPLY = msgspec.json.Decoder(Reply)
 READ_LEAN = msgspec.json.Decoder(Logprobs | None)
 READ_NAMED = msgspec.json.Decoder(NamedLogprobs | None)
+READ_LEAN_LIST = msgspec.json.Decoder(list[Entry])
+READ_NAMED_LIST = msgspec.json.Decoder(list[NamedEntry])
 READ_BYTES = msgspec.json.Decoder(list[int])
 LOGPROB = attrgetter("logprob")
 READ_BARE = msgspec.json.Decoder(BareReply)
@@ -201,8 +213,7 @@ def assemble(
 def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, Sequence[Entry], str]:
     """The reply, which has a choice, the first one's log-probs, and why these could not be read ("" when they could, or
     when there are none)."""
-    read_entries = READ_NAMED if ask.texts else READ_LEAN
-    if len(body) > LONG_BYTES and (parts := decode_parts(body, read_entries)) is not None:
+    if len(body) > LONG_BYTES and (parts := decode_parts(body, ask)) is not None:
         return parts
     trouble, raw = "", NULL
     reply: BareReply | None = None
@@ -218,37 +229,37 @@ def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, Sequence[Entr
     if not reply.choices:
         raise EngineGarbled(engine, "a reply without choices")
     try:
-        told = read_entries.decode(raw)
+        told = (READ_NAMED if ask.texts else READ_LEAN).decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         return reply, (), f"unreadable log-probs: {error}"
     return reply, (told and told.content) or (), trouble
 
 
-def decode_parts(body: bytes, read_entries: msgspec.json.Decoder[Any]) -> tuple[Reply, Sequence[Entry], str] | None:
-    """The same for a proper reply whose log-probs stand where most servers write them; None for all others.
+def decode_parts(body: bytes, ask: Ask) -> tuple[Reply, Sequence[Entry], str] | None:
+    """The same for a proper reply whose log-probs stand as most servers write them; None for all others.
 
     To find their end the decoder would read them once more, and they are most of a reply. Where the guessed part is a
-    whole value, and the rest with a mark in its place a reply whose first choice has that for its log-probs, no other
-    reading of the body is possible.
+    whole list, and the rest with a mark in the log-probs' place a reply whose first choice has that for them, no other
+    reading of the body is possible; nor is a key said twice around that list, as its surroundings are known by heart.
     """
-    begin = LOGPROBS_BEGIN.search(body)
+    begin = LIST_BEGIN.search(body)
     if begin is None:
         return None
     last = body.rfind(b'"finish_reason"')
-    end = LOGPROBS_END.search(body, max(begin.end(), last - 16))
+    end = LIST_END.search(body, max(begin.end(), last - NEAR_BYTES))
     if end is None:
         return None
-    told, rest = memoryview(body)[begin.end() : end.start()], body[: begin.end()] + MARK + body[end.start() :]
+    told = memoryview(body)[begin.end() : end.start()]
+    rest = body[: begin.start("logprobs")] + MARK + body[end.end("logprobs") :]
     try:
-        reply, found = READ_REPLY.decode(rest), read_entries.decode(told)
+        reply, entries = READ_REPLY.decode(rest), (READ_NAMED_LIST if ask.texts else READ_LEAN_LIST).decode(told)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
-    if not reply.choices or bytes(reply.choices[0].logprobs) != MARK or found is None:
+    if not reply.choices or bytes(reply.choices[0].logprobs) != MARK:
         return None
-    twice = rest.count(b'"logprobs"') > 1 or max(map(rest.count, SAID_ONCE)) > 1
-    if twice or body.count(b'"content"', begin.end(), end.start()) > 1:
+    if rest.count(b'"logprobs"') > 1 or max(map(rest.count, SAID_ONCE)) > 1:
         return None
-    return reply, found.content or (), ""
+    return reply, entries, ""
 
 
 def decode_bare(body: bytes, engine: str) -> BareReply:
@@ -430,8 +441,8 @@ def read_top(body: Sequence[Entry], ask: Ask) -> tuple[Floats | None, tuple[tupl
 
 
 def floats(values: list[float]) -> Floats:
-    """(N,). An array of Python's own takes them in in half the time of NumPy's."""
-    return np.frombuffer(array("d", values))
+    """(N,). `struct` takes them in in a quarter of NumPy's time."""
+    return np.frombuffer(struct.pack(f"{len(values)}d", *values))
 
 
 def falling_along(rows: Floats) -> Floats:

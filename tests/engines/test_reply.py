@@ -49,12 +49,31 @@ def test_a_proper_reply_is_read_at_once_and_as_otherwise(
     kind: str, texts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spaced = json.dumps(json.loads(BODIES[kind]), indent=1).encode()
-    for raw in (BODIES[kind], spaced):
+    refusal = BODIES[kind].replace(b'}]},"finish_reason"', b'}],"refusal":null},"finish_reason"')
+    assert refusal != BODIES[kind]
+    for raw in (BODIES[kind], spaced, refusal):
         quick, usual = both(raw, asking(kind, texts=texts), monkeypatch)
         assert quick == usual
         assert quick[4] is not None
-        decoder = _reply.READ_NAMED if texts else _reply.READ_LEAN
-        assert _reply.decode_parts(raw, decoder) is not None, "else it was not quick"
+        assert _reply.decode_parts(raw, asking(kind, texts=texts)) is not None, "else it was not quick"
+
+
+@pytest.mark.parametrize(
+    ("standing", "instead"),
+    [
+        (b'"logprobs":{"content":[', b'"logprobs":{"content":[],"content":['),
+        (b'}]},"finish_reason"', b'}],"content":[]},"finish_reason"'),
+        (b'}]},"finish_reason"', b'}],"refusal":null},"logprobs":{"content":[]},"finish_reason"'),
+        (b'"logprobs":{"content":[', b'"logprobs":{"content":[]},"logprobs":{"content":['),
+    ],
+)
+def test_log_probs_that_are_said_twice_are_no_proper_reply(
+    standing: bytes, instead: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert BODIES["chosen"].count(standing) == 1
+    quick, usual = both(BODIES["chosen"].replace(standing, instead), asking("chosen"), monkeypatch)
+    assert quick == usual
+    assert "twice" in quick
 
 
 @pytest.mark.parametrize("seed", range(4))
