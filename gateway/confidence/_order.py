@@ -12,6 +12,8 @@ from gateway.nouns import Floats
 # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996: without slack ceil and floor miss by one.
 SLACK = 1e-9
 
+ONES = np.ones(4096)  # for sums by a dot product, a third of what a reduction takes; beyond, BLAS may start threads
+
 
 def kept_floor(size: int, share: float) -> int:
     """max(1, floor(share * size)): how many windows are the bottom ones. DeepConf's rounding."""
@@ -25,12 +27,13 @@ def kept_ceil(size: int, share: float) -> int:
 
 def mean(values: Floats) -> float:
     """values: (M,), M >= 1."""
-    return float(np.add.reduce(values)) / values.size
+    size = values.size
+    return float(values.dot(ONES[:size]) if size <= ONES.size else np.add.reduce(values)) / size
 
 
 def lowest(values: Floats) -> float:
     """values: (M,), M >= 1."""
-    return float(values[values.argmin()])  # half the time of a reduction; a NaN comes first in both
+    return values.item(values.argmin())  # half the time of a reduction; a NaN comes first in both
 
 
 def lowest_mean(values: Floats, kept: int) -> float:

@@ -454,6 +454,6 @@ def falling_along(rows: Floats) -> Floats:
 
 def clamped_tokens(trace: TokenTrace | None) -> int:
     """How many tokens carry vLLM's floor instead of a log-prob."""
-    if trace is None or trace.chosen[trace.chosen.argmin()] > FLOOR_NATS:
+    if trace is None or trace.chosen.item(trace.chosen.argmin()) > FLOOR_NATS:
         return 0  # nearly always
     return int((trace.chosen <= FLOOR_NATS).sum())
