@@ -204,8 +204,7 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
         return Verdict(null_reason=Reason.NO_EVIDENCE, note="the answer is empty")
     if tier.calibrator is None:
         return Verdict(null_reason=Reason.UNCALIBRATED, note="the tier has no valid calibrator")
-    strange = ask.needs - HARMLESS - tier.fitted_for
-    if strange:
+    if strange := ask.needs and ask.needs - HARMLESS - tier.fitted_for:
         note = f"the calibrator was not fitted on requests with {', '.join(sorted(strange))}"
         return Verdict(null_reason=Reason.UNCALIBRATED, note=note)
     if not ask.sampling.draws_like(tier.sampling):

@@ -282,6 +282,7 @@ def settings(app: ASGIApp, server: Server) -> uvicorn.Config:
     """One listener's."""
     return uvicorn.Config(
         app,
+        interface="asgi3",
         http=protocol.of(server),
         lifespan="off",
         ws="none",

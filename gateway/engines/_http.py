@@ -290,14 +290,12 @@ class Reply:
             self._connection.pause(paused=False)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _more(self) -> None:
+    def _more(self) -> asyncio.Future[None]:
+        """For something new to have come in."""
         if self._failure is not None:
             raise self._failure
         self._waiter = self._connection.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

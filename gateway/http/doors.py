@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Awaitable
 
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
@@ -48,10 +49,9 @@ class Stamp:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         given = [value for name, value in scope["headers"] if name == b"x-request-id"]
         request_id = given[0] if given and REQUEST_ID.match(given[0]) else os.urandom(16).hex().encode()
 
@@ -64,4 +64,4 @@ class Stamp:
                 message = {**message, "headers": headers}
             await send(message)
 
-        await self._app(scope, receive, stamped)
+        return self._app(scope, receive, stamped)

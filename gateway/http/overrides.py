@@ -45,10 +45,11 @@ def debug(request: Request, header: str, config: Config) -> bool:
 def mode(route: Policy, request: Request, config: Config) -> Mode:
     """How the request's stream comes about. Raises RequestError with 400 where nothing could decide on a prefix."""
     found = request.mode(route.stream_mode)
-    can = {tier.name for tier in config.tiers if tier.prefix_calibrator is not None}
-    if found is Mode.PREFIX and not all(tier.name in can for tier in route.tiers[:-1]):
-        told = "route.stream_mode prefix needs tiers with a calibrator that was fitted on first tokens."
-        raise RequestError(400, told, param="route.stream_mode")
+    if found is Mode.PREFIX:
+        can = {tier.name for tier in config.tiers if tier.prefix_calibrator is not None}
+        if not all(tier.name in can for tier in route.tiers[:-1]):
+            told = "route.stream_mode prefix needs tiers with a calibrator that was fitted on first tokens."
+            raise RequestError(400, told, param="route.stream_mode")
     return found
 
 

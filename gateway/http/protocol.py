@@ -45,7 +45,7 @@ class Protocol(HttpToolsProtocol):
         self._receiving: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # of a head that is not complete
         self._bytes = 0  # since the latest request began, whatever they are
-        self._in_head = self._refused = False
+        self._arriving = self._in_head = self._refused = False  # arriving: a request that is not complete
         self._running: Any = None  # the request that is being answered; `cycle` is the one that came last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -78,7 +78,9 @@ class Protocol(HttpToolsProtocol):
         self._bytes += len(data)
         if self._bytes > MAX_FRAMING * self._max_body_bytes + 2**20:
             self.transport.abort()
-        began = self._receiving is not None or self.cycle is not None
+        if self._arriving and self._receiving is None:  # nearly every request comes in one piece, and needs no timer
+            self._receiving = self.loop.call_later(self._receive_seconds, self._too_late)
+        began = self._arriving or self.cycle is not None
         if waited is not None and not began and not self.transport.is_closing():
             self.timeout_keep_alive_task = waited
         elif waited is not None:
@@ -86,9 +88,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes, self._bytes = True, 0, 0
         self._stop_receiving()
-        self._receiving = self.loop.call_later(self._receive_seconds, self._too_late)
+        self._arriving = self._in_head = True
+        self._head_bytes = self._bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer, which whoever looked at the head did not see
@@ -124,6 +126,7 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _stop_receiving(self) -> None:
+        self._arriving = False
         if self._receiving is not None:
             self._receiving.cancel()
             self._receiving = None
@@ -144,7 +147,7 @@ class Protocol(HttpToolsProtocol):
         if self._refused:
             return
         self._refused = True
-        if self._receiving is not None and not self._in_head:
+        if self._arriving and not self._in_head:
             self._end_unread()
         self._stop_receiving()
         if self.transport.is_closing():

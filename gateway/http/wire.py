@@ -538,7 +538,8 @@ def needed(request: Request, *, pin: bool) -> Mapping[Ability, str]:
 
 def sampling(request: Request, *, pin: bool) -> Sampling:
     """What was asked for; what was not is as the calibrators had it."""
-    if request.model_fields_set.isdisjoint(SAMPLING_FIELDS):
+    said = request.model_fields_set & SAMPLING_FIELDS
+    if all(getattr(request, name) in (None, getattr(GREEDY, name)) for name in said):
         return GREEDY  # nearly always, and to make another costs more than to look
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if pin:

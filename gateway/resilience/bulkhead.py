@@ -19,12 +19,12 @@ class Bulkhead:
 
     async def take(self, until: float) -> None:
         """Sit down; `leave` gives the seat back. until: seconds on the loop's clock. Raises Full, or TimeoutError."""
-        if self._free.locked() and self.waiting >= self._places:
-            raise Full
         if not self._free.locked():
             await self._free.acquire()  # at once
             self.in_flight += 1
             return
+        if self.waiting >= self._places:
+            raise Full
         self.waiting += 1
         try:
             async with asyncio.timeout_at(until):
