@@ -95,6 +95,8 @@ class Called(msgspec.Struct):
 class Message(msgspec.Struct):
     content: str | None
     tool_calls: list[Called] | None = None
+    reasoning: Any = None  # what was thought before the answer, kept apart by the server: vLLM's name for it
+    reasoning_content: Any = None  # and that of others
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
@@ -162,10 +164,15 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
     usage = reply.usage or Usage()
     confidence = getattr(choice, "confidence", None)
     text, reason, calls = choice.message.content, choice.finish_reason, calls_of(choice.message, ask)
-    if text is None and not calls:
+    if text is None and not calls and not thought(choice.message):
         raise EngineGarbled(engine, "a reply without a text")
     answered = assemble(text or "", entries, reason, reply.model, usage, ask, no_trace, engine, confidence, calls)
     return with_ids(answered, reply.prompt_token_ids, choice.token_ids)
+
+
+def thought(message: Message) -> bool:
+    """Whether tokens were spent on thinking, so that no text at all is an answer that was not come to."""
+    return bool(message.reasoning or message.reasoning_content)
 
 
 def calls_of(message: Message, ask: Ask) -> tuple[ToolCall, ...]:

@@ -638,6 +638,7 @@ EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "too_few_candidates": lambda told: first(told).update(top_logprobs=[]),
     "no_usage": lambda told: told.update(usage=None),
     "negative_usage": lambda told: told["usage"].update(prompt_tokens=-1),
+    "only_thought": lambda told: choice(told)["message"].update(content=None, reasoning="Well, 6 times 7"),
     "huge_usage": lambda told: told["usage"].update(completion_tokens=10**30),
     "half_character": lambda told: choice(told)["message"].update(content="\ud83d"),
     "filtered": lambda told: choice(told).update(finish_reason="content_filter"),

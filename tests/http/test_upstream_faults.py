@@ -72,6 +72,7 @@ LIMITED = {fault for fault in STATUS if fault.startswith("429")}  # test_resilie
 
 def test_every_fault_of_the_upstream_has_its_place_here() -> None:
     placed = set(BROKEN) | set(NO_EVIDENCE) | HARMLESS | OF_SET_UP | LIMITED | {"floor_logprob", "too_few_candidates"}
+    placed |= {"only_thought"}  # an answer of a kind
     assert placed == set(WIRE) | set(STATUS) | set(EDIT)
 
 
@@ -180,6 +181,14 @@ def test_an_errors_stream_is_an_ordinary_error(http: httpx2.Client) -> None:
 def test_an_empty_answer_is_legal_and_says_nothing_about_itself(http: httpx2.Client) -> None:
     told = http.post("/v1/chat/completions", json=ask({"text": ""}, route={"debug": True})).json()
     assert told["route"]["hops"][0]["reason"] == "no_evidence"
+
+
+def test_a_model_that_thought_and_came_to_no_answer_is_not_broken(http: httpx2.Client) -> None:
+    body = ask({"fault": "only_thought"}, route={"debug": True})
+    assert http.post("/v1/chat/completions", json=body).json()["route"]["hops"][0]["reason"] == "no_evidence"
+    alone = http.post("/v1/chat/completions", json=body | {"model": "cheap"})
+    assert (alone.status_code, alone.json()["choices"][0]["message"]["content"]) == (200, "")
+    assert alone.headers["x-route-confidence"] == "null"
 
 
 def test_a_slow_tier_is_let_go_of(hurried: Gateway, upstream: Upstream) -> None:
