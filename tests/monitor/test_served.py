@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from calibrators import artifact as artifacts
+from gateway import ids
 from gateway.certificate import Certificate, CertifiedStep
 from gateway.monitor import reference as references
 from gateway.monitor.labels import ROUTED
@@ -68,8 +69,8 @@ class Run:
         with ThreadPoolExecutor(4) as pool:
             return list(pool.map(one, nats))
 
-    def labelled(self, rows: Sequence[tuple[float, bool]]) -> None:
-        """Serve them, and have an operator say which were right."""
+    def labelled(self, rows: Sequence[tuple[float, bool]]) -> set[str]:
+        """Serve them, and have an operator say which were right; the numbers of their decisions."""
         served = self.serve([nats for nats, _ in rows])
         items = [
             {"id": answer.headers["x-route-id"], "label": right, "source": "operator"}
@@ -77,6 +78,7 @@ class Run:
         ]
         # A store that is slow for a moment says 503; to send it again is harmless.
         until(lambda: self.root.post("/v1/feedback", json={"items": items}).status_code in (200, 201), LOOK_SECONDS)
+        return {ids.number_of(str(item["id"])) for item in items}
 
     def report(self) -> dict[str, Any]:
         told = self.admin.get("/admin/monitors")
@@ -331,8 +333,7 @@ def test_what_labels_break_starts_a_fit_that_is_put_on_trial_and_decides_nothing
     with running(tmp_path, plan, **SECRETS) as gateway, Run(gateway, plan) as run:
         assert run.serve([-0.01])[0].headers["x-route-tier"] == "cheap"
         assert run.report()["refits"] == []
-        run.labelled(answers("test")[:60])
-        run.labelled(answers("reworded")[:200])
+        labelled = run.labelled(answers("test")[:60]) | run.labelled(answers("reworded")[:200])
         until(lambda: run.serve([-0.01])[0].headers["x-route-tier"] == "dear", LOOK_SECONDS)  # the rollout's doing
         until(lambda: [fit["state"] for fit in run.report()["refits"]] == ["offered"], FIT_SECONDS)
         [fit] = run.report()["refits"]
@@ -346,6 +347,7 @@ def test_what_labels_break_starts_a_fit_that_is_put_on_trial_and_decides_nothing
         child = Rollouts(tmp_path / "rollout").registry.get(state.candidate.artifacts["cheap"])
         assert child.artifact.label in fit["why"]
         assert child.artifact.fit["how"] == "intercept"
-        assert 200 < len(child.lineage.labels) <= 260  # those that had come when the fit began
+        assert set(child.lineage.labels) <= labelled
+        assert len(set(child.lineage.labels)) == len(child.lineage.labels) > 200  # those that had come when it began
         assert state.live is None
         assert run.serve([-0.01])[0].headers["x-route-tier"] == "dear"
