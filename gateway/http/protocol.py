@@ -7,6 +7,7 @@ of another answer, and does not tell a request that is being answered that its p
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 import weakref
 from functools import partial
@@ -22,6 +23,9 @@ MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 128
 MAX_FRAMING = 8  # bytes on the wire for one of a body: chunks of a single byte take six
 MAX_PIPELINED = 16  # requests waiting for the answer to an earlier one of their connection
+
+# The wish for another protocol than ours, as Java's client has it. In JSON no line begins so.
+UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
@@ -70,6 +74,8 @@ class Protocol(HttpToolsProtocol):
             return
         waited = self.timeout_keep_alive_task
         self.timeout_keep_alive_task = None  # uvicorn would stop it at any byte, an empty line included
+        if b"pgrade:" in data:  # left in, the parser would leave the body unread
+            data = UPGRADE.sub(b"\r\nignored:", data)
         super().data_received(data)
         if self._in_head and not self._refused:
             self._head_bytes += len(data)

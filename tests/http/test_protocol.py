@@ -155,6 +155,17 @@ def test_a_body_that_turns_to_garbage_ends_its_request(broken: bytes, gateway: G
         assert statuses(rest(raw)) == [200, 200]
 
 
+@pytest.mark.parametrize("other", [b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__", b"upgrade: websocket"])
+def test_who_would_rather_speak_another_protocol_is_answered_in_this_one(other: bytes, gateway: Gateway) -> None:
+    told = whole(ask({"nats": SURE, "text": "An Upgrade: why not"}))
+    wish = b"\r\nConnection: Upgrade, HTTP2-Settings\r\n" + other + b"\r\n"
+    with gateway.connect() as raw:
+        raw.sendall(told.replace(b"\r\n", wish, 1) + HEALTH.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+        got = rest(raw)
+    assert statuses(got) == [200, 200]
+    assert b"An Upgrade: why not" in got
+
+
 def test_what_comes_behind_a_body_is_no_header(gateway: Gateway) -> None:
     body = json.dumps(ask({"nats": SURE})).encode()
     trailer = b"x-request-id: from-behind\r\nx-route-debug: true\r\nhost: evil.example\r\n"

@@ -167,6 +167,9 @@ def test_keys_open_the_public_routes_and_nothing_else_does(upstream: Upstream, t
             assert caught.value.code == "invalid_api_key"
         for path in ("/v1/models", "/metrics", "/openapi.json"):
             assert httpx2.get(locked.url + path, timeout=PATIENCE).status_code == 401
+        for shown in ("Basic sk-alice", "sk-alice", "Bearer", "Bearer sk-alice2", "Bearer " + "0" * 64):
+            told = httpx2.get(f"{locked.url}/v1/models", headers={"authorization": shown}, timeout=PATIENCE)
+            assert told.status_code == 401, shown
         for path in ("/health", "/ready"):
             assert httpx2.get(locked.url + path, timeout=PATIENCE).status_code == 200
     assert "sk-" not in locked.log.read_text()
