@@ -93,13 +93,13 @@ class Monitoring:
             or (known and (known.rows, known.slos, known.slices)) != (wanted.rows, wanted.slos, wanted.slices)
         ):
             slicing = wanted.slices.slicing()
-            burned = None if self._watch is None or known is None or known.slos != wanted.slos else self._watch.budgets
-            self._watch = Watch(snapshot.reference, wanted.slos, rows=wanted.rows, slicing=slicing, budgets=burned)
+            used = None if known is None or known.slos != wanted.slos else self._watch
+            self._watch = Watch(snapshot.reference, wanted.slos, rows=wanted.rows, slicing=slicing, used=used)
             self._metrics.forget()
         now_allowed = allowed(served(snapshot), snapshot.reference, wanted.slos)
         if self._watch.allowed != now_allowed:
-            self._watch.allow(now_allowed)
             self._metrics.forget()
+        self._watch.allow(now_allowed)
         share = explored(snapshot.config)
         if (
             before is None
@@ -123,7 +123,8 @@ class Monitoring:
         as_it_stands = answer is not None and answer.policy is snapshot.policies.get(answer.policy.name)
         followed = answer.policy.name if answer is not None and as_it_stands else ""
         escalated = answer is not None and len(answer.hops) > 1
-        watch.ended(status, seconds, policy=followed, escalated=escalated, now=self._monotonic())
+        now = self._monotonic()
+        watch.ended(status, seconds, policy=followed, escalated=escalated, now=now, client=story.client)
         if answer is not None and followed:
             watch.note(followed, answer.hops, story.client)
 

@@ -50,11 +50,11 @@ CHANCE = 0.01  # and two of thirty are none either
 EXACT = 1000  # events; with more the binomial is summed for nothing, the normal is as good
 
 
-def sure(bad: int, total: int, share: float) -> bool:
-    """Whether chance alone gives so many bad events of so many with less than CHANCE, when `share` of them may be."""
+def sure(bad: int, total: int, share: float, chance: float = CHANCE) -> bool:
+    """Whether chance alone gives so many bad events of so many with less than `chance`, when `share` of them may be."""
     if total <= EXACT:
-        return binomial_tail(bad, total, share) < CHANCE
-    return bad - share * total > NormalDist().inv_cdf(1 - CHANCE) * sqrt(share * (1 - share) * total)
+        return binomial_tail(bad, total, share) < chance
+    return bad - share * total > NormalDist().inv_cdf(1 - chance) * sqrt(share * (1 - share) * total)
 
 
 class Slos(Written):

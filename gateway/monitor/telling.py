@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gateway.monitor.alarms import Alarm, Alarms, Kind
+from gateway.monitor.clients import Excess
 from gateway.monitor.drift import Shift
 from gateway.monitor.evidence import Findings, Place, Served
 from gateway.monitor.labels import ErrorVerdict
@@ -69,6 +70,8 @@ def alarms(seen: Seen, monotonic: float) -> list[Alarm]:
     ]
     for objective, policy, budget in seen.watch.promises():
         found += _burning(objective, policy, budget, monotonic)
+    limits = {policy: budget.share for policy, budget in seen.watch.escalations.items()}
+    found += [_excessive(one) for one in seen.watch.clients.excesses(limits, monotonic)]
     found += [Alarm(Kind.STORE, "", "", why, name, page=True) for name, why in seen.trouble.items()]
     if seen.kept and seen.found.unknown.startswith("labels cannot be read"):
         found.append(Alarm(Kind.UNREAD, "", "", seen.found.unknown))
@@ -124,6 +127,14 @@ def _burning(objective: Objective, policy: str, budget: Budget, monotonic: float
         f"over {span(worst.long_seconds)}"
     )
     return [Alarm(Kind.SLO, "", policy, why, what=str(objective), page=worst.page)]
+
+
+def _excessive(one: Excess) -> Alarm:
+    why = (
+        f"{one.bad:,} of {one.n:,} requests of key {one.client} {WENT_WRONG[Objective.ESCALATION]} within the hour; "
+        f"{one.limit:.1%} may"
+    )
+    return Alarm(Kind.SLO, "", one.policy, why, what=f"{Objective.ESCALATION} by {one.client}")
 
 
 def report(seen: Seen, alarms: Alarms, wall: float, monotonic: float) -> Json:

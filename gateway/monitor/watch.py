@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gateway.monitor import drift
+from gateway.monitor.clients import Clients
 from gateway.monitor.drift import Shift
 from gateway.monitor.escalation import Allowed
 from gateway.monitor.reference import Reference
@@ -26,27 +27,28 @@ ODD_P = 0.01  # of the permutation test over all features at once; told in the l
 class Watch:
     """Of one process. `note` and `ended` are called on the event loop, `look` in a thread.
 
-    Windows belong to a reference, and so does the count of looks. budgets: as far as they have been used up already;
-    None for new ones.
+    Windows belong to a reference, and so does the count of looks. used: the one before, whose budgets it goes on with,
+    of the same objectives; None for new ones.
     latest: by (policy, tier), what the latest look at it found.  latest_of_slices: the same by slice.
     together: by (policy, tier), squared MMD of all features at once, and its p-value.
     budgets: of all requests.  escalations: by policy, of those that followed it as it stands; none where no share is
-    allowed.  allowed: by policy, why it is that share, or why there is none.
+    allowed.  allowed: by policy, why it is that share, or why there is none.  clients: the same by key.
     """
 
     def __init__(
         self, reference: Reference, slos: Slos, *, rows: int, slicing: Slicing = ALL, seed: int = 0,
-        budgets: Mapping[Objective, Budget] | None = None,
+        used: Watch | None = None,
     ) -> None:  # fmt: skip
         self.windows, self.slices = Windows(reference, rows), Slices(reference, slicing, rows)
         fresh = {name: Budget(share) for name, share in slos.budgets.items()}
-        self.budgets: Mapping[Objective, Budget] = fresh if budgets is None else budgets
+        self.budgets: Mapping[Objective, Budget] = fresh if used is None else used.budgets
         self.latest: dict[tuple[str, str], list[Shift]] = {}
         self.latest_of_slices: dict[Part, list[Shift]] = {}
         self.together: dict[tuple[str, str], tuple[float, float]] = {}
         self.reference, self.looks = reference, 0
         self.allowed: Mapping[str, Allowed] = {}
-        self.escalations: Mapping[str, Budget] = {}
+        self.escalations: Mapping[str, Budget] = {} if used is None else used.escalations
+        self.clients: Clients = Clients() if used is None else used.clients
         self._slos = slos
         self._rng = np.random.default_rng(seed)
 
@@ -63,10 +65,10 @@ class Watch:
             for policy, limit in wanted.items()
         }
 
-    def ended(self, status: int, seconds: float, *, policy: str, escalated: bool, now: float) -> None:
+    def ended(self, status: int, seconds: float, *, policy: str, escalated: bool, now: float, client: str = "") -> None:
         """One request, however it ended. status: HTTP's; a client's own mistakes and hang-ups are not ours.
 
-        policy: that it followed as it stands, "" for none.  now: monotonic seconds.
+        policy: that it followed as it stands, "" for none.  now: monotonic seconds.  client: the name of its key.
         """
         if 400 <= status < 500:
             return
@@ -75,6 +77,7 @@ class Watch:
             self.budgets[Objective.LATENCY].note(now, bad=seconds > self._slos.fast_seconds)
             if policy in self.escalations:
                 self.escalations[policy].note(now, bad=escalated)
+                self.clients.note(policy, client, now, escalated=escalated)
 
     def promises(self) -> list[tuple[Objective, str, Budget]]:
         """Every objective with the policy it is of, "" for all, and its budget."""

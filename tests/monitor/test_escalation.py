@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.monitor import telling
 from gateway.monitor.alarms import Alarms, Kind
+from gateway.monitor.clients import Clients
 from gateway.monitor.escalation import Allowed, allowed, odds_doubled
 from gateway.monitor.evidence import Findings, Served
 from gateway.monitor.metrics import MonitorMetrics
@@ -103,6 +104,42 @@ def test_a_cascade_that_escalates_as_it_is_meant_to_is_no_news_and_one_that_esca
     assert f'slo_budget{{objective="escalation",policy="default"}} {limit}' in text
 
 
+def by_clients(watch: Watch, shares: dict[str, float], n: int = 60, now: float = 60.0) -> Watch:
+    for client, share in shares.items():
+        for place in range(n):
+            watch.ended(200, 0.1, policy="default", escalated=place < share * n, now=now, client=client)
+    return watch
+
+
+def test_a_key_that_escalates_far_more_than_its_policy_was_chosen_for_is_named() -> None:
+    watch = watching(known(0.3), served(), Slos())
+    by_clients(watch, {"alice": 0.95, "bob": 0.3, "carol": 0.0, "dan": 0.0, "eve": 0.46})
+    [alarm] = [one for one in telling.alarms(seen(watch, served()), 60.0) if one.kind is Kind.SLO]
+    assert (alarm.what, alarm.slice, alarm.page) == ("escalation by alice", "default", False)
+    assert alarm.why.startswith("57 of 60 requests of key alice needed more than one tier")
+    assert watch.clients.excesses({"default": 0.46}, 60.0 + 1800) != [], "the half hour before counts as well"
+    assert watch.clients.excesses({"default": 0.46}, 60.0 + 3600) == []
+
+
+def test_among_many_keys_chance_names_none() -> None:
+    chance, named = np.random.default_rng(0), 0
+    for _ in range(20):
+        clients = Clients()
+        for client in map(str, range(50)):
+            for escalated in chance.random(40) < 0.46:  # each as often as it may
+                clients.note("default", client, 1.0, escalated=bool(escalated))
+        named += clients.excesses({"default": 0.46}, 1.0) != []
+    assert named <= 2  # P(more than 2 of 20 | 1 %) is 1e-3
+
+
+@pytest.mark.parametrize(
+    "shares", [{"alice": 1.0}, {"alice": 0.45, "bob": 0.45}, {"": 1.0, "bob": 0.2}], ids=["alone", "within", "nobody"]
+)
+def test_a_key_alone_or_within_the_limit_and_those_without_one_are_not_named(shares: dict[str, float]) -> None:
+    watch = by_clients(watching(known(0.3), served(), Slos()), shares)
+    assert watch.clients.excesses({"default": 0.46}, 60.0) == []
+
+
 def test_requests_of_other_ways_are_not_counted_and_a_new_limit_begins_anew() -> None:
     watch = sent(watching(known(0.3), served(), Slos()), 1.0, n=40)
     watch.ended(200, 0.1, policy="", escalated=True, now=0.0)
@@ -110,5 +147,8 @@ def test_requests_of_other_ways_are_not_counted_and_a_new_limit_begins_anew() ->
     assert counted.seen(3599.0, 3600.0) == (40, 40)
     watch.allow(allowed(served(), known(0.3), Slos()))
     assert watch.escalations["default"] is counted
+    another = Watch(known(0.3), Slos(), rows=300, used=watch)
+    another.allow(allowed(served(), known(0.3), Slos()))
+    assert another.promises() == watch.promises(), "other windows for drift take nothing back that was used up"
     watch.allow(allowed(served(0.95), known(0.3), Slos()))
     assert watch.escalations["default"].seen(3599.0, 3600.0) == (0, 0)
