@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from gateway.nouns import Hop
+from gateway.nouns import Ask, Hop
 from gateway.store.story import Story
 
 SCHEMA = "https://opentelemetry.io/schemas/1.41.0"
@@ -71,7 +71,7 @@ class Traces:
                     f"{operation} {hop.tier}",
                     context=context,
                     kind=SpanKind.CLIENT,
-                    attributes=of_hop(hop, operation, kinds.get(hop.tier, "")),
+                    attributes=of_hop(hop, operation, kinds.get(hop.tier, "")) | asked(story.ask),
                     start_time=int((story.at + ended - hop.seconds) * NANO),
                 )
                 if hop.error is not None:
@@ -94,6 +94,19 @@ def otlp(endpoint: str) -> SpanExporter:
     session = requests.Session()
     session.trust_env = False  # spans go where the configuration says, through nobody's proxy
     return OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", session=session)
+
+
+def asked(ask: Ask | None) -> dict[str, Any]:
+    """What every tier was asked to do."""
+    if ask is None:
+        return {}
+    told = {
+        "gen_ai.request.temperature": ask.sampling.temperature,
+        "gen_ai.request.top_p": ask.sampling.top_p,
+        "gen_ai.request.max_tokens": ask.max_tokens,
+        "gen_ai.request.seed": ask.sampling.seed,
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def of_hop(hop: Hop, operation: str, kind: str) -> dict[str, Any]:
@@ -128,6 +141,9 @@ def of_request(story: Story, operation: str, status: int) -> dict[str, Any]:
         "error.type": str(status) if status >= 400 else None,
         "gen_ai.operation.name": operation,
         "gen_ai.response.model": None if answer is None else answer.served.tier,
+        "gen_ai.response.finish_reasons": None
+        if answer is None or answer.served.completion is None
+        else (str(answer.served.completion.finish),),
         "gen_ai.usage.input_tokens": sum(hop.cost.prompt_tokens for hop in story.hops),
         "gen_ai.usage.output_tokens": sum(hop.cost.completion_tokens for hop in story.hops),
         f"{OURS}.route_id": story.number,

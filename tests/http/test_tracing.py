@@ -84,6 +84,7 @@ def test_a_request_is_a_span_with_one_beneath_it_for_each_tier(run: Run) -> None
     assert told["gen_ai.provider.name"] == "openai_http"
     assert told["gen_ai.request.model"] == "dear"
     assert told["gen_ai.response.finish_reasons"] == ["stop"]
+    assert (told["gen_ai.request.temperature"], told["gen_ai.request.top_p"]) == (0, 1)
     assert told["gen_ai.usage.output_tokens"] == reply.json()["usage"]["completion_tokens"]
     assert attributes(cheap)["confidence_gateway.reason"] == "unsure"
     asked = attributes(whole)
