@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench bench-offline soak drill clean
+.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench bench-offline soak drill pictures clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -76,6 +76,9 @@ soak: $(VENV)/.test ## ten minutes of flapping upstreams and clients who leave (
 
 drill: $(VENV)/.test ## a calibrator is replaced under load, and a bad one rolled back; exits with 1 when a step fails (minutes)
 	$(BIN)/python -m tests.drill.drill
+
+pictures: $(VENV)/.test ## the console's pictures in docs/, of a pocket gateway that answers 300 questions (Chromium; minutes)
+	$(BIN)/python -m tests.console.picture
 
 lock: $(VENV)/.test ## resolve the test environment anew and pin it with hashes
 	$(BIN)/python -m pip install -q uv
