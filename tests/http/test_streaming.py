@@ -254,9 +254,12 @@ def test_a_slow_stream_does_not_outlive_the_requests_deadline(slow: Gateway) -> 
     assert 0.9 < soonest(ended, 3.0) < 3.0
 
 
-def test_a_stream_that_falls_silent_is_ended_with_an_error(slow: Gateway) -> None:
+def test_a_stream_that_falls_silent_is_ended_with_an_error(slow: Gateway, upstream: Upstream) -> None:
     answer = post(slow, ask({"fault": "silent_in_stream"}, stream=True) | {"model": "restless"})
     assert '"error"' in answer.text.split("\n\n")[-2]
+    [seen] = upstream.asked("small")
+    until(lambda: seen.released_at is not None)
+    assert not seen.answered  # the server would have been silent for much longer
 
 
 def test_the_first_piece_has_a_deadline_of_its_own(slow: Gateway) -> None:
