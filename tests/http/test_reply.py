@@ -24,5 +24,5 @@ def test_of_the_candidates_that_were_fetched_a_client_sees_as_many_as_it_asked_f
     assert told is not None
     assert [entry.logprob for entry in told] == [-0.1, -0.2]
     for entry, rivals, nats in zip(told, RIVALS, TOP.tolist(), strict=True):
-        shown = [(json.loads(one.token).encode(), one.logprob) for one in entry.top_logprobs]
+        shown = [(json.loads(bytes(one.token)).encode(), one.logprob) for one in entry.top_logprobs]
         assert shown == list(zip(rivals, nats, strict=True))[:wanted]
