@@ -223,6 +223,8 @@ def kinds(row: type[DecisionRow] | type[HopRow]) -> Iterator[tuple[str, pa.DataT
     for field in fields(row):
         if field.name == "features":
             yield field.name, pa.map_(pa.string(), pa.float64())
+        elif field.name == "metadata":
+            yield field.name, pa.map_(pa.string(), pa.string())
         else:
             hint = hints[field.name]
             yield field.name, KINDS[str if hint is Role else next(iter(get_args(hint)), hint)]
@@ -246,7 +248,7 @@ def write_log(store: Store, out: Path, *, since: float, until: float) -> int:
 
 
 def log_lines(row: DecisionRow, hops: Sequence[HopRow], store: Store) -> Iterator[Json]:
-    told = asdict(row) | {"truth": truth(store.labels(row.number))}
+    told = asdict(row) | {"truth": truth(store.labels(row.number)), "metadata": list(printable(row.metadata).items())}
     for hop in hops or (None,):
         more = {} if hop is None else {f"hop_{name}": one for name, one in asdict(hop).items() if name != "number"}
         if hop is not None:

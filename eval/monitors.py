@@ -30,7 +30,7 @@ from gateway.monitor import drift, labels
 from gateway.monitor.betting import Honesty
 from gateway.monitor.drift import Shift
 from gateway.monitor.feed import PAGE, Readable
-from gateway.monitor.reference import NOTHING, Marks, Reference, TierReference, row, telling, tier_reference
+from gateway.monitor.reference import NOTHING, Marks, Reference, TierReference, row, tagged, telling, tier_reference
 from gateway.monitor.slices import Slices, Slicing
 from gateway.monitor.windows import Block
 from gateway.nouns import Floats, Hop, Policy
@@ -40,7 +40,7 @@ ROWS = 200  # of one look here: the shifted splits have 300 questions each; the 
 PAGES = 50  # of the log at most, for a calibrator's own reference: 10,000 decisions, from all over its time
 Place = tuple[str, str]
 UNSLICED = Slicing()
-Row = tuple[Floats, float, str]  # features and p, prompt tokens, client
+Row = tuple[Floats, float, str, str]  # features and p, prompt tokens, client, metadata as of `tagged`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +215,7 @@ def reference_of(asked: Iterable[Asked], route: Policy) -> Reference:
     seen: dict[Place, list[Row]] = defaultdict(list)
     for one in asked:
         for place, values in one.rows:
-            seen[place].append((values, one.prompt_tokens, ""))
+            seen[place].append((values, one.prompt_tokens, "", ""))
     tiers = {tier.name: (tier.calibrator_id, tier.features) for tier in route.tiers}
     return Reference(
         {place: fitted_reference(*tiers[place[1]], rows) for place, rows in seen.items() if len(rows) >= ROWS}
@@ -228,8 +228,9 @@ def fitted_reference(calibrator: str, names: Sequence[str], rows: Sequence[Row])
 
 
 def blocked(rows: Sequence[Row]) -> Block:
-    values, tokens, clients = zip(*rows, strict=True)
-    return Block(np.stack(values), Marks(np.array(tokens, dtype=np.float64), np.array(clients, dtype=np.str_)))
+    values, tokens, *words = zip(*rows, strict=True)
+    clients, metadata = (np.array(told, dtype=np.str_) for told in words)
+    return Block(np.stack(values), Marks(np.array(tokens, dtype=np.float64), clients, metadata))
 
 
 def logged(config: Config, store: Readable, since: float, until: float) -> Reference:
@@ -289,7 +290,8 @@ def observed(config: Config, decisions: Iterable[tuple[DecisionRow, tuple[HopRow
                 rows = of_tier.pop(kind, [])
                 of_tier[kind] = rows  # the latest is the last
                 values = [np.nan if one is None else one for one in hop.features.values()]
-                rows.append((np.array([*values, hop.p_correct]), tokens, decision.client))
+                told = tagged(decision.metadata)
+                rows.append((np.array([*values, hop.p_correct]), tokens, decision.client, told))
     latest = {place: next(reversed(kinds.items())) for place, kinds in seen.items()}
     found = {
         place: fitted_reference(*kind, rows)
@@ -353,7 +355,7 @@ def drift_alarm(traffic: Sequence[Asked], known: Reference, slicing: Slicing) ->
     for n, one in enumerate(traffic, 1):
         for place, values in one.rows:
             if place in known.tiers:
-                waiting[place].append((values, one.prompt_tokens, ""))
+                waiting[place].append((values, one.prompt_tokens, "", ""))
         full = {place: blocked(rows) for place, rows in waiting.items() if len(rows) == ROWS}
         if not full:
             continue

@@ -7,7 +7,6 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -176,13 +175,12 @@ def monitors(
         from eval import monitors as measuring
         from gateway import config as configs
         from gateway.monitor import reference as references
+        from gateway.monitor.slices import Slicing
 
         settings = configs.read(config)
         request = measuring.Request(
-            slicing=replace(
-                settings.monitors.slices.slicing(),
-                clients=(),  # records know of none
-                **({"edges": tuple(sorted(set(prompt_tokens)))} if prompt_tokens else {}),
+            slicing=Slicing(  # records know neither clients nor what requests say of themselves
+                edges=tuple(sorted(set(prompt_tokens))) if prompt_tokens else settings.monitors.slices.prompt_tokens
             ),
             policy=policy,
             reference=reference,

@@ -126,7 +126,7 @@ class Monitoring:
         now = self._monotonic()
         watch.ended(status, seconds, policy=followed, escalated=escalated, now=now, client=story.client)
         if answer is not None and followed:
-            watch.note(followed, answer.hops, story.client)
+            watch.note(followed, answer.hops, story.client, story.metadata)
 
     def amended(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot without the certificates that labels have broken, or that they have not been held against."""

@@ -176,7 +176,7 @@ class Chat:
         wanted = overrides.apply(route, request, config, estimate, needs)
         route = visit.reserve(wanted, estimate)
         mode = overrides.mode(route, request, config)
-        story.asked(client.name, ask, route, mode)
+        story.asked(client.name, ask, route, mode, config.monitors.slices.kept(request.metadata))
         created, own = int(time.time()), partial(seal, held, route_id, client.name)
         call = partial(Call, request, created=created, debug=debug, ignored=tuple(ignored), mode=mode, form=self._form)
         return Asked(request, mode, ask, route, own, call)

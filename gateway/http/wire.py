@@ -262,7 +262,11 @@ class Request(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=512)
-    metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(default=None, max_length=16)
+    metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(
+        default=None,
+        max_length=16,
+        description="not passed on; kept as far as monitors.slices.metadata lists it",
+    )
     route: RouteOptions | None = None
 
     top_k: int | None = Field(default=None, ge=-1, le=2**20, description="vLLM's; -1 and 0 for all")

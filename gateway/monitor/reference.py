@@ -33,17 +33,19 @@ AGAIN = "write it again with `confgate monitors --write`"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Marks:
-    """Whose n rows are and how long their prompts, to tell slices apart.
+    """Whose n rows are, how long their prompts, and what requests said of themselves, to tell slices apart.
 
     prompt_tokens: (n,) of the request, as its first tier counted them, NaN where nobody told.  clients: (n,) names of
-    keys, "" where nobody told.
+    keys, "" where nobody told.  metadata: (n,) as of `tagged`; None where nobody kept any.
     """
 
     prompt_tokens: Floats
     clients: Words
+    metadata: Words | None = None
 
     def __getitem__(self, rows: Any) -> Marks:
-        return Marks(self.prompt_tokens[rows], self.clients[rows])
+        told = None if self.metadata is None else self.metadata[rows]
+        return Marks(self.prompt_tokens[rows], self.clients[rows], told)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +113,7 @@ class Reference:
 
 
 NOTHING = Reference({})
+NO_METADATA: Mapping[str, str] = {}
 
 
 def tier_reference(calibrator: str, names: Sequence[str], rows: Floats, marks: Marks | None = None) -> TierReference:
@@ -135,6 +138,11 @@ def tier_reference(calibrator: str, names: Sequence[str], rows: Floats, marks: M
     precision = np.linalg.pinv(covariance) / np.outer(scale, scale)
     known = TierReference(calibrator, tuple(names), rows, mean, precision, np.inf, marks)
     return replace(known, limit=float(np.quantile(known.distances(X), QUANTILE)))
+
+
+def tagged(metadata: Mapping[str, str]) -> str:
+    """What a request said of itself, for an array of words: each name=value between two line ends."""
+    return "".join(f"\n{name}={value}\n" for name, value in metadata.items())
 
 
 def telling(hops: Sequence[Hop]) -> list[Hop]:
@@ -176,6 +184,8 @@ def dump(reference: Reference, path: Path) -> None:
         arrays |= {f"rows{number}": known.rows, f"mean{number}": known.mean, f"precision{number}": known.precision}
         if known.marks is not None:
             arrays |= {f"tokens{number}": known.marks.prompt_tokens, f"clients{number}": known.marks.clients}
+            if known.marks.metadata is not None:
+                arrays[f"metadata{number}"] = known.marks.metadata
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **arrays)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".draft")
@@ -207,7 +217,11 @@ def load(path: Path) -> Reference:
                             arrays[f"mean{number}"],
                             arrays[f"precision{number}"],
                             float(told["limit"]),
-                            Marks(arrays[f"tokens{number}"], arrays[f"clients{number}"])
+                            Marks(
+                                arrays[f"tokens{number}"],
+                                arrays[f"clients{number}"],
+                                arrays.get(f"metadata{number}"),
+                            )
                             if f"tokens{number}" in arrays
                             else None,  # as it was written before there were slices
                             str(told.get("had_of", "")),
@@ -228,6 +242,7 @@ def _checked(known: TierReference) -> TierReference:
     if known.mean.shape != (wide,) or known.precision.shape != (wide, wide):
         raise ValueError(f"moments of {known.calibrator} do not fit its {wide} features")
     marks = known.marks
-    if marks is not None and not marks.prompt_tokens.shape == marks.clients.shape == (len(known.rows),):
+    of_each = () if marks is None else (marks.prompt_tokens, marks.clients, marks.metadata)
+    if any(marked is not None and marked.shape != (len(known.rows),) for marked in of_each):
         raise ValueError(f"marks of {known.calibrator} are not one for each of its rows")
     return known

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from gateway.monitor.reference import NO_METADATA
 from gateway.monitor.slices import Slicing
 from gateway.monitor.slo import Slos
 from gateway.written import Written, resolve, wrong
@@ -48,6 +50,9 @@ class Refit(Written):
     latest: int = Field(default=2000, ge=30, description="labels that a fit takes, the newest")
 
 
+Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f=]{1,64}$")]
+
+
 class SlicesEntry(Written):
     """Parts of the traffic whose drift is looked at by themselves, too, for each tier. The reference has to tell them
     apart: clients are told apart by one that was written from the decision log."""
@@ -55,6 +60,12 @@ class SlicesEntry(Written):
     clients: tuple[str, ...] = Field(default=(), max_length=16, description="names of keys, each a part of its own")
     prompt_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), max_length=7, description="rising edges: [60, 120] makes three parts, up to 60, 61 to 120, and over"
+    )
+    metadata: dict[Word, Annotated[tuple[Word, ...], Field(min_length=1, max_length=16)]] = Field(
+        default={},
+        max_length=4,
+        description="what requests say of themselves in OpenAI's `metadata`: {feature: [search, chat]} makes a part of "
+        "each of these values. They are kept in the decision log, and nothing else of `metadata` is",
     )
 
     @field_validator("clients")
@@ -64,6 +75,14 @@ class SlicesEntry(Written):
             raise wrong("a client is listed twice")
         return clients
 
+    @field_validator("metadata")
+    @classmethod
+    def _each_value_once(cls, metadata: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, values in metadata.items():
+            if len(set(values)) < len(values):
+                raise wrong("{told}", told=f"a value of {name} is listed twice")
+        return metadata
+
     @field_validator("prompt_tokens")
     @classmethod
     def _rising(cls, edges: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,7 +91,14 @@ class SlicesEntry(Written):
         return edges
 
     def slicing(self) -> Slicing:
-        return Slicing(self.clients, self.prompt_tokens)
+        said = tuple((name, value) for name, values in self.metadata.items() for value in values)
+        return Slicing(self.clients, self.prompt_tokens, said)
+
+    def kept(self, metadata: Mapping[str, str] | None) -> Mapping[str, str]:
+        """Of what a request says of itself, what a part is made of."""
+        if not metadata or not self.metadata:
+            return NO_METADATA
+        return {name: value for name, value in metadata.items() if value in self.metadata.get(name, ())}
 
 
 class Monitors(Written):

@@ -1,4 +1,5 @@
-"""Parts of a tier's traffic whose drift is looked at by themselves, too: by who asks, and by how long the prompt is.
+"""Parts of a tier's traffic whose drift is looked at by themselves, too: by who asks, by how long the prompt is, and by
+what requests say of themselves.
 
 Which parts there are stands in the configuration, so their number is bounded, and all that are looked at together are
 adjusted for together. A part is held against the same part of the reference: long questions look other than short ones
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.monitor.drift import MIN_ROWS
-from gateway.monitor.reference import Marks, Reference, TierReference
+from gateway.monitor.reference import Marks, Reference, TierReference, tagged
 from gateway.monitor.windows import Block
 from gateway.nouns import Floats
 
@@ -25,14 +26,17 @@ Part = tuple[str, str, str]  # policy, tier, name of the slice
 
 @dataclass(frozen=True, slots=True)
 class Slicing:
-    """clients: names of keys, each a slice.  edges: rising, of prompt tokens; N of them make N + 1 slices."""
+    """clients: names of keys, each a slice.  edges: rising, of prompt tokens; N of them make N + 1 slices.  metadata:
+    name and value of a request's, each pair a slice."""
 
     clients: tuple[str, ...] = ()
     edges: tuple[int, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
 
     @property
     def names(self) -> list[str]:
-        return [f"client {client}" for client in self.clients] + self._lengths
+        said = [f"metadata {name}={value}" for name, value in self.metadata]
+        return [f"client {client}" for client in self.clients] + self._lengths + said
 
     @property
     def _lengths(self) -> list[str]:
@@ -48,6 +52,11 @@ class Slicing:
             known = np.isfinite(marks.prompt_tokens)
             place = np.searchsorted(np.array(self.edges, dtype=np.float64), marks.prompt_tokens, "left")
             found |= {name: known & (place == at) for at, name in enumerate(self._lengths)}
+        for name, value in self.metadata:
+            told = np.zeros(len(marks.clients), dtype=np.bool_)
+            if marks.metadata is not None:
+                told = np.char.find(marks.metadata, tagged({name: value})) >= 0
+            found[f"metadata {name}={value}"] = told
         return found
 
 

@@ -12,7 +12,7 @@ from gateway.monitor import drift
 from gateway.monitor.clients import Clients
 from gateway.monitor.drift import Shift
 from gateway.monitor.escalation import Allowed
-from gateway.monitor.reference import Reference
+from gateway.monitor.reference import NO_METADATA, Reference
 from gateway.monitor.slices import Part, Slices, Slicing
 from gateway.monitor.slo import Budget, Objective, Slos
 from gateway.monitor.windows import Block, Windows
@@ -52,9 +52,12 @@ class Watch:
         self._slos = slos
         self._rng = np.random.default_rng(seed)
 
-    def note(self, policy: str, hops: Sequence[Hop], client: str = "") -> None:
-        """One answered request's hops in order, without shadows and siblings. client: the name of its key."""
-        self.windows.note(policy, hops, client)
+    def note(
+        self, policy: str, hops: Sequence[Hop], client: str = "", metadata: Mapping[str, str] = NO_METADATA
+    ) -> None:
+        """One answered request's hops in order, without shadows and siblings. client: the name of its key.  metadata:
+        what it says of itself."""
+        self.windows.note(policy, hops, client, metadata)
 
     def allow(self, allowed: Mapping[str, Allowed]) -> None:
         """What may escalate from now on. A policy of which the same is allowed as before keeps its count."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from gateway.monitor.reference import Marks, Reference, TierReference, telling
+from gateway.monitor.reference import NO_METADATA, Marks, Reference, TierReference, tagged, telling
 from gateway.nouns import Floats, Hop
 
 ROWS = 500  # of one look; science 7.1 and 7.2
@@ -23,18 +23,21 @@ class Block:
 
 @dataclass(slots=True, eq=False)
 class _Ring:
-    """rows: (ROWS, F + 1), filled up to `filled`, then waiting to be taken; prompt_tokens and clients beside them."""
+    """rows: (ROWS, F + 1), filled up to `filled`, then waiting to be taken; prompt_tokens, clients and metadata beside
+    them."""
 
     known: TierReference
     rows: Floats
     prompt_tokens: list[int] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
     filled: int = 0
 
     def taken(self) -> Block:
         tokens = np.array(self.prompt_tokens, dtype=np.float64)
-        block = Block(self.rows.copy(), Marks(tokens, np.array(self.clients, dtype=np.str_)))
-        self.prompt_tokens, self.clients, self.filled = [], [], 0
+        clients, metadata = (np.array(told, dtype=np.str_) for told in (self.clients, self.metadata))
+        block = Block(self.rows.copy(), Marks(tokens, clients, metadata))
+        self.prompt_tokens, self.clients, self.metadata, self.filled = [], [], [], 0
         return block
 
 
@@ -51,10 +54,12 @@ class Windows:
         }
         self.missed = 0
 
-    def note(self, policy: str, hops: Sequence[Hop], client: str = "") -> None:
+    def note(
+        self, policy: str, hops: Sequence[Hop], client: str = "", metadata: Mapping[str, str] = NO_METADATA
+    ) -> None:
         """One request, once it is over. Well under 50 microseconds. A hop of another calibrator is not compared.
 
-        client: the name of its key.
+        client: the name of its key.  metadata: what it says of itself.
         """
         for hop in telling(hops):
             ring = self._rings.get((policy, hop.tier))
@@ -70,6 +75,7 @@ class Windows:
             row[-1] = hop.p_correct
             ring.prompt_tokens.append(hops[0].cost.prompt_tokens)
             ring.clients.append(client)
+            ring.metadata.append(tagged(metadata) if metadata else "")
             ring.filled += 1
 
     def take(self) -> dict[tuple[str, str], Block]:

@@ -7,7 +7,7 @@ NUL and lone surrogates too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -52,6 +52,7 @@ class DecisionRow:
     prompt, answer: None unless the configuration wants texts kept, and then redacted.
     inclusion: the probability with which this decision was to be explored, when exploring was on for it.
     explored: it was drawn: all tiers are asked in shadow, and a label is wanted.
+    metadata: of what the request said of itself, what slices of the monitors are made of.
     """
 
     number: str
@@ -74,6 +75,7 @@ class DecisionRow:
     answer: str | None = None
     inclusion: float | None = None
     explored: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,9 +73,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             page SMALLINT NOT NULL, since DOUBLE PRECISION NOT NULL, seen DOUBLE PRECISION NOT NULL,
             PRIMARY KEY (kind, tier, slice, what))""",
     ),
+    ("ALTER TABLE decisions ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}'",),
 )
 
-FREE_TEXT = frozenset({"note", "model", "error", "comment", "prompt", "answer", "features", "why"})
+FREE_TEXT = frozenset({"note", "model", "error", "comment", "prompt", "answer", "features", "why", "metadata"})
 FLAGS = frozenset({"explored", "label", "agrees", "page"})
 BULKY = {"prompt": "NULL", "answer": "NULL", "features": "'{}'"}  # what stands for texts and features that are left out
 WORDS: dict[str, Callable[[Any], Any]] = {"role": Role, "channel": Channel, "source": Source}

@@ -6,7 +6,7 @@ Everything here is called on the event loop, so nothing is slow: the only thing 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,14 +45,15 @@ class Story:
     route: Policy | None = None
     mode: Mode = Mode.BUFFER
     answer: Answer | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
     span: Any = None
     traceparent: str = ""
     hops: list[Hop] = field(default_factory=list)
     hop_ends: list[float] = field(default_factory=list)
 
-    def asked(self, client: str, ask: Ask, route: Policy, mode: Mode) -> None:
-        """It has been read, and is about to be put to the tiers."""
-        self.client, self.ask, self.route, self.mode = client, ask, route, mode
+    def asked(self, client: str, ask: Ask, route: Policy, mode: Mode, metadata: Mapping[str, str]) -> None:
+        """It has been read, and is about to be put to the tiers. metadata: what may be kept of it."""
+        self.client, self.ask, self.route, self.mode, self.metadata = client, ask, route, mode, metadata
 
     def note(self, hop: Hop, seconds: float) -> None:
         """One tier's turn has ended. seconds: since the request came."""
@@ -87,6 +88,7 @@ class Story:
             answer=None if keep is None or answer is None else keep.kept(answer.completion.text),
             inclusion=inclusion,
             explored=explored,
+            metadata=self.metadata,
         )
         siblings = () if answer is None else answer.siblings
         roles = [Role.SIBLING if any(hop is one for one in siblings) else Role.HOP for hop in self.hops]

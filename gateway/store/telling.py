@@ -102,6 +102,8 @@ def heading(row: DecisionRow) -> str:
         f"{row.seconds:.3f} s   {row.prompt_tokens} + {row.completion_tokens} tokens   {row.usd:.6g} USD",
         f"prompt sha256 {row.prompt_sha256}",
     ]
+    if row.metadata:
+        lines.append("   ".join(f"{plain(name)} {plain(value)}" for name, value in row.metadata.items()))
     if row.inclusion is not None:
         lines.append(f"explored with probability {row.inclusion:g}: {'drawn' if row.explored else 'not drawn'}")
     return "\n".join(lines)

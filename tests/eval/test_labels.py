@@ -189,7 +189,12 @@ def test_the_log_is_exported_hop_by_hop_whatever_texts_say(tmp_path: Path) -> No
     one, none, late = numbers(3)
     store = Sqlite(tmp_path / "s.db")
     shadow = hop(one, 1, role=Role.SHADOW, tier="dear", p_correct=None, features={HOSTILE: None}, note=HOSTILE)
-    store.write([Entry(decision(one, at=10.0), (hop(one), shadow)), Entry(decision(none, at=20.0, status=502), ())])
+    store.write(
+        [
+            Entry(decision(one, at=10.0, metadata={"lang": "de"}), (hop(one), shadow)),
+            Entry(decision(none, at=20.0, status=502), ()),
+        ]
+    )
     store.write([entry(late, at=30.0)])
     assert store.put([wish(one, says=False)])[0][0] is Outcome.CREATED
     out = tmp_path / "log.parquet"
@@ -202,6 +207,7 @@ def test_the_log_is_exported_hop_by_hop_whatever_texts_say(tmp_path: Path) -> No
         (none, None, None),
     ]
     assert rows[0]["hop_features"] == [("lp_mean", -0.1)]
+    assert (rows[0]["metadata"], rows[2]["metadata"]) == ([("lang", "de")], [])
     assert (rows[0]["usd"], rows[0]["hop_tier"], rows[2]["status"]) == (0.001, "cheap", 502)
 
 

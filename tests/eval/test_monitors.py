@@ -104,12 +104,14 @@ def kept(n: int, first: int = 0, **hops: Any) -> list[Entry]:
     for place, number in enumerate(numbers(n, at=1_700_000_000.0 + first)):
         told = {"features": {"lp_mean": float(rng.normal()), "length": 5.0}, "prompt_tokens": 40 + place % 2} | hops
         at, client = 1_700_000_000.0 + first + place, "alice" if place % 2 else "bob"
-        found.append(Entry(decision(number, at=at, client=client), (hop(number, **told),)))
+        said = {"lang": "de"} if place % 2 else {}
+        found.append(Entry(decision(number, at=at, client=client, metadata=said), (hop(number, **told),)))
     return found
 
 
 def test_a_reference_is_written_from_the_log_and_tells_clients_and_lengths(tmp_path: Path) -> None:
     plan = planned("http://127.0.0.1:1") | {"monitors": {"slices": {"clients": ["bob"], "prompt_tokens": [40]}}}
+    plan["monitors"]["slices"]["metadata"] = {"lang": ["de", "en"]}
     plan["policies"] = {"default": {"steps": [{"tier": "cheap", "accept_at": 0.8}, {"tier": "dear"}]}}
     (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
     store = Sqlite(tmp_path / "store.db", seconds=5)
@@ -128,7 +130,7 @@ def test_a_reference_is_written_from_the_log_and_tells_clients_and_lengths(tmp_p
     assert known.tiers["default", "cheap"].calibrator == "cheap@0123456789ab"
     slices = Slices(known, configs.read(tmp_path / "cascade.yaml").monitors.slices.slicing(), 200)
     assert {name: len(one.rows) for (*_, name), one in slices.references.items()} == {
-        "client bob": 225, "up to 40 prompt tokens": 225, "over 40 prompt tokens": 225
+        "client bob": 225, "up to 40 prompt tokens": 225, "over 40 prompt tokens": 225, "metadata lang=de": 225
     }  # fmt: skip
     store = Sqlite(tmp_path / "store.db", seconds=5, read_only=True)
     with pytest.raises(ConfigError, match="there is: nothing"):

@@ -131,6 +131,7 @@ def upstream() -> Iterator[Upstream]:
 def run(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("watched")
     plan = prepared(folder, upstream.url)
+    plan["monitors"]["slices"] = {"metadata": {"feature": ["chat", "search"]}}
     with running(folder, plan, **SECRETS) as gateway, Run(gateway, plan) as one:
         yield one
 
@@ -157,6 +158,23 @@ def test_stationary_traffic_is_quiet_and_so_are_faults_of_servers(run: Run) -> N
     until(lambda: run.drift()["looks"] == 2, LOOK_SECONDS)
     assert run.drift()["state"] == "quiet"
     assert run.kinds() <= {"slo"}  # answers that a fault sent on to the next tier are escalations all the same
+
+
+def test_of_what_a_request_says_of_itself_the_log_keeps_what_slices_are_made_of(run: Run) -> None:
+    before = run.drift()["rows"]
+    body = ask({"nats": -0.3}) | {"metadata": {"feature": "chat", "patient": "Mary"}}
+    number = run.client.post("/v1/chat/completions", json=body).headers["x-route-id"]
+    told: dict[str, Any] = {}
+
+    def written() -> bool:
+        told.update(run.admin.get(f"/admin/decisions/{number}").json())
+        return bool(told.get("decision"))
+
+    until(written, LOOK_SECONDS)
+    assert told["decision"]["metadata"] == {"feature": "chat"}
+    until(lambda: run.drift()["rows"] == before + 1, LOOK_SECONDS)
+    parts = [part["slice"] for part in run.drift()["slices"]]
+    assert parts == ["metadata feature=chat", "metadata feature=search"]
 
 
 def test_a_request_that_bends_its_own_route_is_not_compared(run: Run) -> None:

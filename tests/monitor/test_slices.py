@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,7 +13,7 @@ from gateway.monitor import drift, telling
 from gateway.monitor.alarms import Alarms, Kind
 from gateway.monitor.evidence import Findings
 from gateway.monitor.metrics import MonitorMetrics
-from gateway.monitor.reference import Marks, Reference, TierReference, tier_reference
+from gateway.monitor.reference import Marks, Reference, TierReference, tagged, tier_reference
 from gateway.monitor.settings import Monitors, SlicesEntry
 from gateway.monitor.slices import Slices, Slicing
 from gateway.monitor.slo import Slos
@@ -74,6 +76,33 @@ def test_a_shift_of_one_client_is_found_where_it_is_and_parts_that_always_differ
     found = {part for part, shifts in watch.latest_of_slices.items() if any(shift.drifted for shift in shifts)}
     assert BOB in found
     assert (*PLACE, "client alice") not in found
+
+
+def test_a_shift_of_what_requests_say_of_themselves_is_found_where_it_is() -> None:
+    rng = np.random.default_rng(20)
+    said = SlicesEntry(metadata={"lang": ("de", "d"), "feature": ("chat",)})
+    one = block(rng, 1_500)
+    told = np.where(rng.random(1_500) < 0.5, tagged({"lang": "de", "feature": "chat"}), tagged({"lang": "d"}))
+    reference_ = tier_reference(LABEL, NAMES, one.rows, replace(one.marks, metadata=told))
+    watch = Watch(Reference({PLACE: reference_}), Slos(), rows=500, slicing=said.slicing())
+    german = (*PLACE, "metadata lang=de")
+    for shift in (0.0, 1.0):
+        for place, row in enumerate(block(rng, 1_000).rows):
+            metadata = {"lang": "de", "feature": "chat"} if place % 2 else {"lang": "d"}
+            hop = Hop("small", Reason.CONFIDENT, 0.1, None, float(row[-1]), calibrator_id=LABEL,
+                      features=Features(NAMES, row[:-1] + shift * (place % 2)))  # fmt: skip
+            watch.note("default", [hop], "alice", metadata)
+            watch.look()
+        found = {part for part, shifts in watch.latest_of_slices.items() if any(one.drifted for one in shifts)}
+        assert watch.latest_of_slices.keys() == {german, (*PLACE, "metadata lang=d"), (*PLACE, "metadata feature=chat")}
+        assert found == ({german, (*PLACE, "metadata feature=chat")} if shift else set())
+
+
+def test_of_what_requests_say_of_themselves_only_what_is_listed_is_kept() -> None:
+    entry = SlicesEntry(metadata={"lang": ("de",)})
+    assert entry.kept({"lang": "de", "name": "Mary"}) == {"lang": "de"}
+    assert entry.kept({"lang": "en", "de": "lang"}) == {}
+    assert entry.kept(None) == SlicesEntry().kept({"lang": "de"}) == {}
 
 
 def test_a_slice_that_has_seen_too_little_says_nothing() -> None:
@@ -152,7 +181,10 @@ def test_slices_are_shown_in_metrics_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"clients": ["a", "a"]}, {"prompt_tokens": [60, 60]}, {"prompt_tokens": [0]},
-                                   {"clients": [f"c{n}" for n in range(17)]}])  # fmt: skip
+                                   {"clients": [f"c{n}" for n in range(17)]}, {"metadata": {"a": []}},
+                                   {"metadata": {"a": ["b", "b"]}}, {"metadata": {"a": ["b\n"]}},
+                                   {"metadata": {"a=": ["b"]}}, {"metadata": {f"n{n}": ["b"] for n in range(5)}},
+                                   {"metadata": {"a": [f"v{n}" for n in range(17)]}}])  # fmt: skip
 def test_slices_that_are_no_parts_are_refused(wrong: dict[str, list[object]]) -> None:
     with pytest.raises((ValueError, ConfigError)):
         SlicesEntry.model_validate(wrong)

@@ -29,7 +29,7 @@ def test_what_was_written_is_there_when_it_is_opened_again(opened: Open) -> None
 
 def test_any_text_survives_nul_and_lone_surrogates_too(store: Store) -> None:
     [number] = numbers(1)
-    told = decision(number, prompt=HOSTILE, answer=HOSTILE)
+    told = decision(number, prompt=HOSTILE, answer=HOSTILE, metadata={HOSTILE: HOSTILE})
     turn = hop(number, note=HOSTILE, model=HOSTILE, error=HOSTILE, features={HOSTILE: 1e-300})
     store.write([base.Entry(told, (turn,))])
     store.put([wish(number, comment=HOSTILE)])
