@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -133,16 +133,20 @@ class Live:
     features: Mapping[str, float | None]
 
 
-def usable(rows: Iterable[Labelled], *, trusted: bool = False) -> tuple[list[Live], Counter[str]]:
+def usable(
+    rows: Iterable[Labelled], *, trusted: bool = False, without: Collection[str] = ()
+) -> tuple[list[Live], Counter[str]]:
     """One row per decision, an operator's label before a client's; and how many are left out, by why.
 
-    trusted: operators' labels alone.
+    trusted: operators' labels alone.  without: keys that are not heard.
     """
     best: dict[str, Labelled] = {}
     left_out: Counter[str] = Counter()
     for row in rows:
         if row.label.channel is Channel.PROXY or (trusted and row.label.channel is not Channel.OPERATOR):
             left_out["a proxy's label" if row.label.channel is Channel.PROXY else "not an operator's label"] += 1
+        elif row.label.author in without:
+            left_out[f"of {row.label.author}"] += 1
         elif row.label.number not in best or row.label.channel is Channel.OPERATOR:
             best[row.label.number] = row
     kept: list[Live] = []
@@ -157,6 +161,14 @@ def usable(rows: Iterable[Labelled], *, trusted: bool = False) -> tuple[list[Liv
             label = row.label
             kept.append(Live(row.served.tier, number, label.label, family, key, label.at, row.served.features))
     return kept, left_out
+
+
+def check_cut(without: Collection[str], left_out: Counter[str]) -> None:
+    """Raises ConfigError for a key that was to be left out and has no label. left_out: as of `usable`."""
+    for name in without:
+        if not left_out[f"of {name}"]:
+            advice = "`confgate route-log ID` says whose one is"
+            raise ConfigError(f"no label that would count is of a key {name!r}; {advice}")
 
 
 def capped(rows: Sequence[Live], share: float) -> list[Live]:

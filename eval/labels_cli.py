@@ -134,6 +134,9 @@ def export(
         float | None,
         typer.Option(min=0, max=1, help="Most of the rows that one key may be; operators may be all. [.05]"),
     ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Name of a key whose labels are left out; again for more.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write labelled answers with their features as a table that `confgate fit --records` takes.
@@ -145,9 +148,12 @@ def export(
 
         store = cli.kept(config)
         try:
-            rows, left_out = labels.usable(labels.everything(store, started(since)), trusted=trusted)
+            rows, left_out = labels.usable(
+                labels.everything(store, started(since)), trusted=trusted, without=without or ()
+            )
         finally:
             store.close()
+        labels.check_cut(without or (), left_out)
         rows = [row for row in rows if tier in (None, row.tier)]
         share = labels.KEY_SHARE if key_share is None else key_share
         kept = labels.capped(rows, share)

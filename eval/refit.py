@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -72,21 +72,25 @@ class Refitted:
         )
 
 
-def rows(store: Store, tier: str, parent: Artifact, *, trusted: bool, drawn: bool) -> tuple[list[Row], Counter[str]]:
+def rows(
+    store: Store, tier: str, parent: Artifact, *, trusted: bool, drawn: bool, without: Collection[str] = ()
+) -> tuple[list[Row], Counter[str]]:
     """What labels tell about answers that the parent judged, oldest label first; and what is left out, by why.
 
-    trusted: operators' labels alone.  drawn: of explored decisions alone.
+    trusted: operators' labels alone.  drawn: of explored decisions alone.  without: keys that are not heard.
     An answer that was not served is told about by the label of the one that was, where both come to the same, and where
     they differ and the other was right.
     """
     best: dict[str, Labelled] = {}
+    out: Counter[str] = Counter()
     for one in label_pages(store):
         if one.label.channel is Channel.PROXY or (trusted and one.label.channel is not Channel.OPERATOR):
             continue
-        if one.label.number not in best or one.label.channel is Channel.OPERATOR:
+        if one.label.author in without:
+            out[f"of {one.label.author}"] += 1
+        elif one.label.number not in best or one.label.channel is Channel.OPERATOR:
             best[one.label.number] = one
     found: list[Row] = []
-    out: Counter[str] = Counter()
     for number, one in best.items():
         decision = one.decision
         if decision is None:

@@ -57,6 +57,9 @@ def refit(
         Path | None,
         typer.Option(envvar=SIGNING_KEY, help="File of the private key to sign it with, Ed25519 in PEM."),
     ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Name of a key whose labels are left out; again for more.")
+    ] = None,
     nice: Annotated[int, typer.Option(min=0, max=19, help="Give way to other processes, by so much.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -79,6 +82,7 @@ def refit(
             return
         parent = worn(wanted, tier)
         from eval import refit as refitting  # here, so that a wrong name is told at once
+        from eval.labels import check_cut
         from eval.monitors import brought
         from gateway.monitor.reference import NOTHING
         from gateway.monitor.rollouts import Rollouts
@@ -91,7 +95,9 @@ def refit(
                 parent,
                 trusted=wanted.monitors.labels_by == "operators",
                 drawn=wanted.monitors.labels_of == "explored",
+                without=without or (),
             )
+            check_cut(without or (), left_out)
             now = time.time()
             made = refitting.refit(
                 parent, found, why=why, created=dt.datetime.fromtimestamp(now, dt.UTC), how=how, latest=latest

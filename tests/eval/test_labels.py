@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from eval import labels, labels_cli, tables
-from gateway.errors import GatewayError
+from gateway.errors import ConfigError, GatewayError
 from gateway.ids import Seal
 from gateway.store.base import Entry, Outcome, Role, Source
 from gateway.store.sqlite import Sqlite
@@ -156,6 +156,12 @@ def test_only_answers_with_evidence_and_the_label_that_counts_are_exported(tmp_p
         (escalated, True, "alice", "dear"),
     }
     assert left_out == {"a proxy's label": 1, "without evidence": 1, "its decision is not in the log": 1}
+    told = left_out
+    rows, left_out = labels.usable(labels.everything(store, 0.0), without=["alice"])
+    assert (rows, left_out) == ([], {"of alice": 5, "a proxy's label": 1})
+    labels.check_cut(["alice"], left_out)
+    with pytest.raises(ConfigError, match="no label that would count is of a key 'alise'"):
+        labels.check_cut(["alise"], told)
     store.close()
 
 

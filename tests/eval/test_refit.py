@@ -151,6 +151,22 @@ def test_one_clients_key_alone_is_not_heard_and_operators_are_asked_for(store: S
     assert refit.rows(store, "cheap", parent, trusted=True, drawn=True)[0] == []
 
 
+def test_a_bad_key_can_be_cut_out_and_the_fit_repeated(store: Store, parent: Artifact, tmp_path: Path) -> None:
+    filled(store, parent, 260, intercept=2.5)
+    filled(store, parent, 120, slope=-10.0, intercept=-2.0, seed=3, author="mallory")
+    everybody = set(made(store, parent, how="intercept").numbers)
+    (tmp_path / "cascade.yaml").write_text(json.dumps(cascade("http://127.0.0.1:1/v1", store={"sqlite": "store.db"})))
+    where = ("--tier", "cheap", "-c", str(tmp_path / "cascade.yaml"), "--out", str(tmp_path / "new.json"), "--json")
+    code, out, err = confgate_ends("refit", *where, "--without", "mallory")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["labels"], told["left_out"]) == (260, {"of mallory": 120})
+    assert len(everybody) == 380
+    code, out, err = confgate_ends("refit", *where, "--without", "malory")
+    assert (code, out) == (1, "")
+    assert "no label that would count is of a key 'malory'" in err
+
+
 def test_labels_of_answers_that_were_not_drawn_are_left_out_and_counted(store: Store, parent: Artifact) -> None:
     filled(store, parent, 5, explored=False)
     found, left_out = refit.rows(store, "cheap", parent, trusted=True, drawn=True)

@@ -111,6 +111,34 @@ def test_a_sure_but_small_shift_is_no_drift() -> None:
     assert not [shift for shift in found if shift.drifted]
 
 
+def test_everything_that_is_looked_at_together_is_adjusted_for_together() -> None:
+    rng = np.random.default_rng(11)
+    reference_, there = known(rng), ("other", "small")
+    both = Reference({**reference_.tiers, there: reference_.tiers[PLACE]})
+    now = rows(rng, 500, 0.15)
+    told = {shift.what: shift.p_value for shift in drift.shifts(reference_, {PLACE: now})}
+    known_ = reference_.tiers[PLACE].rows
+    raw = [drift.ks(known_[:, column], now[:, column])[1] for column in range(4)]
+    assert [told[name] for name in (*NAMES, "p_correct")] == pytest.approx(
+        drift.holm(np.array([*raw, told["ood"]]))[:4]
+    )
+    least = min(told, key=told.__getitem__)
+    doubled = {(shift.policy, shift.what): shift.p_value for shift in drift.shifts(both, {PLACE: now, there: now})}
+    assert doubled["default", least] == pytest.approx(2 * told[least])
+
+
+def test_each_look_may_spend_less_than_the_one_before() -> None:
+    rng = np.random.default_rng(12)
+    reference_, now = known(rng), {PLACE: rows(rng, 300, 0.3)}
+    seen = set()
+    for look in (1, 2, 5, 20, 100, 1_000):
+        [one] = [shift for shift in drift.shifts(reference_, now, look=look) if shift.what == "lp_mean"]
+        assert one.effect > drift.EFFECT
+        assert one.drifted == (one.p_value < drift.ALPHA / (look * (look + 1)))
+        seen.add(one.drifted)
+    assert seen == {True, False}
+
+
 def test_too_few_rows_are_not_judged() -> None:
     rng = np.random.default_rng(8)
     assert drift.shifts(known(rng), {PLACE: rows(rng, drift.MIN_ROWS - 1, 9.0)}) == []
