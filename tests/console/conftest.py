@@ -91,7 +91,7 @@ def served(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iter
     plan = planned(
         upstream.url,
         exploration={"share": 1.0, "in_flight": 8, "waiting": 500},
-        store={"sqlite": "store.db", "texts": texts},
+        store={"sqlite": "store.db", "seconds": PATIENCE, "texts": texts},
     )
     with (
         running(folder, plan, **SECRETS) as gateway,

@@ -67,10 +67,7 @@ def test_the_raw_confidence_on_trial_is_found_out_by_labels_and_never_decides(
         return whole.raise_for_status().json()["tiers"][TIER]  # type: ignore[no-any-return]
 
     until(
-        lambda: (
-            httpx2.get(f"http://127.0.0.1:{port}/admin/rollout", headers=ADMIN, timeout=PATIENCE).status_code == 200
-        ),
-        20,
+        lambda: httpx2.get(f"http://127.0.0.1:{port}/admin/rollout", headers=ADMIN, timeout=PATIENCE).status_code == 200
     )
     live = told()["live"]
     assert "uncalibrated@" in confgate(folder, "rollout", "ab", TIER, "--why", "what is calibrating worth?")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import Gateway, cascade, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, Gateway, cascade, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 OPEN_SECONDS = 600  # longer than any machine takes for these tests
@@ -32,24 +33,28 @@ def brittle(server: Upstream, tmp_path: Path) -> Iterator[Gateway]:
         yield process
 
 
+def posted(gateway: Gateway, body: dict[str, Any]) -> int:
+    return httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=PATIENCE).status_code
+
+
 def ready(gateway: Gateway) -> tuple[int, str]:
-    told = httpx2.get(f"{gateway.url}/ready")
+    told = httpx2.get(f"{gateway.url}/ready", timeout=PATIENCE)
     assert set(told.json()) == {"status"}  # and nothing about hosts or models
     return told.status_code, told.json()["status"]
 
 
 def test_a_tier_that_fails_its_questions_is_not_ready_though_its_server_lists_the_model(brittle: Gateway) -> None:
-    assert ready(brittle) == (200, "ready")
-    assert httpx2.post(f"{brittle.url}/v1/chat/completions", json=ask({"fault": "500"})).status_code == 200
+    until(lambda: ready(brittle) == (200, "ready"))
+    assert posted(brittle, ask({"fault": "500"})) == 200
     until(lambda: ready(brittle) == (200, "degraded"))
-    assert httpx2.post(f"{brittle.url}/v1/chat/completions", json=ask({}, {"fault": "500"})).status_code == 502
+    assert posted(brittle, ask({}, {"fault": "500"})) == 502
     until(lambda: ready(brittle) == (503, "unavailable"))
-    assert httpx2.get(f"{brittle.url}/health").json() == {"status": "ok"}
+    assert httpx2.get(f"{brittle.url}/health", timeout=PATIENCE).json() == {"status": "ok"}
 
 
 def test_without_model_servers_nobody_is_sent_here_and_the_process_lives(brittle: Gateway, server: Upstream) -> None:
     server.__exit__()
     until(lambda: ready(brittle) == (503, "unavailable"))
-    assert httpx2.get(f"{brittle.url}/health").status_code == 200
+    assert httpx2.get(f"{brittle.url}/health", timeout=PATIENCE).status_code == 200
     server.__enter__()
     until(lambda: ready(brittle) == (200, "ready"))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from calibrators import artifact as artifacts
 from gateway.cli import app
 from tests.faults.ask import ask
-from tests.faults.gateway import SURE, UNSURE, cascade, free_port, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, SURE, UNSURE, cascade, free_port, running, until, write_artifact
 from tests.faults.upstream import Upstream
 from tests.http.test_rollout import ADMIN, ENVIRONMENT, ROLLOUT, Run, listens
 
@@ -48,7 +48,7 @@ def served(home: Path, upstream: Upstream) -> Iterator[Streams]:
         keys={"allow_anonymous": True, "admins": [{"name": "root", "key": "env:ROOT_KEY"}]},
         admin={"port": port},
         ids={"secret": "env:ROUTE_SECRET"},
-        store={"sqlite": "decisions.sqlite"},
+        store={"sqlite": "decisions.sqlite", "seconds": PATIENCE},
         rollout=ROLLOUT,
     )
     plan["tiers"][0] |= {"prefix_calibrator": "first.json"}

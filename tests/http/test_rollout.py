@@ -73,7 +73,7 @@ def served(home: Path, upstream: Upstream, **rollout: Any) -> Iterator[Run]:
         keys={"allow_anonymous": True, "admins": [{"name": "root", "key": "env:ROOT_KEY"}]},
         admin={"port": port},
         ids={"secret": "env:ROUTE_SECRET"},
-        store={"sqlite": "decisions.sqlite"},
+        store={"sqlite": "decisions.sqlite", "seconds": PATIENCE},
         rollout=ROLLOUT | rollout,
     )
     with running(home, plan, **ENVIRONMENT) as gateway:

@@ -31,7 +31,7 @@ def planned(url: str, **changes: Any) -> dict[str, Any]:
     clients = [{"name": name, "key": f"env:{name.upper()}_KEY"} for name in ("alice", "bob")]
     keys = {"clients": clients, "admins": [{"name": "root", "key": "env:ROOT_KEY"}]}
     plan = {"keys": keys, "admin": {"port": free_port()}, "ids": {"secret": "env:ROUTE_SECRET"}}
-    return cascade(url, **(plan | {"store": {"sqlite": "store.db"}} | changes))
+    return cascade(url, **(plan | {"store": {"sqlite": "store.db", "seconds": PATIENCE}} | changes))
 
 
 @pytest.fixture(scope="module")

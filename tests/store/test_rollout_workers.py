@@ -22,8 +22,8 @@ def test_a_step_by_hand_is_taken_once_and_reaches_every_worker(server: Server, t
     secrets = {**SECRETS, "STORE_URL": emptied(server)}
     with Upstream() as upstream:
         rollout = {"folder": "rollout", "poll_seconds": 0.3, "labels_of": "all", "probe": None}
-        plan = planned(upstream.url, store={"postgres": "env:STORE_URL", "seconds": 10}, rollout=rollout)
-        plan["server"] = cascade(upstream.url)["server"] | {"workers": 2, "request_seconds": 20}
+        plan = planned(upstream.url, store={"postgres": "env:STORE_URL", "seconds": PATIENCE}, rollout=rollout)
+        plan["server"] = cascade(upstream.url)["server"] | {"workers": 2}
         with running(tmp_path, plan, **secrets) as gateway:
             registry = Rollouts(tmp_path / "rollout").registry
             for number in range(2):

@@ -29,7 +29,7 @@ from tests.store.test_feedback import SECRETS, bearer, planned, said
 def plan() -> Iterator[dict[str, Any]]:
     with Upstream() as upstream:
         texts = {"redact": "gateway.store.redact:contacts"}
-        yield planned(upstream.url, store={"sqlite": "store.db", "texts": texts})
+        yield planned(upstream.url, store={"sqlite": "store.db", "seconds": PATIENCE, "texts": texts})
 
 
 def test_operators_see_a_decision_with_its_hops_features_labels_and_redacted_texts(
