@@ -40,6 +40,18 @@ def test_a_key_that_fills_one_bin_alone_moves_it_no_farther() -> None:
     assert np.abs(rates(p, attacked, poison.weights(p, attacked, signed)) - without).max() <= poison.MAX_MOVE
 
 
+def test_a_bad_key_that_no_third_one_contradicts_moves_no_bin_by_more_than_the_limit() -> None:
+    p, right, _ = traffic(1)
+    bad = np.arange(p.size) % 10 == 0
+    attacked = np.where(bad, 1 - right, right)
+    signed = ["bad" if one else "operator" for one in bad]
+    weight = poison.weights(p, attacked, signed, frozenset({"operator"}))
+    assert (weight[bad] > 0).all()  # of two that differ nobody knows which one is right
+    without = rates(p[~bad], right[~bad], np.ones(int((~bad).sum())))
+    assert np.abs(rates(p, attacked, np.ones_like(p)) - without).max() > 0.05
+    assert np.abs(rates(p, attacked, weight) - without).max() <= poison.MAX_MOVE + 1e-9
+
+
 def test_honest_keys_keep_most_of_their_weight() -> None:
     p, right, authors = traffic(20)
     assert poison.weights(p, right, authors).mean() > 0.8
