@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import httpx2
 import openai
@@ -10,7 +11,18 @@ import pytest
 
 from gateway.ids import NUMBER
 from tests.faults.ask import ask, plan
-from tests.faults.gateway import P_SURE, P_UNSURE, PATIENCE, SURE, UNSURE, Gateway, until
+from tests.faults.gateway import (
+    P_SURE,
+    P_UNSURE,
+    PATIENCE,
+    SURE,
+    UNSURE,
+    Gateway,
+    cascade,
+    running,
+    until,
+    write_artifact,
+)
 from tests.faults.upstream import Upstream
 
 
@@ -125,6 +137,19 @@ def test_another_sampler_costs_the_confidence(http: httpx2.Client, upstream: Ups
     assert told["route"]["hops"][0]["null_reason"] == "sampler_changed"
     assert told["route"]["tier"] == "dear"
     assert upstream.seen[0].body["temperature"] == 0.7
+
+
+def test_a_pinned_sampler_is_kept_whatever_is_asked_for_and_that_is_told(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    config = cascade(upstream.url)
+    config["server"]["sampler"] = "pin"
+    with running(tmp_path, config) as pinned:
+        body = ask({"nats": SURE}, temperature=0.7, top_k=5, seed=3, route={"debug": True})
+        route = httpx2.post(f"{pinned.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()["route"]
+    assert (route["tier"], route["ignored"]) == ("cheap", ["temperature", "top_k"])
+    assert route["confidence"] == pytest.approx(P_SURE)
+    [seen] = upstream.asked("small")
+    assert (seen.body["temperature"], seen.body["seed"], "top_k" in seen.body) == (0, 3, False)
 
 
 def test_greedy_by_another_name_keeps_it(http: httpx2.Client) -> None:

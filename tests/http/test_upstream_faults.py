@@ -143,6 +143,16 @@ def test_when_every_tier_is_down_the_status_says_how(fault: str, status: int, ht
     assert "127.0.0.1" not in told.text
 
 
+@pytest.mark.parametrize(("fault", "level"), [("unauthorized", "error"), ("not_found", "error"), ("500", "warning")])
+def test_a_server_that_does_not_let_us_in_is_told_loudly(
+    fault: str, level: str, http: httpx2.Client, gateway: Gateway
+) -> None:
+    answer = http.post("/v1/chat/completions", json=ask({"fault": fault}))
+    number = answer.headers["x-route-id"]
+    told = [line for line in gateway.lines() if line.get("tier") == "cheap" and number.startswith(line["route_id"])]
+    assert [line["level"] for line in told] == [level]
+
+
 def test_an_unsure_answer_is_served_when_the_last_tier_is_down(http: httpx2.Client) -> None:
     told = http.post("/v1/chat/completions", json=ask({"nats": UNSURE}, {"fault": "500"}))
     assert told.headers["x-route-reason"] == "fallback"
