@@ -31,7 +31,7 @@ LIVE, DOCS = ROOT / "deploy/pocket/live.yaml", ROOT / "docs"
 CLIENTS = 4  # more wait for each other, and the objective for latency breaks
 EXPLORED, ROWS = 0.5, 200
 ADMIN = {"authorization": "Bearer sk-root"}
-WIDTH = 1280
+WIDTH, GAP = 1280, 16
 PATIENCE_MS = 60_000
 QUIET_LOOKS = 10
 
@@ -101,18 +101,24 @@ def draw(admin: str, out: Path) -> None:
             sign_in(page, f"{admin}/admin/console")
             another_threshold(page)
             name = "console" if scheme == "light" else "console-dark"
-            page.screenshot(path=out / f"{name}.png", full_page=True, clip=down_to(page, "replay"))
+            save(page, out / f"{name}.png", 0, reach(page, "replay")[1])
             if scheme == "light":
-                page.get_by_role("region", name="Drift, calibration tests").screenshot(path=out / "console-drift.png")
+                save(page, out / "console-drift.png", *reach(page, "monitors"))
             context.close()
         browser.close()
 
 
-def down_to(page: Page, section: str) -> FloatRect:
-    """The page from its top to the end of a section."""
+def reach(page: Page, section: str) -> tuple[float, float]:
+    """Where a section begins and ends, from the page's top."""
     box = page.locator(f"section[aria-labelledby={section}-title]").bounding_box()
     assert box is not None
-    return {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"] + 16}
+    return box["y"] - GAP, box["y"] + box["height"] + GAP
+
+
+def save(page: Page, path: Path, top: float, bottom: float) -> None:
+    """A part of the page as it lies, not as it is scrolled to: the header would lie on it."""
+    clip: FloatRect = {"x": 0, "y": top, "width": WIDTH, "height": bottom - top}
+    page.screenshot(path=path, full_page=True, clip=clip)
 
 
 def another_threshold(page: Page) -> None:
