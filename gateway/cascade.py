@@ -193,7 +193,7 @@ def as_needed(ask: Ask, tier: Tier) -> Ask:
     top_k, evidence = max(ask.top_k, top_k), ask.texts or calibrated
     if top_k == ask.top_k and evidence == ask.evidence:
         return ask
-    return replace(ask, top_k=top_k, evidence=evidence)
+    return ask.wanting(top_k, evidence=evidence)
 
 
 def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:

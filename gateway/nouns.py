@@ -187,6 +187,25 @@ class Ask:
     trace: str = ""
     salt: str = ""
 
+    def wanting(self, top_k: int, *, evidence: bool) -> Ask:
+        """The same for other evidence. Every tier needs its own, and `replace` takes three times as long."""
+        return Ask(
+            self.messages,
+            self.deadline,
+            self.max_tokens,
+            self.sampling,
+            top_k,
+            self.texts,
+            evidence,
+            self.fresh,
+            self.decision,
+            self.prompt,
+            self.needs,
+            self.fields,
+            self.trace,
+            self.salt,
+        )
+
     @property
     def characters(self) -> int:
         """Of the prompt, about: what tools are described with is not counted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -234,6 +234,12 @@ def test_a_tier_gets_the_candidates_its_features_or_the_client_need() -> None:
         one = tier("a", said(), top_k=5)
         run(lambda ask, one=one: cascade.answer(ask, Policy("p", (one,))), top_k=wanted)
         assert one.engine.asked[0].top_k == got  # type: ignore[attr-defined]
+
+
+def test_an_ask_for_other_evidence_is_otherwise_the_same() -> None:
+    every: dict[str, Any] = {one.name: object() for one in fields(Ask)}
+    told = Ask(**every).wanting(3, evidence=False)
+    assert {name: getattr(told, name) for name in every} == every | {"top_k": 3, "evidence": False}
 
 
 def test_every_hop_is_noted_failed_ones_too() -> None:

@@ -341,7 +341,10 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if options.prefix_cache == "client" and ask.salt:
         body["cache_salt"] = ask.salt
-    return body | options.extra_body | vllm_sampler(sampling) | dict(ask.fields)
+    body |= options.extra_body
+    body |= vllm_sampler(sampling)
+    body |= ask.fields
+    return body
 
 
 def turn(message: Message) -> dict[str, Any]:

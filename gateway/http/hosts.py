@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,9 +36,12 @@ async def refuse(send: Send) -> None:
 def called(scope: Scope) -> str | None:
     """What the client calls us, without the port; None when it does not say, or says two things."""
     given: list[bytes] = [value for name, value in scope["headers"] if name == b"host"]
-    if len(given) != 1:
-        return None
-    told = given[0].decode("latin-1").lower()
+    return without_port(given[0]) if len(given) == 1 else None
+
+
+@lru_cache(maxsize=64)  # nearly all call us the same
+def without_port(host: bytes) -> str:
+    told = host.decode("latin-1").lower()
     name, colon, port = told.rpartition(":")
     return name if colon and (port.isdigit() or not port) else told
 

@@ -135,7 +135,8 @@ class Visit:
 
     def note(self, hop: Hop) -> None:
         """One tier's turn, as it ends."""
-        self._used += Spent.of(hop.cost, dearest=hop.tier == self._dearest)
+        if self._entered:  # of who has no limits nothing is counted
+            self._used += Spent.of(hop.cost, dearest=hop.tier == self._dearest)
 
     def abandon(self) -> None:
         """The client left before its answer: what it had begun was paid for, but nobody will tell how much."""
