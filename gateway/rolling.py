@@ -146,7 +146,11 @@ class Rolling:
         written = snapshot.reference.written or snapshot.reference
         labels = tuple(artifact.label for artifact in live.values())
         if self._renewed is None or self._renewed[0] is not written or self._renewed[1] != labels:
-            made = await asyncio.to_thread(renewed, written, live, self.rollouts.registry)
+            try:
+                made = await asyncio.to_thread(renewed, written, live, self.rollouts.registry)
+            except (GatewayError, ArtifactError, OSError) as error:
+                log.error("drift of what rollouts put in service is not watched", extra={"why": str(error)})
+                made = written
             self._renewed = written, labels, made
         return self._renewed[2]
 

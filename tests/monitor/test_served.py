@@ -330,6 +330,7 @@ def test_labels_withdraw_a_certificate_and_neither_reload_nor_restart_brings_it_
         since = run.since("overconfident")
     with running(tmp_path, plan, **SECRETS) as gateway, Run(gateway, plan) as run:
         assert not promised(run)
+        until(lambda: run.admin.get("/admin/monitors").status_code == 200, LOOK_SECONDS)
         until(lambda: run.since("overconfident") == since, LOOK_SECONDS)  # and not since the restart
 
         looser = json.loads(json.dumps(plan))  # another release: what the old one did is not held against it
