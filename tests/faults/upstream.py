@@ -513,6 +513,11 @@ async def utf16(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) 
     return await send(writer, json.dumps(completion(body, plan)).encode("utf-16"))
 
 
+async def as_text(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    """A good answer that is said to be something else."""
+    return await send(writer, json.dumps(completion(body, plan)).encode(), headers={"content-type": "text/plain"})
+
+
 async def twin_text(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
     whole = json.dumps(completion(body, plan))
     return await send(writer, whole.replace('"content": ', '"content": "43", "content": ', 1).encode())
@@ -566,6 +571,7 @@ WIRE: dict[str, Callable[..., Any]] = {
     "twin_keys": twin_keys,
     "twin_text": twin_text,
     "utf16": utf16,
+    "as_text": as_text,
     "bad_utf8": bodied(b'{"choices": [{"message": {"content": "\xff"}}], "model": "small"}'),
     "deep_json": bodied(b"[" * 200_000 + b"]" * 200_000),
     "huge_integer": bodied(b'{"created": ' + b"9" * 20_000 + b', "choices": ' + b"9" * 20_000 + b"}"),
