@@ -15,7 +15,7 @@ from tests.console.conftest import sign_in, visit
 from tests.faults.gateway import free_port, running, until
 
 pytest.importorskip("torch")
-QUESTIONS = 8
+QUESTIONS = 4
 
 
 def test_it_shows_what_a_pocket_gateway_answered_and_what_became_of_it(context: BrowserContext, tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_it_shows_what_a_pocket_gateway_answered_and_what_became_of_it(context: 
     plan = picture.plan(port) | {"exploration": {"share": 1.0}}
     with running(tmp_path, plan, ADMIN_KEY="sk-root") as gateway:
         right = picture.ask_all(gateway.url, pocket.load(split="test", n=QUESTIONS))
-        until(lambda: wanting(admin) == QUESTIONS, 60)
+        until(lambda: wanting(admin) == QUESTIONS, 200)
         assert picture.label(gateway.url, admin, right) == QUESTIONS
         page = visit(context).page
         sign_in(page, f"{admin}/admin/console")
