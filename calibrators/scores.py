@@ -556,6 +556,11 @@ def recalibration(p: Floats, y: Floats, level: float = LEVEL) -> Recalibration:
 
 def _newton(X: Floats, y: Floats, offset: Floats) -> tuple[Floats, Floats]:
     """Maximum-likelihood logistic weights and their standard errors. Raises BadScores where there is no maximum."""
+
+    def likelihood(weights: Floats) -> float:
+        margin = X @ weights + offset
+        return float(y @ margin - np.logaddexp(0.0, margin).sum())
+
     weights = np.zeros(X.shape[1])
     for _ in range(100):
         q = expit(X @ weights + offset)
@@ -566,7 +571,11 @@ def _newton(X: Floats, y: Floats, offset: Floats) -> tuple[Floats, Floats]:
         if np.linalg.cond(curvature) > 1e12:
             break
         step = np.linalg.solve(curvature, slope)
-        weights = weights + step / max(1.0, float(np.abs(step).max()) / 5)  # far from the optimum Newton overshoots
+        step /= max(1.0, float(np.abs(step).max()) / 5)  # far from the optimum Newton overshoots
+        now = likelihood(weights)
+        while likelihood(weights + step) < now - 1e-9:  # and may swing for ever
+            step /= 2
+        weights = weights + step
     raise BadScores("the likelihood has no maximum")
 
 

@@ -295,10 +295,19 @@ def _tests(tests: Sequence[Json]) -> Block:
                 f"{seen['right']:.1%} [{seen['low']:.1%}, {seen['high']:.1%}]",
                 "–" if rolling is None else f"{rolling['brier']:.3f} (< {rolling['brier_limit']:.3f})",
                 "–" if rolling is None else f"{rolling['ece']:.3f} (< {rolling['ece_limit']:.3f})",
+                "–" if rolling is None else f"{rolling['ks']:.3f} (< {rolling['ks_limit']:.3f})",
+                "–" if rolling is None else _cox(rolling["intercept"]),
+                "–" if rolling is None else _cox(rolling["slope"]),
             )
         )
-    head = ("Tier", "state", "proven", "labels", "claimed", "right, latest 500", "Brier (limit)", "ECE (limit)")
+    scores = ("Brier (limit)", "ECE (limit)", "KS error (limit)", "intercept (0)", "slope (1)")
+    head = ("Tier", "state", "proven", "labels", "claimed", "right, latest 500", *scores)
     return Table(head, tuple(rows))
+
+
+def _cox(one: Json) -> str:
+    """The intercept or the slope of y on logit p."""
+    return "too few" if "insufficient" in one else f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
 
 
 def _error(one: Json) -> str:

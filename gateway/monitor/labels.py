@@ -1,7 +1,7 @@
 """What labels say about calibrated probabilities: alarms from bets, and rolling figures beside what chance would give.
 
-An alarm is a bet won (gateway/monitor/betting.py): it may be looked at after every label. Rolling Brier and debiased
-ECE are there to be read; that one of many windows lies outside its limits is no proof.
+An alarm is a bet won (gateway/monitor/betting.py): it may be looked at after every label. Rolling figures are there to
+be read; that one of many windows lies outside its limits is no proof.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime as dt
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from gateway.certificate import Certificate, Withdrawn
 from gateway.errors import ConfigError
 from gateway.monitor.betting import Bound, Honesty
 from gateway.nouns import Floats
+
+if TYPE_CHECKING:
+    from calibrators.scores import Recalibration
 
 Bools = npt.NDArray[np.bool_]
 
@@ -47,9 +51,10 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Rolling:
-    """The latest labels of a place. brier_limit, ece_limit: below them with 99 % if every p were true, by simulation.
+    """The latest labels of a place. Each limit: the figure is below it with 99 % if every p were true, by simulation.
 
     ece: debiased, which takes most of the noise out.  ece_floor: what it is on average if every p were true.
+    ks: KS calibration error, without bins.  cox: intercept and slope of y on logit p with their intervals.
     """
 
     n: int
@@ -58,10 +63,19 @@ class Rolling:
     ece: float
     ece_floor: float
     ece_limit: float
+    ks: float
+    ks_limit: float
+    cox: Recalibration
 
     @property
     def outside(self) -> bool:
-        return self.brier > self.brier_limit or self.ece > self.ece_limit
+        return self.brier > self.brier_limit or self.ece > self.ece_limit or self.ks > self.ks_limit
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON's."""
+        flat = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "cox"}
+        cox = {"intercept": self.cox.intercept.as_json(), "slope": self.cox.slope.as_json()}
+        return flat | cox | {"outside": self.outside}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +176,7 @@ class Honesties:
 
 
 def rolling(p: Floats, right: Floats, rng: np.random.Generator, draws: int = 500) -> Rolling:
-    """Brier and debiased ECE of a window, and their limits by drawing labels from p itself. (N,) each, N >= 2.
+    """The figures of a window, and their limits by drawing labels from p itself. (N,) each, N >= 2.
 
     Raises ConfigError where SciPy is missing, which a gateway that only serves does not need.
     """
@@ -173,6 +187,7 @@ def rolling(p: Floats, right: Floats, rng: np.random.Generator, draws: int = 500
     chance = (rng.random((draws, p.size)) < p).astype(np.float64)
     briers = scores.brier(p, chance)
     eces = scores.debiased_ece(p, chance)
+    errors = scores.ks_ce(p, chance)
     return Rolling(
         int(p.size),
         float(scores.brier(p, right)),
@@ -180,6 +195,9 @@ def rolling(p: Floats, right: Floats, rng: np.random.Generator, draws: int = 500
         float(scores.debiased_ece(p, right)),
         float(np.mean(eces)),
         float(np.quantile(eces, 0.99)),
+        float(scores.ks_ce(p, right)),
+        float(np.quantile(errors, 0.99)),
+        scores.recalibration(p, right),
     )
 
 

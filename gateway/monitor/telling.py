@@ -232,7 +232,6 @@ def _test(place: Place, seen: Seen) -> Json:
     state = "broken" if verdict.overconfident or verdict.underconfident else "holds"
     if state == "holds" and (seen.found.unknown or verdict.n < seen.wanted.slos.min_labels):
         state = "unknown"
-    rolling = None if place.rolling is None else asdict(place.rolling) | {"outside": place.rolling.outside}
     return {
         "policy": verdict.policy,
         "tier": verdict.tier,
@@ -244,7 +243,7 @@ def _test(place: Place, seen: Seen) -> Json:
         "overconfident": verdict.overconfident,
         "underconfident": verdict.underconfident,
         "latest": asdict(place.seen),
-        "rolling": rolling,
+        "rolling": None if place.rolling is None else place.rolling.as_json(),
     }
 
 

@@ -439,6 +439,15 @@ def test_recalibration_finds_the_shift_and_the_slope() -> None:
     assert bent.intercept.value < -0.5
 
 
+@pytest.mark.parametrize("claimed", [0.5, 0.7, 0.9, 0.97, 0.999, 1 - 1e-9])
+@pytest.mark.parametrize("right", [0.3, 0.5, 0.7])
+def test_the_shift_is_found_however_far_off_the_claim_is(claimed: float, right: float) -> None:
+    y = (np.arange(200) < 200 * right).astype(float)
+    found = scores.recalibration(np.full(200, claimed), y).intercept
+    assert isinstance(found, scores.Score)
+    assert found.value == pytest.approx(logit(right) - logit(min(claimed, 1 - scores.P_CLIP)), abs=1e-6)
+
+
 def test_recalibration_refuses_in_words_what_has_no_slope() -> None:
     y = np.repeat([0.0, 1.0], 50)
     assert str(scores.recalibration(np.full(100, 0.5), y).slope) == "insufficient: every p is the same"

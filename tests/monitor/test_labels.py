@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 
 import numpy as np
 import pytest
@@ -57,7 +58,18 @@ def test_rolling_scores_stay_within_limits_where_p_is_true_and_leave_them_where_
     bad = labels.rolling(p, (rng.random(500) < p - 0.2).astype(float), rng)
     assert not good.outside
     assert 0 < good.ece_floor < good.ece_limit < bad.ece
+    assert good.ks < good.ks_limit < bad.ks
     assert bad.outside
+    told, wrong = good.as_json(), bad.as_json()
+    assert told["slope"]["low"] < 1 < told["slope"]["high"]
+    assert told["intercept"]["low"] < 0 < told["intercept"]["high"]
+    assert wrong["intercept"]["high"] < 0, "over-confident on the whole"
+    assert json.loads(json.dumps(wrong))["outside"]
+
+
+def test_a_window_of_right_answers_only_has_no_slope_and_says_so() -> None:
+    told = labels.rolling(np.full(60, 0.9), np.ones(60), np.random.default_rng(1)).as_json()
+    assert "wrong" in told["slope"]["insufficient"]
 
 
 def test_the_window_of_rolling_scores_is_bounded() -> None:
