@@ -164,7 +164,8 @@ class Upstream:
 
     async def _watch(self, reader: asyncio.StreamReader, seen: Seen) -> None:
         """Notice the peer's hang-up while the answer is still being made. No client of ours pipelines."""
-        while not reader.at_eof():  # noqa: ASYNC110  a StreamReader tells nobody
+        # A StreamReader tells nobody; one that was reset, as by who leaves without reading all, is never at its end.
+        while not reader.at_eof() and reader.exception() is None:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         seen.released_at = time.monotonic()
 
