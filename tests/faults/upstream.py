@@ -613,13 +613,18 @@ def choice(told: dict[str, Any]) -> dict[str, Any]:
     return told["choices"][0]  # type: ignore[no-any-return]
 
 
+def logprobs(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each token; where none were asked for, there are none to spoil."""
+    return (choice(told)["logprobs"] or {"content": []})["content"]  # type: ignore[no-any-return]
+
+
 def first(told: dict[str, Any]) -> dict[str, Any]:
-    return choice(told)["logprobs"]["content"][0]  # type: ignore[no-any-return]
+    return next(iter(logprobs(told)), {"logprob": 0.0})
 
 
 def processed(told: dict[str, Any]) -> None:
     """Log-probs as they are after a tiny top_p."""
-    for entry in choice(told)["logprobs"]["content"]:
+    for entry in logprobs(told):
         entry["logprob"] = entry["top_logprobs"][0]["logprob"] = 0.0
         for rival in entry["top_logprobs"][1:]:
             rival["logprob"] = -9999.0
