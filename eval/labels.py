@@ -136,19 +136,12 @@ class Live:
 def usable(
     rows: Iterable[Labelled], *, trusted: bool = False, without: Collection[str] = ()
 ) -> tuple[list[Live], Counter[str]]:
-    """One row per decision, an operator's label before a client's; and how many are left out, by why.
+    """One row per decision, of what was served; and how many labels are left out, by why.
 
-    trusted: operators' labels alone.  without: keys that are not heard.
+    trusted, without: as of `heard`.
     """
-    best: dict[str, Labelled] = {}
-    left_out: Counter[str] = Counter()
-    for row in rows:
-        if row.label.channel is Channel.PROXY or (trusted and row.label.channel is not Channel.OPERATOR):
-            left_out["a proxy's label" if row.label.channel is Channel.PROXY else "not an operator's label"] += 1
-        elif row.label.author in without:
-            left_out[f"of {row.label.author}"] += 1
-        elif row.label.number not in best or row.label.channel is Channel.OPERATOR:
-            best[row.label.number] = row
+    best, unheard, cut = heard(rows, trusted=trusted, without=without)
+    left_out = unheard + cut
     kept: list[Live] = []
     for number, row in best.items():
         if row.served is None:
@@ -161,6 +154,28 @@ def usable(
             label = row.label
             kept.append(Live(row.served.tier, number, label.label, family, key, label.at, row.served.features))
     return kept, left_out
+
+
+def heard(
+    rows: Iterable[Labelled], *, trusted: bool, without: Collection[str]
+) -> tuple[dict[str, Labelled], Counter[str], Counter[str]]:
+    """One label per decision, by its number, an operator's before a client's; how many are of no channel that is heard,
+    and how many of keys that are cut out, by why.
+
+    trusted: operators' labels alone.  without: keys that are not heard.
+    """
+    best: dict[str, Labelled] = {}
+    unheard: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
+    for row in rows:
+        label = row.label
+        if label.channel is Channel.PROXY or (trusted and label.channel is not Channel.OPERATOR):
+            unheard["a proxy's label" if label.channel is Channel.PROXY else "not an operator's label"] += 1
+        elif label.author in without:
+            cut[f"of {label.author}"] += 1
+        elif label.number not in best or label.channel is Channel.OPERATOR:
+            best[label.number] = row
+    return best, unheard, cut
 
 
 def check_cut(without: Collection[str], left_out: Counter[str]) -> None:

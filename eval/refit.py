@@ -23,9 +23,10 @@ from calibrators.base import CalibrationError, FitData, Fitted, Floats, Missing,
 from calibrators.tempered import Tempered
 from eval import tables
 from eval.fit import measured
+from eval.labels import heard
 from gateway.monitor.feed import fit_weights
 from gateway.monitor.triggers import RUNGS
-from gateway.store.base import Channel, HopRow, Labelled, Role, Store, label_pages
+from gateway.store.base import HopRow, Labelled, Role, Store, label_pages
 
 LATEST = 2_000  # labels; older ones may be of traffic that is no more
 FOLDS = 5
@@ -81,15 +82,7 @@ def rows(
     An answer that was not served is told about by the label of the one that was, where both come to the same, and where
     they differ and the other was right.
     """
-    best: dict[str, Labelled] = {}
-    out: Counter[str] = Counter()
-    for one in label_pages(store):
-        if one.label.channel is Channel.PROXY or (trusted and one.label.channel is not Channel.OPERATOR):
-            continue
-        if one.label.author in without:
-            out[f"of {one.label.author}"] += 1
-        elif one.label.number not in best or one.label.channel is Channel.OPERATOR:
-            best[one.label.number] = one
+    best, _, out = heard(label_pages(store), trusted=trusted, without=without)
     found: list[Row] = []
     for number, one in best.items():
         decision = one.decision

@@ -22,7 +22,7 @@ from gateway.errors import ConfigError
 from gateway.monitor.labels import ALPHA
 from gateway.monitor.rollouts import Rollouts
 from gateway.monitor.slo import WINDOWS
-from gateway.monitor.telling import coverage, objective_of, span, with_slices
+from gateway.monitor.telling import burned, coverage, objective_of, span, with_slices
 from gateway.nouns import Policy, Tier
 from gateway.snapshot import Snapshot
 
@@ -377,18 +377,16 @@ def _tested(tested: Mapping[str, Any] | None) -> list[Block]:
 
 
 def _slos(slos: Sequence[Json]) -> Table:
-    rows = []
-    for slo in slos:
-        seen = {w["seconds"]: f"{w['burn']:.1f} ({w['bad']:,}/{w['n']:,})" for w in slo["windows"]}
-        rows.append(
-            (
-                ", ".join(filter(None, [objective_of(slo), by_worker(slo)])),
-                "fails" if slo["state"] == "burning" else slo["state"],
-                "–" if slo["budget"] is None else f"{slo['budget']:.2%}",
-                *(seen.get(seconds, "–") for seconds in WINDOWS),
-                slo["why"] or "–",
-            )
+    rows = [
+        (
+            ", ".join(filter(None, [objective_of(slo), by_worker(slo)])),
+            "fails" if slo["state"] == "burning" else slo["state"],
+            "–" if slo["budget"] is None else f"{slo['budget']:.2%}",
+            *(told or "–" for told in burned(slo).values()),
+            slo["why"] or "–",
         )
+        for slo in slos
+    ]
     burns = [f"burn in {span(seconds)}" for seconds in WINDOWS]
     head = ("Objective", "state", "may go wrong", *burns, "why so much, or why unknown")
     return Table(head, tuple(rows), words=frozenset({len(head) - 1}))

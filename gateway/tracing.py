@@ -65,13 +65,13 @@ class Traces:
         span: Span = story.span
         if span.is_recording():
             operation = "chat" if story.ask is None or story.ask.prompt is None else "text_completion"
-            context = set_span_in_context(span)
+            context, wanted = set_span_in_context(span), asked(story.ask)
             for hop, ended in zip(story.hops, story.hop_ends, strict=True):
                 one = self._tracer.start_span(
                     f"{operation} {hop.tier}",
                     context=context,
                     kind=SpanKind.CLIENT,
-                    attributes=of_hop(hop, operation, kinds.get(hop.tier, "")) | asked(story.ask),
+                    attributes=of_hop(hop, operation, kinds.get(hop.tier, "")) | wanted,
                     start_time=int((story.at + ended - hop.seconds) * NANO),
                 )
                 if hop.error is not None:

@@ -4,6 +4,7 @@ then one key sends everything to the dearest tier, at somebody else's cost.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,16 +51,15 @@ class Clients:
         """
         self._turn(now)
         now_, before = dict(self._now), dict(self._before)
-        counts = {
-            place: (now_.get(place, (0, 0))[0] + before.get(place, (0, 0))[0],
-                    now_.get(place, (0, 0))[1] + before.get(place, (0, 0))[1])
-            for place in now_.keys() | before.keys()
-        }  # fmt: skip
-        together = [policy for policy, _ in counts]
+        counts = dict(before)
+        for place, (bad, n) in now_.items():
+            bad_before, n_before = before.get(place, (0, 0))
+            counts[place] = bad + bad_before, n + n_before
+        keys = Counter(policy for policy, _ in counts)
         judged = {
-            (policy, client): count
-            for (policy, client), count in counts.items()
-            if policy in limits and count[1] >= MIN_EVENTS and together.count(policy) > 1
+            (policy, client): (bad, n)
+            for (policy, client), (bad, n) in counts.items()
+            if policy in limits and n >= MIN_EVENTS and keys[policy] > 1
         }
         return sorted(
             (

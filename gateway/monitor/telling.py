@@ -412,8 +412,7 @@ def _drift_line(one: Json, *, sliced: bool) -> Json:
 
 
 def _slo_line(one: Json) -> Json:
-    seen = {w["seconds"]: f"{w['burn']:.1f} ({w['bad']:,}/{w['n']:,})" for w in one["windows"]}
-    burns = {f"burn in {span(seconds)}": seen.get(seconds, "-") for seconds in WINDOWS}
+    burns = {f"burn in {window}": told or "-" for window, told in burned(one).items()}
     return _worker(one) | {
         "objective": objective_of(one),
         "state": one["state"],
@@ -421,6 +420,12 @@ def _slo_line(one: Json) -> Json:
         **burns,
         "": one["why"] or "",
     }
+
+
+def burned(one: Json) -> dict[str, str]:
+    """How fast an objective of a report used up its budget, by window; "" where nothing is known."""
+    seen = {w["seconds"]: f"{w['burn']:.1f} ({w['bad']:,}/{w['n']:,})" for w in one["windows"]}
+    return {span(seconds): seen.get(seconds, "") for seconds in WINDOWS}
 
 
 def objective_of(one: Json) -> str:
