@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway import cascade, ids, streaming
 from gateway.errors import ClientGone
 from gateway.http import limits, overrides, reply, sse, wire
-from gateway.http.errors import Draining, Problem, RequestError, problem
+from gateway.http.errors import Draining, RequestError, problem
 from gateway.http.hangup import WHOLE, Line, beside, line, or_hangup
 from gateway.http.journal import Journal
 from gateway.http.live import Generation, Live
@@ -68,7 +68,7 @@ class Chat:
                 if not self._live.draining:
                     raise
                 status, reason = 503, ""
-                await out.end_with(Draining(), route_id)
+                await out.end_with(Draining(), story)
             except (ClientGone, OSError, TimeoutError):  # left, broke off, or does not read
                 status = 499
             finally:
@@ -130,7 +130,7 @@ class Chat:
                 log.error("request failed", extra={"route_id": route_id, "error": str(error)}, exc_info=ours)
             if out.begun:
                 visit.abandon()
-            status, reason, sending = told.status, "", out.end_with(error, route_id, visit.headers())
+            status, reason, sending = told.status, "", out.end_with(error, story, visit.headers())
         if at_once:
             await sending
         else:
@@ -176,7 +176,7 @@ class Chat:
         wanted = overrides.apply(route, request, config, estimate, needs)
         route = visit.reserve(wanted, estimate)
         mode = overrides.mode(route, request, config)
-        story.asked(client.name, ask, route, mode, config.monitors.slices.kept(request.metadata))
+        story.asked(client.name, ask, route, model, mode, config.monitors.slices.kept(request.metadata))
         created, own = int(time.time()), partial(seal, held, route_id, client.name)
         call = partial(Call, request, created=created, debug=debug, ignored=tuple(ignored), mode=mode, form=self._form)
         return Asked(request, mode, ask, route, own, call)
@@ -266,10 +266,6 @@ def names(snapshot: Snapshot) -> list[str]:
     return ["auto", *(f"auto:{policy}" for policy in snapshot.policies), *snapshot.tiers]
 
 
-def refusal_headers(told: Problem, route_id: str) -> dict[str, str]:
-    return told.headers | {"x-route-id": route_id}
-
-
 class Out:
     """The way to the client, which knows what has been said. streamed_at: when a stream began, s on the loop's
     clock."""
@@ -312,14 +308,14 @@ class Out:
     async def finish(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
 
-    async def end_with(self, error: Exception, route_id: str, more: Mapping[str, str] | None = None) -> None:
+    async def end_with(self, error: Exception, story: Story, more: Mapping[str, str] | None = None) -> None:
         """A whole error, an error event in a stream that has begun, and of a body cut short nothing: it just ends.
 
         more: headers beside the error's own.
         """
         told = problem(error)
         if not self.begun:
-            headers = refusal_headers(told, route_id) | dict(more or {})
+            headers = told.headers | reply.of_refusal(story) | dict(more or {})
             await respond(told.status, headers, [told.body], self)
         elif self._streams:
             await self._send({"type": "http.response.body", "body": sse.event(told.body), "more_body": False})

@@ -14,13 +14,10 @@ from gateway.written import unknown
 
 
 def policy_asked(request: Request) -> str:
-    """The model name, with `route.policy` said the other way. Raises RequestError with 400."""
-    policy = request.route.policy if request.route else None
-    if policy is None:
-        return request.model
-    if request.model != "auto":
+    """The model asked for. Raises RequestError with 400 where it is said in both ways."""
+    if request.model != "auto" and request.route and request.route.policy is not None:
         raise RequestError(400, "route.policy needs the model auto.", param="route.policy")
-    return f"auto:{policy}"
+    return request.policy
 
 
 def seconds(request: Request, config: Config) -> float:

@@ -14,6 +14,7 @@ from gateway.http.errors import SCHEMA
 from gateway.http.wire import Request
 from gateway.noun import noun
 from gateway.nouns import Answer, CallPart, Completion, Hop, Mode, Opening, TokenTrace, ToolCall
+from gateway.store.story import Story
 
 EXPOSED = (  # to scripts of web pages, which otherwise may not read them
     "x-request-id", "retry-after",
@@ -220,7 +221,7 @@ def headers(opening: Opening, call: Call) -> dict[str, str]:
         "x-route-id": call.route_id,
         "x-route-model": plain(opening.model),
         "x-route-tier": plain(opening.tier),
-        "x-route-policy": plain(call.request.model),
+        "x-route-policy": plain(call.request.policy),
         "x-route-tiers-tried": str(opening.tried),
         "x-route-confidence": number(opening.p_correct),
         "x-route-threshold": number(opening.threshold),
@@ -229,6 +230,15 @@ def headers(opening: Opening, call: Call) -> dict[str, str]:
     }
     if call.request.stream:
         told["x-route-stream-mode"] = call.mode
+    return told
+
+
+def of_refusal(story: Story) -> dict[str, str]:
+    """What an error tells of the route that it ended: whose it was and how far it got. Of an answer there is nothing
+    to tell, and of a request that was refused before there is the id alone."""
+    told = {"x-route-id": story.number}
+    if story.route is not None:
+        told |= {"x-route-policy": plain(story.model), "x-route-tiers-tried": str(story.tried)}
     return told
 
 

@@ -283,6 +283,12 @@ class Request(BaseModel):
     def choices(self) -> int:
         return self.n or 1
 
+    @property
+    def policy(self) -> str:
+        """The model asked for; `route.policy` says the same the other way."""
+        named = self.route.policy if self.route else None
+        return self.model if named is None else f"auto:{named}"
+
     def mode(self, usual: Mode) -> Mode:
         """How its stream comes about; several choices are decided on together. usual: of those who do not ask."""
         if not self.stream or self.choices > 1:

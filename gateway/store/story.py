@@ -35,6 +35,7 @@ class Story:
     """What is known so far. number: of the decision.  at: when it came, seconds since 1970.  hop_ends: seconds after
     that, on the clock that the request and its hops are timed by.
 
+    model: the name that the route was asked for by.  tried: tiers that had their turn.
     span: OpenTelemetry's, and traceparent: the same as a header; None and "" where requests are not traced.
     """
 
@@ -43,6 +44,7 @@ class Story:
     client: str = ""
     ask: Ask | None = None
     route: Policy | None = None
+    model: str = ""
     mode: Mode = Mode.BUFFER
     answer: Answer | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -51,9 +53,14 @@ class Story:
     hops: list[Hop] = field(default_factory=list)
     hop_ends: list[float] = field(default_factory=list)
 
-    def asked(self, client: str, ask: Ask, route: Policy, mode: Mode, metadata: Mapping[str, str]) -> None:
+    def asked(self, client: str, ask: Ask, route: Policy, model: str, mode: Mode, metadata: Mapping[str, str]) -> None:
         """It has been read, and is about to be put to the tiers. metadata: what may be kept of it."""
-        self.client, self.ask, self.route, self.mode, self.metadata = client, ask, route, mode, metadata
+        self.client, self.ask, self.route, self.model, self.mode = client, ask, route, model, mode
+        self.metadata = metadata
+
+    @property
+    def tried(self) -> int:
+        return len({hop.tier for hop in self.hops})  # further choices are turns of one tier
 
     def note(self, hop: Hop, seconds: float) -> None:
         """One tier's turn has ended. seconds: since the request came."""

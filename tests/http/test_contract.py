@@ -118,6 +118,37 @@ def test_every_error_has_its_ids_wherever_it_comes_from(
     assert told.headers["x-route-schema"] == "1"
 
 
+ROUTES = [
+    ({"model": "auto"}, "auto", 502, "2"),
+    ({"model": "auto:strict", "stream": True}, "auto:strict", 502, "2"),
+    ({"model": "auto", "route": {"policy": "strict"}}, "auto:strict", 502, "2"),
+    ({"model": "dear", "stream": True}, "dear", 502, "1"),
+    ({"model": "auto", "route": {"max_tier": "cheap"}, "n": 2}, "auto", 502, "1"),
+]
+
+
+@pytest.mark.parametrize(("change", "policy", "status", "tried"), ROUTES, ids=[json.dumps(one[0]) for one in ROUTES])
+def test_an_error_at_the_end_of_a_route_tells_whose_it_was_and_how_far_it_got(
+    change: dict[str, object], policy: str, status: int, tried: str, http: httpx2.Client
+) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"fault": "500"}, {"fault": "500"}) | change)
+    assert told.status_code == status, told.text
+    assert (told.headers["x-route-policy"], told.headers["x-route-tiers-tried"]) == (policy, tried)
+    assert told.headers["x-route-id"]
+    assert "x-route-tier" not in told.headers, "nobody answered"
+    served = http.post("/v1/chat/completions", json=ask() | change)
+    assert (served.status_code, served.headers["x-route-policy"]) == (200, policy)
+
+
+@pytest.mark.parametrize("change", [{"n": 0}, {"model": "nobody"}, {"route": {"threshold": 2}}])
+def test_a_request_that_had_no_route_yet_tells_of_none(change: dict[str, object], http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask() | change)
+    assert told.status_code in (400, 404)
+    assert told.headers["x-route-id"]
+    assert "x-route-policy" not in told.headers
+    assert "x-route-tiers-tried" not in told.headers
+
+
 def test_a_lone_surrogate_anywhere_is_no_mistake_of_ours(http: httpx2.Client) -> None:
     for name, value in (("stop", "s"), ("user", "s"), ("model", "s"), ("metadata", {"s": "s"}), ("s", 1)):
         body = json.dumps(ask() | {name: value}).replace('"s"', '"\\ud800"')

@@ -17,6 +17,7 @@ import pytest
 from gateway.http.chat import Out
 from gateway.http.errors import Draining
 from gateway.http.hangup import line
+from gateway.store.story import Story
 from tests.faults.ask import ask
 from tests.faults.gateway import (
     HEAD,
@@ -162,7 +163,7 @@ def test_an_answer_that_has_begun_is_not_passed_off_as_complete(headers: list[An
     async def work() -> None:
         out = Out(send, line({}))
         await out({"type": "http.response.start", "status": 200, "headers": headers})
-        await out.end_with(Draining(), "id")
+        await out.end_with(Draining(), Story("id", 0.0))
 
     asyncio.run(work())
     bodies = [message["body"] for message in sent[1:]]
