@@ -1,13 +1,16 @@
 """Serve Qwen2.5 shapes with random weights through `confgate up`, and hold the plan's memory against what vLLM reports.
 
     python tests/gpu/fleet_plan.py --out docs/results/fleet-h200.json            # needs a GPU and vLLM; no network
+    python tests/gpu/fleet_plan.py --out OUT --plugin                            # confidence: engine on every tier
+    python tests/gpu/fleet_plan.py --out OUT --sizes 32B --tensor-parallel 2 --unquantized          # needs two GPUs
 
 The configurations are the real ones (deploy/qwen2.5/models), the weights are made up by vLLM (`--load-format dummy`),
 the tokenizer is a pocket model's. Everything is started by `confgate up` from a cascade file as a user would write
-it; the gateway then answers one question per tier, and everything is stopped. Reported are, per server, what vLLM
-logged for weights and KV cache, and what nvidia-smi says its processes hold, each beside the plan's figure. Exits with
-1 when a server is missing, when weights or KV cache are off by more than five in a hundred, or when a process was left
-behind.
+it; the gateway then answers one question per tier, with --plugin every server says its confidence too, and everything
+is stopped while a long answer is on its way, which must come whole. Reported are, per server, what vLLM logged for
+weights and KV cache, and what nvidia-smi says its processes hold, each beside the plan's figure. Exits with 1 when a
+server or (--plugin) its confidence is missing, when weights or KV cache are off by more than five in a hundred, when the
+long answer was cut, or when a process was left behind.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "deploy" / "qwen2.5" / "models"
 TOKENIZER = ROOT / "deploy" / "pocket" / "models" / "pocket-base"
 TOLERANCE = 0.05
+DRAIN_TOKENS, DRAIN_SECONDS = 512, 1.0  # of an answer that is on its way at the stop, and how long it has been
 # Those of deploy/qwen2.5/one-141gb.yaml: concurrency, and fp8 where bfloat16 would leave no room.
 TIERS: dict[str, dict[str, Any]] = {
     "0.5B": {"concurrency": 64},
@@ -58,8 +63,10 @@ def cascade(sizes: list[str], args: argparse.Namespace) -> dict[str, Any]:
         serve |= {"tokens_per_request": 1024, "enforce_eager": args.enforce_eager, "flags": flags} | TIERS[size]
         if args.unquantized:
             serve.pop("quantization", None)
+        if args.tensor_parallel > 1:
+            serve["tensor_parallel"] = args.tensor_parallel
         engine = {"kind": "openai_http", "url": f"http://127.0.0.1:{args.port + 1 + n}/v1", "model": f"qwen2.5-{size}"}
-        engine |= {"connect_seconds": 5}
+        engine |= {"connect_seconds": 5} | ({"confidence": "engine"} if args.plugin else {})
         tiers.append({"name": f"qwen2.5-{size}", "engine": engine, "serve": serve})
     fleet: dict[str, Any] = {"start_seconds": args.seconds, "command": args.command.split(), "stop_seconds": 5}
     if args.gpus:
@@ -73,16 +80,18 @@ def cascade(sizes: list[str], args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def ask(port: int, model: str) -> dict[str, Any]:
-    """One question to one tier through the gateway. The answer is noise; that there is one is what counts."""
+def ask(port: int, model: str, **more: Any) -> dict[str, Any]:
+    """One question to one tier, through the gateway or not. The answer is noise; that there is one is what counts."""
     content = "Mia has 12 apples. She buys 5 more. How many apples does Mia have now?"
-    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 16}
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 16} | more
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=120) as reply:
             told = json.load(reply)
-            return {"status": reply.status, "served_by": told["model"], "usage": told["usage"]}
+            confidence = told["choices"][0].get("confidence")
+            said = {} if confidence is None else {"confidence": confidence}
+            return {"status": reply.status, "served_by": told["model"], "usage": told["usage"]} | said
     except urllib.error.HTTPError as error:
         return {"status": error.code, "told": error.read().decode("utf-8", "replace")[:500]}
 
@@ -134,6 +143,8 @@ def main() -> None:
     cli.add_argument("--command", default=f"{sys.executable} -m vllm.entrypoints.openai.api_server")
     cli.add_argument("--no-gateway", action="store_true", help="ask the servers themselves")
     cli.add_argument("--unquantized", action="store_true", help="bfloat16 for all: for a vLLM without its fp8 kernels")
+    cli.add_argument("--plugin", action="store_true", help="confidence: engine on every tier, and ask each for it")
+    cli.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that share each server")
     cli.add_argument("--gpus", help='JSON for fleet.gpus, e.g. [{"index": 0, "memory_gib": 139.8}]')
     cli.add_argument("--flag", action="append", default=[], help="one more word for each server, --flag=--no-x")
     args = cli.parse_args()
@@ -160,8 +171,19 @@ def main() -> None:
         ports = [args.port + 1 + n if args.no_gateway else args.port for n in range(len(args.sizes))]
         models = [f"qwen2.5-{size}" for size in args.sizes]
         answers = {model: ask(port, model) for port, model in zip(ports, models, strict=True)}
+        heard = {
+            model: ask(args.port + 1 + n, model, temperature=0, vllm_xargs={"confidence": 1})
+            for n, model in enumerate(models if args.plugin else [])
+        }
         used = smi("--query-gpu=index,memory.total,memory.used", gpus)
         processes = smi("--query-compute-apps=pid,used_memory", gpus)
+        with ThreadPoolExecutor(1) as pool:
+            long = {"max_tokens": DRAIN_TOKENS, "ignore_eos": True}
+            asked = None if args.no_gateway else pool.submit(ask, args.port, models[-1], **long)
+            time.sleep(DRAIN_SECONDS)
+            on_its_way = asked is not None and not asked.done()
+            up.send_signal(signal.SIGTERM)
+            drained = None if asked is None else asked.result() | {"on_its_way": on_its_way}
     finally:
         up.send_signal(signal.SIGTERM)
         code = up.wait(120)
@@ -191,6 +213,8 @@ def main() -> None:
         },
         "processes_mib": processes,
         "answers": answers,
+        "in_engine": heard,
+        "drained": drained,
         "left_behind": left,
         "within_tolerance": close,
         "plan": plan,
@@ -200,7 +224,15 @@ def main() -> None:
         print(row["tier"], json.dumps(row["reported"]), json.dumps(row["relative_error"]))
     print(json.dumps(result["all_gpus"]), "within 5 %" if close else "NOT within 5 %", f"exit {code}")
     served = all(answer["status"] == 200 for answer in answers.values())
-    sys.exit(0 if close and served and code == 0 and not left else 1)
+    measured = all(
+        said.get("confidence", {}).get("tokens") == said.get("usage", {}).get("completion_tokens", 0) > 0
+        for said in heard.values()
+    )
+    print("confidence in the engine:", {model: said.get("confidence", said) for model, said in heard.items()})
+    got = (drained or {}).get("usage", {}).get("completion_tokens")
+    whole = drained is None or (drained["on_its_way"] and got == DRAIN_TOKENS)
+    print("the answer that was on its way:", drained)
+    sys.exit(0 if close and served and measured and whole and code == 0 and not left else 1)
 
 
 if __name__ == "__main__":
