@@ -159,6 +159,12 @@ class Rights(Written):
         default=None, description="what may stand in `model`: auto, auto:<policy>, tiers. Nothing: everything"
     )
     limits: Allowance = Allowance()
+    priority: int = Field(
+        default=0,
+        ge=-(2**31),
+        lt=2**31,
+        description="lower is answered earlier, by servers whose engine has `priority: true`",
+    )
 
 
 class Client(Rights):
@@ -256,8 +262,9 @@ class Keys(Written):
         first: dict[str, Client] = {}
         for position, client in enumerate(self.clients):
             twin = first.setdefault(client.name, client)
-            if (twin.limits, twin.models) != (client.limits, client.models):
-                raise wrong("two keys of one name must have the same limits and models", at=("clients", position))
+            if (twin.limits, twin.models, twin.priority) != (client.limits, client.models, client.priority):
+                told = "two keys of one name must have the same limits, models and priority"
+                raise wrong(told, at=("clients", position))
         return self
 
     @model_validator(mode="after")
@@ -564,6 +571,7 @@ class Config(Written):
         names = dict.fromkeys(
             ["auto", *(f"auto:{name}" for name in self.policies), *(tier.name for tier in self.tiers)]
         )
+        schedules = any(getattr(tier.engine, "priority", False) for tier in self.tiers)
         priced = any(tier.prices != PriceList() for tier in self.tiers)
         places: list[tuple[Location, Rights]] = [(("keys", "anonymous"), self.keys.anonymous)]
         places += [(("keys", "clients", position), client) for position, client in enumerate(self.keys.clients)]
@@ -574,6 +582,9 @@ class Config(Written):
                     raise wrong("{told}", at=at, told=unknown("model", model, names))
             if rights.limits.counts_money and not priced:
                 raise wrong("a limit in dollars needs tiers with prices", at=(*place, "limits"))
+            if rights.priority and not schedules:
+                told = "no tier's server goes by it: say engine: {priority: true} where vLLM was told to"
+                raise wrong(told, at=(*place, "priority"))
         return self
 
     @model_validator(mode="after")

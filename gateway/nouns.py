@@ -170,6 +170,7 @@ class Ask:
     needs: what a tier must be able to do.  fields: sent to it as they are, because it is.
     trace: the W3C traceparent under which an engine on a network may report its own spans; "" for none.
     salt: the client's own part of a server's prefix cache, if the server keeps clients apart; "" for none.
+    priority: the client's, where a server schedules by it; lower is earlier.
     """
 
     messages: tuple[Message, ...]
@@ -186,6 +187,7 @@ class Ask:
     fields: Mapping[str, Any] = field(default_factory=dict)
     trace: str = ""
     salt: str = ""
+    priority: int = 0
 
     def wanting(self, top_k: int, *, evidence: bool) -> Ask:
         """The same for other evidence. Every tier needs its own, and `replace` takes three times as long."""
@@ -204,6 +206,7 @@ class Ask:
             self.fields,
             self.trace,
             self.salt,
+            self.priority,
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -72,6 +73,11 @@ class Options(engines.Options):
         description="vLLM: client keeps each client's cached prompts apart, so that nobody can tell by the time of an "
         "answer what others have asked; shared saves the work on what many prompts begin with",
     )
+    priority: bool = Field(
+        default=False,
+        description="vLLM, started with `--scheduling-policy priority`: send each client's priority along; others would "
+        "refuse it",
+    )
     extra_body: dict[str, Any] = Field(
         default={},
         description="fields sent with every request. A vLLM server without `--generation-config vllm` applies its "
@@ -107,6 +113,7 @@ class OpenAIHttp:
         self._base = options.url.rstrip("/")
         self._path = quote(urlsplit(self._base).path, safe="/%:@!$&'()*+,;=")
         self._client = self._open(key)
+        self._questions = itertools.count()
 
     def _open(self, key: str | None) -> _http.Client:
         """No compression: a small body may unpack to a huge one. Raises ConfigError."""
@@ -176,7 +183,7 @@ class OpenAIHttp:
         options, now = self._options, asyncio.get_running_loop().time
         limit = asyncio.timeout(options.first_byte_seconds)  # while we wait for the server, never for who hears
         begun = False
-        told = self._client.request("POST", self._at(ask), msgspec.json.encode(body), ask.trace)
+        told = self._client.request("POST", self._at(ask), msgspec.json.encode(body), ask.trace, self._named(ask))
         try:
             async with limit:
                 with await self._client.ask(told, fresh=ask.fresh) as reply:
@@ -210,8 +217,13 @@ class OpenAIHttp:
     async def _post(self, ask: Ask) -> bytes:
         """The body of a 200. Raises EngineError leaves only."""
         body = msgspec.json.encode(request_body(ask, self._options))
-        told = self._client.request("POST", self._at(ask), body, ask.trace)
+        told = self._client.request("POST", self._at(ask), body, ask.trace, self._named(ask))
         return await self._call(told, fresh=ask.fresh)
+
+    def _named(self, ask: Ask) -> str:
+        """What a question is called in the server's log: by its decision, and no two alike, because a first attempt may
+        still be running there when the second comes."""
+        return f"{ask.decision}-{self.name}-{next(self._questions)}" if ask.decision else ""
 
     def _at(self, ask: Ask) -> str:
         return f"{self._path}/chat/completions" if ask.prompt is None else f"{self._path}/completions"
@@ -341,6 +353,8 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if options.prefix_cache == "client" and ask.salt:
         body["cache_salt"] = ask.salt
+    if options.priority and ask.priority:
+        body["priority"] = ask.priority
     body |= options.extra_body
     body |= vllm_sampler(sampling)
     body |= ask.fields

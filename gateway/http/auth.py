@@ -15,11 +15,12 @@ UNLIMITED = Allowance()
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. models: the names that may stand in `model`; None for all there are."""
+    """Who asks. models: the names that may stand in `model`; None for all there are.  priority: as in the Ask."""
 
     name: str
     limits: Allowance = UNLIMITED
     models: frozenset[str] | None = None
+    priority: int = 0
 
     def check(self, model: str) -> None:
         """Raises RequestError with 403 for a model that is not for this key."""
@@ -81,4 +82,4 @@ def caller(name: str, rights: Rights) -> Caller:
     models = None if rights.models is None else frozenset(rights.models)
     if models is not None and "auto:default" in models:
         models |= {"auto"}
-    return Caller(name, rights.limits, models)
+    return Caller(name, rights.limits, models, rights.priority)

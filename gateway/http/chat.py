@@ -167,7 +167,14 @@ class Chat:
         needs = wire.needed(request, pin=pin)
         salt = held.seal.salt(client.name)
         ask, ignored = wire.to_ask(
-            request, deadline, pin=pin, needs=needs, decision=route_id, trace=story.traceparent, salt=salt
+            request,
+            deadline,
+            pin=pin,
+            needs=needs,
+            decision=route_id,
+            trace=story.traceparent,
+            salt=salt,
+            priority=client.priority,
         )
         if debug:
             ignored = sorted({*ignored, *wire.unread(body, request)})

@@ -509,11 +509,12 @@ def to_ask(
     decision: str = "",
     trace: str = "",
     salt: str = "",
+    priority: int = 0,
 ) -> tuple[Ask, list[str]]:
     """The ask, and the fields of the request that were ignored.
 
     deadline: seconds on the loop's clock.  pin: keep to the calibrators' sampler whatever the client says.
-    needs: of this request, where they are known already.  decision, trace, salt: as in the Ask.
+    needs: of this request, where they are known already.  decision, trace, salt, priority: as in the Ask.
     """
     if needs is None:
         needs = needed(request, pin=pin)
@@ -534,6 +535,7 @@ def to_ask(
         fields=request.fields_passed_on(needs),
         trace=trace,
         salt=salt,
+        priority=priority,
     )
     return ask, ignored
 

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 MODELS = ("small", "large")
@@ -363,10 +364,11 @@ def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
     entries = (choice["logprobs"] or {}).get("content") or []
     words = split(choice["message"]["content"] or "")
     yield json.dumps(chunk(model, {"role": "assistant", "content": ""})).encode()
-    for place, word in enumerate(words):
-        said = chunk(model, {"content": word}, entries[place : place + 1])
+    step = body.get("stream_interval", 1)
+    for place, end in pairwise(sorted({0, *range(1, len(words), step), len(words)})):  # the first comes alone
+        said = chunk(model, {"content": "".join(words[place:end])}, entries[place:end])
         if body.get("stream_options", {}).get("continuous_usage_stats"):
-            said["usage"] = {**usage, "completion_tokens": place + 1}
+            said["usage"] = {**usage, "completion_tokens": end}
         yield json.dumps(said).encode()
     for place, call in enumerate(choice["message"].get("tool_calls", ())):
         name, arguments = call["function"]["name"], call["function"]["arguments"]
