@@ -9,8 +9,8 @@ the tokenizer is a pocket model's. Everything is started by `confgate up` from a
 it; the gateway then answers one question per tier, with --plugin every server says its confidence too, and everything
 is stopped while a long answer is on its way, which must come whole. Reported are, per server, what vLLM logged for
 weights and KV cache, and what nvidia-smi says its processes hold, each beside the plan's figure. Exits with 1 when a
-server or (--plugin) its confidence is missing, when weights or KV cache are off by more than five in a hundred, when the
-long answer was cut, or when a process was left behind.
+server or (--plugin) its confidence is missing, when weights or KV cache are off by more than five in a hundred, when
+the long answer was cut, or when a process was left behind.
 """
 
 from __future__ import annotations
