@@ -8,11 +8,14 @@ number: half-precision heads make many.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-from gateway.vllm_plugin.signals import COLUMNS, K_MAX, Step
+from gateway.vllm_plugin.plan import SHIFT, Plan
+from gateway.vllm_plugin.signals import COLUMNS, K_MAX
 
 LANES, WARPS, STAGES = 4096, 16, 3
 CHUNK = 4096
@@ -34,17 +37,28 @@ def next_largest(base, V, below, LANES: tl.constexpr):
     return value, tl.sum(tl.where(best == value, often, 0), axis=0)
 
 
-@triton.jit(do_not_specialize=["R"])
-def store_records(
-    logits, stride, V, step, R, pool, flags,
-    LANES: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """One token: its five signals, the confidence summed over its window, and whether that is under its limit.
+@triton.jit
+def slot(column, width, at, SHIFT: tl.constexpr, BLOCKS: tl.constexpr):
+    """Where the record of a request's token `at` stands in the pool."""
+    block = tl.load(column + (BLOCKS + (at >> SHIFT)) * width)
+    return (block << SHIFT) + (at & ((1 << SHIFT) - 1))
 
-    step: (FIELDS, R) as Step packs it.
-    """
+
+@triton.jit(do_not_specialize=["ahead"])
+def store_records(
+    logits, stride, V, plan, width, ahead, pool, flags,
+    LANES: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, SHIFT: tl.constexpr,
+    AT: tl.constexpr, WINDOW: tl.constexpr, CANDIDATES: tl.constexpr, LIMIT: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """One row of the batch: its token's five signals, the confidence summed over its window, and whether that is under
+    its limit.  plan: (BLOCKS + blocks, width) as Plan has it."""
     nth = tl.program_id(0)
-    base = logits + tl.load(step + nth) * stride
+    column = plan + nth
+    k = tl.load(column + CANDIDATES * width)
+    if k == 0:
+        tl.store(flags + nth, 0)
+        return
+    base = logits + nth.to(tl.int64) * stride
     lanes = tl.arange(0, LANES)
     first = tl.full((LANES,), float("-inf"), tl.float32)  # each lane's three largest
     second = first
@@ -78,7 +92,6 @@ def store_records(
     entropy = log_norm - tilt / total_mass
     self_certainty = log_norm + peak - tl.sum(plain, axis=0) / known_tokens - tl.log(known_tokens)
 
-    k = tl.load(step + 4 * R + nth)
     hidden = tl.max(third, axis=0)  # no lane keeps a logit to itself that is larger
     value = peak
     runner_up = peak
@@ -104,14 +117,16 @@ def store_records(
             found += often
     confidence = -total / k.to(tl.float32)
 
-    last = tl.load(step + 2 * R + nth)
-    gone = tl.load(step + 3 * R + nth)
-    before = tl.load(pool + last * COLUMNS + 5, mask=last >= 0, other=0.0)
-    less = tl.load(pool + gone * COLUMNS, mask=gone >= 0, other=0.0)
-    window_sum = before + confidence - less
-    limit = tl.load(step + 6 * R + nth).to(tl.float64, bitcast=True)
-    low = window_sum < limit
-    into = pool + tl.load(step + R + nth) * COLUMNS
+    at = tl.load(column + AT * width) + ahead
+    window = tl.load(column + WINDOW * width)
+    window_sum = confidence
+    if at > 0:
+        window_sum += tl.load(pool + slot(column, width, at - 1, SHIFT, BLOCKS) * COLUMNS + 5)
+    if at >= window:
+        window_sum -= tl.load(pool + slot(column, width, at - window, SHIFT, BLOCKS) * COLUMNS)
+    limit = tl.load(column + LIMIT * width).to(tl.float64, bitcast=True)
+    low = (window_sum < limit) & (at >= window - 1)
+    into = pool + slot(column, width, at, SHIFT, BLOCKS) * COLUMNS
     tl.store(into + 0, confidence)
     tl.store(into + 1, -log_norm)
     tl.store(into + 2, tl.exp(-log_norm) - tl.exp(runner_up - peak - log_norm))
@@ -122,14 +137,14 @@ def store_records(
     tl.store(flags + nth, low.to(tl.int32))
 
 
-@triton.jit(do_not_specialize=["R"])
-def force_ends(logits, stride, V, step, R, flags, CHUNK: tl.constexpr):
+@triton.jit
+def force_ends(logits, stride, V, plan, width, flags, CHUNK: tl.constexpr, END: tl.constexpr):
     """Leaves a flagged row nothing but its end token."""
     chunk, nth = tl.program_id(0), tl.program_id(1)
     if tl.load(flags + nth) != 0:
         columns = chunk * CHUNK + tl.arange(0, CHUNK)
-        only = tl.where(columns == tl.load(step + 5 * R + nth), 0.0, float("-inf"))
-        tl.store(logits + tl.load(step + nth) * stride + columns, only, mask=columns < V)
+        only = tl.where(columns == tl.load(plan + END * width + nth), 0.0, float("-inf"))
+        tl.store(logits + nth.to(tl.int64) * stride + columns, only, mask=columns < V)
 
 
 class TritonMeter:
@@ -138,23 +153,34 @@ class TritonMeter:
     def __init__(self, pool: torch.Tensor, *, max_rows: int) -> None:
         self._pool = pool
         self._flags = torch.zeros(max_rows, dtype=torch.int32, device=pool.device)
+        self._compiled: Any = None
+        self._compiled_for: tuple[int, ...] = ()
 
-    def __call__(self, logits: torch.Tensor, step: Step, *, may_abort: bool) -> None:
-        """Stores a record per token of the step; forces the end token of those that fell too low."""
-        rows, vocabulary = len(step), logits.shape[1]
-        store_records[(rows,)](
-            logits, logits.stride(0), vocabulary, step.packed, rows, self._pool, self._flags,
-            LANES=LANES, K=K_MAX, COLUMNS=COLUMNS, STAGES=STAGES, num_warps=WARPS,
+    def __call__(self, logits: torch.Tensor, plan: torch.Tensor, rows: int, ahead: int, *, may_abort: bool) -> None:
+        """Stores a record for each row that the plan names; forces the end token of those that fell too low.
+
+        Triton finds the compiled kernel that fits its arguments anew at each call, which takes longer than the launch;
+        the one that fitted last time is launched itself while nothing that it was compiled for has changed.
+        """
+        stride, vocabulary, width = logits.stride(0), logits.shape[1], plan.shape[1]
+        fits = (stride, vocabulary, width, logits.data_ptr() % 16, plan.data_ptr() % 16)
+        grid = (rows, 1, 1)
+        arguments = (
+            logits, stride, vocabulary, plan, width, ahead, self._pool, self._flags,
+            LANES, K_MAX, COLUMNS, STAGES, SHIFT, Plan.AT, Plan.WINDOW, Plan.K, Plan.ABORT_BELOW, Plan.BLOCKS,
         )  # fmt: skip
+        if fits == self._compiled_for:
+            self._compiled[grid](*arguments)
+        else:
+            self._compiled, self._compiled_for = store_records[grid](*arguments, num_warps=WARPS), fits
         if may_abort:
-            grid = (triton.cdiv(vocabulary, CHUNK), rows)
-            force_ends[grid](logits, logits.stride(0), vocabulary, step.packed, rows, self._flags, CHUNK=CHUNK)
+            chunks = (triton.cdiv(vocabulary, CHUNK), rows)
+            force_ends[chunks](logits, stride, vocabulary, plan, width, self._flags, CHUNK=CHUNK, END=Plan.END)
 
     def warm_up(self, vocabulary: int) -> None:
         """Compiles the kernels, so that the first request does not wait for it. Stores into the pool's first slot."""
-        zero = torch.zeros(Step.FIELDS, 1, dtype=torch.int64, device=self._pool.device)
-        zero[2:4] = -1
-        zero[4] = 1
-        self(torch.zeros((1, vocabulary), device=self._pool.device), Step(zero), may_abort=True)
+        plan = torch.zeros((Plan.BLOCKS + 1, len(self._flags)), dtype=torch.int64, device=self._pool.device)
+        plan[Plan.WINDOW, 0] = plan[Plan.K, 0] = 1
+        self(torch.zeros((1, vocabulary), device=self._pool.device), plan, 1, 0, may_abort=True)
         torch.cuda.synchronize(self._pool.device)
         self._pool[0] = 0.0

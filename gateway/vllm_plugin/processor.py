@@ -19,7 +19,8 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcess
 
 from gateway.vllm_plugin import params
 from gateway.vllm_plugin.channel import Outbox
-from gateway.vllm_plugin.recorder import BLOCK, Leaving, Recorder, Seat
+from gateway.vllm_plugin.plan import BLOCK
+from gateway.vllm_plugin.recorder import Leaving, Recorder, Seat
 from gateway.vllm_plugin.signals import COLUMNS, TorchMeter
 
 if TYPE_CHECKING:

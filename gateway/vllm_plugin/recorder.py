@@ -8,7 +8,6 @@ twice (a prompt in pieces, a resumed request) simply writes the same place again
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,13 +16,12 @@ import numpy.typing as npt
 import torch
 
 from gateway.vllm_plugin.params import Wanted
-from gateway.vllm_plugin.signals import COLUMNS, Step
+from gateway.vllm_plugin.plan import BLOCK, SHIFT, Plan
+from gateway.vllm_plugin.signals import COLUMNS
 
 log = logging.getLogger(__name__)
 
-BLOCK = 1024  # tokens; a power of two
-SHIFT, WITHIN = BLOCK.bit_length() - 1, BLOCK - 1
-STEPS_AHEAD = 4  # buffers for what a step sends to the device; vLLM prepares at most two steps ahead
+BUFFERS = 4  # for plans on their way to the device; vLLM prepares at most two steps ahead
 
 Ints = npt.NDArray[np.int64]
 
@@ -56,14 +54,15 @@ class Leaving:
 
 
 class Recorder:
-    """One per worker. meter(logits, step, may_abort=...) measures and stores; deliver takes requests that leave.
+    """One per worker. meter(logits, plan, rows, ahead, may_abort=...) measures and stores; deliver takes requests that
+    leave.
 
-    What a step needs of each row stands in arrays by row number: a step is a dozen operations on them, whatever the
-    number of requests, and vLLM's moves are copies of columns. Those that leave at the same step go to the host
-    together.
+    What is known of each row stands in an array by row number, so that vLLM's moves are copies of columns, and goes to
+    the device as a plan when the batch has changed. A step in between looks whether every request has gone on by one
+    token, as the plan says, and launches the meter. Those that leave at the same step go to the host together.
     """
 
-    START, WINDOW, K, END, ABORT_BELOW, WRITTEN = range(6)  # rows of `_facts`; the limit as the bits of a float64
+    START, WRITTEN, HELD, PLAN = range(4)  # rows of `_facts`: tokens, tokens, blocks, and from there on the plan
 
     def __init__(
         self,
@@ -79,15 +78,16 @@ class Recorder:
         self._on_gpu = pool.device.type == "cuda"
         self._free = list(range(pool.shape[0] // BLOCK - 1, -1, -1))
         self._seats: dict[int, Seat] = {}
-        self._facts = np.zeros((6, max_rows), dtype=np.int64)
-        self._table = np.zeros((max_rows, (max_tokens >> SHIFT) + 2), dtype=np.int64)
-        self._held = np.zeros(max_rows, dtype=np.int64)  # blocks
-        self._buffers = [torch.empty(Step.FIELDS * max_rows, dtype=torch.int64, pin_memory=self._on_gpu)
-                         for _ in range(STEPS_AHEAD)]  # fmt: skip
-        self._sent: list[torch.cuda.Event | None] = [None] * STEPS_AHEAD
+        size = (Plan.BLOCKS + (max_tokens >> SHIFT) + 2, max_rows)
+        self._facts = np.zeros((self.PLAN + size[0], max_rows), dtype=np.int64)
+        self._plan = self._facts[self.PLAN :]
+        self._device_plan = torch.zeros(size, dtype=torch.int64, device=pool.device)
+        self._buffers = [torch.empty(size, dtype=torch.int64, pin_memory=self._on_gpu) for _ in range(BUFFERS)]
+        self._sent: list[torch.cuda.Event | None] = [None] * BUFFERS
         self._turn = 0
         self._gone: list[tuple[Seat, list[torch.Tensor]]] = []
         self._full = False
+        self._settled = True
         self.arrange()
 
     @property
@@ -100,77 +100,68 @@ class Recorder:
         if seat is None:
             return
         self._seats[row] = seat
-        limit = np.float64(seat.wanted.abort_below * seat.wanted.window)
         wanted = seat.wanted
-        self._facts[:, row] = (seat.start, wanted.window, wanted.k, seat.end_token, limit.view(np.int64), 0)
-        self._held[row] = 0
+        limit = np.float64(wanted.abort_below * wanted.window).view(np.int64)
+        self._facts[: self.PLAN, row] = (seat.start, 0, 0)
+        self._plan[: Plan.BLOCKS, row] = (0, wanted.window, wanted.k, seat.end_token, limit)
 
     def remove(self, row: int) -> None:
         """The row's request has finished or was preempted; `arrange` sends what it recorded on its way to the host."""
+        self._settle()
         seat = self._seats.pop(row, None)
         if seat is None:
             return
         # a row whose prompt was still being read recorded a token that was never emitted
         seat.written = min(int(self._facts[self.WRITTEN, row]), len(seat.output) - seat.start)
         pages = [
-            self._pool[block * BLOCK :][: min(BLOCK, seat.written - nth * BLOCK)]
+            self._pool[block * BLOCK : block * BLOCK + min(BLOCK, seat.written - nth * BLOCK)]
             for nth, block in enumerate(seat.blocks)
             if nth * BLOCK < seat.written
         ]
+        self._plan[Plan.K, row] = 0
         self._free.extend(reversed(seat.blocks))  # in the stream's order whatever is written there comes later
         self._gone.append((seat, pages))
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
         """vLLM moved a request to another row, or swapped two."""
+        self._settle()
         if not swap:
             self.remove(target)
         coming, going = self._seats.pop(source, None), self._seats.pop(target, None)
-        for by_row in (self._facts.T, self._table, self._held):
-            by_row[[source, target]] = by_row[[target, source]]
+        self._facts[:, [source, target]] = self._facts[:, [target, source]]
         if coming is not None:
             self._seats[target] = coming
         if going is not None:
             self._seats[source] = going
 
     def arrange(self) -> None:
-        """Sends off those that left, lines the others up for the device. To be called once after a batch has changed,
-        before the next `step`."""
+        """Sends off those that left, lines the others up. To be called once after a batch has changed, before the next
+        `step`."""
+        self._settle()
         self._send_off()
-        rows = [row for row in sorted(self._seats) if not self._seats[row].lost]
-        self._outputs = [self._seats[row].output for row in rows]
-        self._rows = np.array(rows, dtype=np.int64)
-        here = self._facts[:, self._rows]
-        self._start, window, k, end, self._limit = here[: self.WRITTEN]
-        self._full_at = window - 1
-        self._back = np.stack((np.zeros_like(window), np.ones_like(window), window))
-        self._same = np.stack((self._rows, k, end))
-        self._table_here = self._table[self._rows].ravel()
-        self._first = np.arange(len(rows), dtype=np.int64) * self._table.shape[1]
-        self._room = self._held[self._rows] << SHIFT
-        self._written_in = [False] * STEPS_AHEAD
-        self._may_abort = any(self._seats[row].wanted.abort_below > -math.inf for row in rows)
+        recorded = [(row, seat.output) for row, seat in self._seats.items() if not seat.lost]
+        self._outputs = [output for _, output in recorded]
+        self._rows = np.array([row for row, _ in recorded], dtype=np.int64)
+        self._count = int(self._rows.max(initial=-1)) + 1
+        self._start, self._due = self._facts[self.START, self._rows], self._facts[self.WRITTEN, self._rows]
+        self._steps_left = 0  # until a request needs another block: none without a plan
+        limits = self._plan[Plan.ABORT_BELOW, self._rows].view(np.float64)
+        self._may_abort = bool((limits > -np.inf).any())
 
     def step(self, logits: torch.Tensor) -> None:
         """Measures this step's tokens. logits: (batch, V) float32 on the pool's device; changed where one gives up."""
         if not self._outputs:
             return
         at = self._emitted()
-        if bool((at >= self._room).any()):
-            self._grow(at)
+        if self._steps_left == 0 or not (at == self._due).all():
+            self._send_plan(at)
             if not self._outputs:
                 return
-            at = self._emitted()
-        packed, fields = self._buffer()
-        if not self._written_in[self._turn]:
-            fields[[Step.ROW, Step.K, Step.END]] = self._same
-            self._written_in[self._turn] = True
-        fields[Step.SLOT : Step.LEAVING + 1] = self._slots(at - self._back)
-        fields[Step.ABORT_BELOW] = np.where(at >= self._full_at, self._limit, NEVER) if self._may_abort else NEVER
-        sent = packed.to(self._pool.device, non_blocking=True)
-        if self._on_gpu:
-            self._sent[self._turn] = _mark()
-        self._meter(logits, Step(sent), may_abort=self._may_abort)
-        self._facts[self.WRITTEN, self._rows] = at + 1
+        self._meter(logits, self._device_plan, self._count, self._ahead, may_abort=self._may_abort)
+        self._ahead += 1
+        self._steps_left -= 1
+        self._due += 1
+        self._settled = False
 
     def _emitted(self) -> Ints:
         """How many tokens each request has emitted since it took its seat: where this step's record goes."""
@@ -178,13 +169,30 @@ class Recorder:
         lengths -= self._start
         return lengths
 
-    def _slots(self, at: Ints) -> Ints:
-        """Where the records of the tokens `at`, (3, R), stand in the pool, -1 where there is no such token."""
-        slots: Ints = self._table_here.take(np.maximum(at >> SHIFT, 0) + self._first)
-        slots <<= SHIFT
-        slots |= at & WITHIN
-        slots[at < 0] = -1
-        return slots
+    def _settle(self) -> None:
+        """Notes what each row has written, before rows change their meaning."""
+        if not self._settled:
+            self._facts[self.WRITTEN, self._rows] = self._due
+            self._settled = True
+
+    def _send_plan(self, at: Ints) -> None:
+        """Tells the device all it needs until the batch changes or a request needs another block."""
+        if bool((at >= self._facts[self.HELD, self._rows] << SHIFT).any()):
+            self._grow(at)
+            at = self._emitted()
+        self._plan[Plan.AT, self._rows] = at
+        held = self._facts[self.HELD, self._rows]
+        used = Plan.BLOCKS + int(held.max(initial=0))
+        self._turn = (self._turn + 1) % BUFFERS
+        if (read := self._sent[self._turn]) is not None:
+            read.synchronize()  # done long ago
+        buffer = self._buffers[self._turn][:used]
+        buffer.numpy()[:] = self._plan[:used]
+        self._device_plan[:used].copy_(buffer, non_blocking=True)
+        if self._on_gpu:
+            self._sent[self._turn] = _mark()
+        self._due, self._ahead = at, 0
+        self._steps_left = int(((held << SHIFT) - at).min(initial=BLOCK))
 
     def _grow(self, at: Ints) -> None:
         """A block more for those that need one. Who gets none is recorded no further."""
@@ -193,22 +201,15 @@ class Recorder:
             while len(seat.blocks) <= needed and not seat.lost:
                 if not self._free:
                     seat.lost = "the pool of records was full"
+                    self._plan[Plan.K, row] = 0
                     if not self._full:
                         log.warning("confidence: %s; CONFGATE_VLLM_POOL_TOKENS makes it larger", seat.lost)
                     self._full = True
                 else:
-                    self._table[row, len(seat.blocks)] = self._free[-1]
+                    self._plan[Plan.BLOCKS + len(seat.blocks), row] = self._free[-1]
                     seat.blocks.append(self._free.pop())
-            self._held[row] = len(seat.blocks)
+            self._facts[self.HELD, row] = len(seat.blocks)
         self.arrange()
-
-    def _buffer(self) -> tuple[torch.Tensor, Ints]:
-        """The next buffer, (FIELDS, R), once the device has read what it held; as a tensor and as an array."""
-        self._turn = (self._turn + 1) % STEPS_AHEAD
-        if (read := self._sent[self._turn]) is not None:
-            read.synchronize()  # done long ago
-        packed = self._buffers[self._turn][: Step.FIELDS * len(self._outputs)].view(Step.FIELDS, -1)
-        return packed, packed.numpy()
 
     def _send_off(self) -> None:
         if not self._gone:
@@ -221,9 +222,6 @@ class Recorder:
         parts = host.split([sum(len(page) for page in its) for _, its in self._gone])
         gone, self._gone = self._gone, []
         self._deliver([Leaving(seat, part, filled) for (seat, _), part in zip(gone, parts, strict=True)])
-
-
-NEVER = np.float64(-np.inf).view(np.int64)
 
 
 def _mark() -> torch.cuda.Event:

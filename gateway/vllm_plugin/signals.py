@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from gateway.vllm_plugin.plan import Step
+
 K_MAX = 20  # DeepConf's k, and vLLM's own default for --max-logprobs
 
 # What is kept of a token, in this order; one float32 each, a power of two in all.
@@ -47,9 +49,8 @@ def records(now: torch.Tensor, pool: torch.Tensor, step: Step) -> torch.Tensor:
     now: (R, 5) from `measure`.  pool: (N, COLUMNS), what was stored before.  Returns (R, COLUMNS).
     """
     nothing = torch.zeros((), device=now.device)
-    previous, leaving = step.packed[Step.PREVIOUS], step.packed[Step.LEAVING]
-    before = torch.where(previous >= 0, pool[previous.clamp_min(0), WINDOW_SUM], nothing)
-    less = torch.where(leaving >= 0, pool[leaving.clamp_min(0), CONFIDENCE], nothing)
+    before = torch.where(step.previous >= 0, pool[step.previous.clamp_min(0), WINDOW_SUM], nothing)
+    less = torch.where(step.leaving >= 0, pool[step.leaving.clamp_min(0), CONFIDENCE], nothing)
     total = before + now[:, CONFIDENCE] - less
     record = torch.zeros((now.shape[0], COLUMNS), device=now.device)
     record[:, : len(SIGNALS)] = now
@@ -58,41 +59,21 @@ def records(now: torch.Tensor, pool: torch.Tensor, step: Step) -> torch.Tensor:
     return record
 
 
-class Step:
-    """Where this step's R recorded tokens come from and go to; all (R,) on the logits' device, int64 but for the last.
-
-    row: of the logits.  slot: of the pool.  previous: slot of the same request's last token, or -1.  leaving: slot of
-    the token that leaves its window, or -1.  k: candidates.  end: the end token's id.  abort_below: float64, the
-    confidence summed over a full window under which the answer is given up; -inf for never, and for a window not full.
-    """
-
-    ROW, SLOT, PREVIOUS, LEAVING, K, END, ABORT_BELOW = range(7)
-    FIELDS = 7
-
-    def __init__(self, packed: torch.Tensor) -> None:
-        """packed: (FIELDS, R) int64, contiguous, the last row holding the bits of float64 numbers."""
-        self.packed = packed
-
-    def __len__(self) -> int:
-        return int(self.packed.shape[1])
-
-    @property
-    def abort_below(self) -> torch.Tensor:
-        return self.packed[self.ABORT_BELOW].view(torch.float64)
-
-
 class TorchMeter:
     """Measures and stores with PyTorch alone."""
 
     def __init__(self, pool: torch.Tensor) -> None:
         self._pool = pool
 
-    def __call__(self, logits: torch.Tensor, step: Step, *, may_abort: bool) -> None:
-        """Stores a record per token of the step; forces the end token of those that fell too low."""
-        row = step.packed[Step.ROW]
-        record = records(measure(logits[row], step.packed[Step.K]), self._pool, step)
-        self._pool[step.packed[Step.SLOT]] = record
+    def __call__(self, logits: torch.Tensor, plan: torch.Tensor, rows: int, ahead: int, *, may_abort: bool) -> None:
+        """Stores a record for each row that the plan names; forces the end token of those that fell too low.
+
+        logits: (batch, V) float32.  plan: as Plan has it.  rows: how many it is about.  ahead: steps since it was made.
+        """
+        step = Step.of(plan, rows, ahead)
+        record = records(measure(logits[step.row], step.k), self._pool, step)
+        self._pool[step.slot] = record
         if may_abort:
             low = record[:, ABORTED] > 0
-            logits[row[low]] = float("-inf")
-            logits[row[low], step.packed[Step.END][low]] = 0.0
+            logits[step.row[low]] = float("-inf")
+            logits[step.row[low], step.end[low]] = 0.0

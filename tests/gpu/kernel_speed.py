@@ -3,8 +3,9 @@
     python tests/gpu/kernel_speed.py --out docs/results/vllm_kernel.json                  # needs CUDA; no vLLM
 
 Random logits over Qwen2.5's vocabulary; so many requests in the batch, all of which asked. `gpu_us` is the kernel's own
-time, `cpu_us` what the engine's thread spends on launching it and on telling it where the records go. With --other,
-another kernels.py is measured in turn with this one, and with --shapes other ways of cutting the row.
+time, `cpu_us` what the engine's thread spends on a step in which all requests go on by a token, `cpu_changing_us` on
+one before which the batch has changed. Medians of the rounds, with the least and the largest. With --other, another
+kernels.py is measured in turn with this one, and with --shapes other ways of cutting the row.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import torch
 
 from gateway.vllm_plugin import kernels
 from gateway.vllm_plugin.params import Wanted
-from gateway.vllm_plugin.recorder import BLOCK, Recorder, Seat
-from gateway.vllm_plugin.signals import COLUMNS, K_MAX, Step
+from gateway.vllm_plugin.plan import BLOCK, Plan
+from gateway.vllm_plugin.recorder import Recorder, Seat
+from gateway.vllm_plugin.signals import COLUMNS, K_MAX
 from tests.gpu import servers
 
 VOCABULARY = 151_936
@@ -34,27 +36,25 @@ STEPS, ROUNDS = 50, 7
 def on_gpu(module: ModuleType, logits: torch.Tensor) -> float:
     """Microseconds of the kernel itself, a step."""
     rows = len(logits)
-    pool = torch.zeros((2 * rows, COLUMNS), device="cuda")
+    pool = torch.zeros((rows * BLOCK, COLUMNS), device="cuda")
     meter = module.TritonMeter(pool, max_rows=rows)
-    packed = torch.full((Step.FIELDS, rows), -1, dtype=torch.int64, device="cuda")
-    packed[Step.ROW] = packed[Step.SLOT] = torch.arange(rows, device="cuda")
-    packed[Step.K] = K_MAX
-    packed[Step.ABORT_BELOW] = torch.full((rows,), -torch.inf, dtype=torch.float64).view(torch.int64)
+    plan = torch.zeros((Plan.BLOCKS + 1, rows), dtype=torch.int64, device="cuda")
+    plan[Plan.WINDOW], plan[Plan.K], plan[Plan.BLOCKS] = 32, K_MAX, torch.arange(rows)
     for _ in range(3):
-        meter(logits, Step(packed), may_abort=False)
+        meter(logits, plan, rows, 0, may_abort=False)
     torch.cuda.synchronize()
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(50_000_000)  # launches queue up meanwhile, so that the GPU never waits for one
     began.record()
-    for _ in range(STEPS):
-        meter(logits, Step(packed), may_abort=False)
+    for ahead in range(STEPS):
+        meter(logits, plan, rows, ahead, may_abort=False)
     ended.record()
     torch.cuda.synchronize()
     return began.elapsed_time(ended) / STEPS * 1e3
 
 
-def on_cpu(module: ModuleType, logits: torch.Tensor) -> float:
-    """Microseconds of the engine's thread, a step: where the records go, and the launch."""
+def on_cpu(module: ModuleType, logits: torch.Tensor, *, changing: bool) -> float:
+    """Microseconds of the engine's thread, a step. changing: the batch is another one at each step."""
     rows = len(logits)
     pool = torch.zeros((rows * BLOCK, COLUMNS), device="cuda")
     here = Recorder(pool, module.TritonMeter(pool, max_rows=rows), lambda _: None, max_rows=rows, max_tokens=BLOCK)
@@ -65,6 +65,8 @@ def on_cpu(module: ModuleType, logits: torch.Tensor) -> float:
     spent = []
     for _ in range(STEPS):
         began = time.perf_counter()
+        if changing:
+            here.arrange()
         here.step(logits)
         spent.append(time.perf_counter() - began)
         torch.cuda.synchronize()
@@ -104,14 +106,20 @@ def main() -> None:
             if shape != "other":
                 kernels.LANES, kernels.WARPS, kernels.STAGES = shape  # type: ignore[misc]
             try:
-                seen = [(on_gpu(module, logits), on_cpu(module, logits)) for _ in range(ROUNDS)]
+                seen = [
+                    (
+                        on_gpu(module, logits),
+                        on_cpu(module, logits, changing=False),
+                        on_cpu(module, logits, changing=True),
+                    )
+                    for _ in range(ROUNDS)
+                ]
             except Exception as error:  # a shape that does not fit the GPU is a finding
                 print(rows, shape, type(error).__name__, str(error)[:200], flush=True)
                 continue
-            gpu, cpu = (sorted(column) for column in zip(*seen, strict=True))
-            row = {"batch": rows, "shape": shape}
-            row |= {"gpu_us": [round(gpu[n], 1) for n in (ROUNDS // 2, 0, -1)]}
-            row |= {"cpu_us": [round(cpu[n], 1) for n in (ROUNDS // 2, 0, -1)]}
+            row: dict[str, Any] = {"batch": rows, "shape": shape}
+            for name, column in zip(("gpu_us", "cpu_us", "cpu_changing_us"), zip(*seen, strict=True), strict=True):
+                row[name] = [round(value, 1) for value in (float(np.median(column)), min(column), max(column))]
             result["rows"].append(row)
             print(json.dumps(row), flush=True)
             servers.save(args.out, result)

@@ -2,16 +2,17 @@
 
     python tests/gpu/plugin_speed.py --sizes 7B --out docs/results/vllm_speed_7B.json   # CUDA, vLLM, this distribution
 
-Random weights of Qwen2.5's shapes, 128 requests in flight, 200 tokens each. Every kind of request runs against the same
-server, in turn and repeatedly, so that a slow moment of the machine hits all alike. With --more, two more servers of
-the first shape say what it costs to have the plugin loaded and not to use it, and to name it on the command line.
+Random weights of Qwen2.5's shapes, 128 requests in flight, under two loads: answers of 100 to 300 tokens, which end one
+by one as answers do, and answers of 200 tokens each, which all end at the same step, so that the API server makes 128
+replies while the GPU has nothing to do. Every kind of request runs against the same server, in turn and repeatedly, so
+that a slow moment of the machine hits all alike. With --more, two more servers of the first shape say what it costs to
+have the plugin loaded and not to use it, and to name it on the command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,7 +22,8 @@ import numpy as np
 
 from tests.gpu import load, servers, shapes
 
-IN_FLIGHT, TOKENS = 128, 200
+IN_FLIGHT = 128
+LENGTHS = {"100 to 300 tokens": (100, 300), "200 tokens": (200, 200)}  # of the answers of a load
 KINDS: dict[str, dict[str, Any]] = {
     "no log-probs": {},
     "in engine, summary": {"vllm_xargs": {"confidence": 1}},
@@ -33,15 +35,16 @@ KINDS: dict[str, dict[str, Any]] = {
 REPEATED = ("no log-probs", "in engine, summary", "in engine, arrays")
 
 
-def bodies(model: str, n: int, more: dict[str, Any]) -> list[dict[str, Any]]:
-    """Prompts of about 60 tokens that share no prefix."""
+def bodies(model: str, n: int, lengths: tuple[int, int], more: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prompts of about 60 tokens that share no prefix; the same lengths of answers in the same order at each call."""
+    tokens = np.random.default_rng(7).integers(*lengths, size=n, endpoint=True).tolist()
     asked = "apples and pears are given to the children of the house, how many are left in the evening?"
     return [
         {
             "model": model,
             "messages": [{"role": "user", "content": f"{k} {asked} {k * 7}"}],
             "temperature": 0,
-            "max_tokens": TOKENS,
+            "max_tokens": tokens[k],
             "ignore_eos": True,
             **more,
         }
@@ -49,38 +52,32 @@ def bodies(model: str, n: int, more: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def measure(server: servers.Server, kind: str, n: int) -> load.Load:
+def measure(server: servers.Server, kind: str, lengths: tuple[int, int], n: int) -> load.Load:
     url = f"http://127.0.0.1:{server.port}/v1/chat/completions"
-    return asyncio.run(load.run(url, bodies(server.name, n, KINDS[kind]), IN_FLIGHT))
+    return asyncio.run(load.run(url, bodies(server.name, n, lengths, KINDS[kind]), IN_FLIGHT))
 
 
-def compare(server: servers.Server, kinds: list[str], rounds: int) -> dict[str, Any]:
+def compare(server: servers.Server, kinds: list[str], lengths: tuple[int, int], rounds: int) -> dict[str, Any]:
     """Tokens a second of every kind. The repeated ones run in turn, forwards and backwards by turns, so that a drift of
     the machine hits all alike; their ratio to no log-probs is taken round by round."""
     repeated = [kind for kind in kinds if kind in REPEATED]
     for kind in repeated:
-        measure(server, kind, IN_FLIGHT)  # warm
+        measure(server, kind, lengths, IN_FLIGHT)  # warm
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for nth in range(rounds):
         for kind in repeated if nth % 2 == 0 else repeated[::-1]:
-            runs[kind].append(measure(server, kind, 4 * IN_FLIGHT).as_json())
+            runs[kind].append(measure(server, kind, lengths, 4 * IN_FLIGHT).as_json())
     for kind in kinds:
         if kind not in REPEATED:
-            runs[kind].append(measure(server, kind, IN_FLIGHT).as_json())
+            runs[kind].append(measure(server, kind, lengths, IN_FLIGHT).as_json())
     plain = np.array([run["tokens_per_second"] for run in runs["no log-probs"]])
     table = {}
     for kind, seen in runs.items():
         speed = np.array([run["tokens_per_second"] for run in seen])
         ratios = speed / (plain if len(speed) == len(plain) else np.median(plain))
-        table[kind] = {
-            "tokens_per_second": float(np.median(speed)),
-            "of_no_log_probs": ratio(ratios),
-            "runs": seen,
-        }
-        print(
-            f"{server.name:24} {kind:24} {table[kind]['tokens_per_second']:>9,.0f} {table[kind]['of_no_log_probs']}",
-            flush=True,
-        )
+        told = {"tokens_per_second": float(np.median(speed)), "of_no_log_probs": ratio(ratios), "runs": seen}
+        table[kind] = told
+        print(f"{server.name:24} {kind:24} {told['tokens_per_second']:>9,.0f} {told['of_no_log_probs']}", flush=True)
     return table
 
 
@@ -131,15 +128,15 @@ def main() -> None:
     }
     if args.more:
         started |= more
-    result = servers.machine() | {"in_flight": IN_FLIGHT, "tokens_each": TOKENS, "servers": {}, "table": {}}
+    result = servers.machine() | {"in_flight": IN_FLIGHT, "servers": {}, "table": {}}
     with servers.serving(list(started), args.out.parent) as seconds:
         for server, kinds in started.items():
-            result["table"][server.name] = compare(server, kinds, args.rounds)
             result["servers"][server.name] = {"command": server.said, "start_seconds": round(seconds[server.name], 1)}
-            servers.save(args.out, result)
-    print(
-        json.dumps({name: {k: v["of_no_log_probs"] for k, v in rows.items()} for name, rows in result["table"].items()})
-    )
+            result["table"][server.name] = {}
+            for load_name, lengths in LENGTHS.items():
+                print(load_name, flush=True)
+                result["table"][server.name][load_name] = compare(server, kinds, lengths, args.rounds)
+                servers.save(args.out, result)
 
 
 if __name__ == "__main__":

@@ -3,34 +3,41 @@
 import pytest
 import torch
 
-from gateway.vllm_plugin.signals import ABORTED, COLUMNS, SIGNALS, Step, TorchMeter
+from gateway.vllm_plugin.plan import BLOCK, SHIFT, Plan
+from gateway.vllm_plugin.signals import ABORTED, COLUMNS, TorchMeter
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-
-def step(rows: int, device: str, abort_below: float) -> Step:
-    packed = torch.zeros((Step.FIELDS, rows), dtype=torch.int64)
-    packed[0] = torch.arange(rows).flip(0)  # rows of the logits in another order than their slots
-    packed[1] = torch.arange(rows) + rows
-    packed[2] = torch.where(torch.arange(rows) % 3 == 0, -1, torch.arange(rows))
-    packed[3] = torch.where(torch.arange(rows) % 2 == 0, -1, torch.arange(rows))
-    packed[4] = torch.arange(rows) % 20 + 1
-    packed[5] = 7
-    packed[6] = torch.full((rows,), abort_below, dtype=torch.float64).view(torch.int64)
-    return Step(packed.to(device))
+ROWS, BLOCKS = 33, 99  # three blocks of the pool each
+KEPT = ABORTED + 1  # columns of a record that mean something
 
 
-@pytest.mark.parametrize("vocabulary", [300, 1024, 4096, 50257, 151936])
-@pytest.mark.parametrize("kind", ["normal", "peaked", "half precision", "ruled out", "uniform", "one lane"])
-def test_the_kernels_store_what_pytorch_stores(vocabulary: int, kind: str) -> None:
-    from gateway.vllm_plugin.kernels import LANES, TritonMeter
+def plan(device: str, abort_below: float) -> torch.Tensor:
+    """Requests at all places of their blocks and windows, some without confidence."""
+    rows = torch.arange(ROWS)
+    made = torch.zeros((Plan.BLOCKS + 3, 64), dtype=torch.int64)
+    made[Plan.AT, :ROWS] = torch.tensor([0, 1, 5, BLOCK - 1, BLOCK, BLOCK + 3, 2 * BLOCK])[rows % 7] + rows
+    made[Plan.WINDOW, :ROWS] = rows % 12 + 1
+    made[Plan.K, :ROWS] = torch.where(rows % 5 == 4, 0, rows % 20 + 1)
+    made[Plan.END, :ROWS] = 7
+    made[Plan.ABORT_BELOW, :ROWS] = torch.full((ROWS,), abort_below, dtype=torch.float64).view(torch.int64)
+    chance = torch.Generator().manual_seed(4)
+    made[Plan.BLOCKS :, :ROWS] = torch.randperm(BLOCKS, generator=chance).reshape(3, ROWS)
+    return made.to(device)
 
-    rows = 33
+
+def pools(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Twice the same, full of what other tokens left there."""
+    seen = torch.rand((BLOCKS << SHIFT, COLUMNS), device=device)
+    return seen, seen.clone()
+
+
+def drawn(kind: str, vocabulary: int, lanes: int, device: str) -> torch.Tensor:
     torch.manual_seed(vocabulary)
-    logits = torch.randn((rows, vocabulary), device="cuda") * (20 if kind == "peaked" else 3)
+    logits = torch.randn((ROWS, vocabulary), device=device) * (20 if kind == "peaked" else 3)
     if kind == "half precision":
         logits = logits.to(torch.bfloat16).float()
     if kind == "ruled out":
@@ -38,30 +45,49 @@ def test_the_kernels_store_what_pytorch_stores(vocabulary: int, kind: str) -> No
     if kind == "uniform":
         logits[:] = 1.5
     if kind == "one lane":  # the largest lie where one lane of the kernel reads them, some of them equal
-        logits[:, 5::LANES] += 20.0
-        logits[:, 5 :: 2 * LANES] = 25.0
-    seen = torch.rand((2 * rows, COLUMNS), device="cuda")
-    got, want = seen.clone(), seen.clone()
-    TritonMeter(got, max_rows=64)(logits, step(rows, "cuda", float("-inf")), may_abort=False)
-    TorchMeter(want)(logits, step(rows, "cuda", float("-inf")), may_abort=False)
-    columns = len(SIGNALS) + 1
-    torch.testing.assert_close(got[rows:, :columns], want[rows:, :columns], rtol=2e-5, atol=2e-5)
-    assert torch.equal(got[rows:, ABORTED], want[rows:, ABORTED])
-    assert torch.equal(got[:rows], seen[:rows]), "a record of another token was written"
+        logits[:, 5::lanes] += 20.0
+        logits[:, 5 :: 2 * lanes] = 25.0
+    return logits
+
+
+@pytest.mark.parametrize("vocabulary", [300, 1024, 4096, 50257, 151936])
+@pytest.mark.parametrize("kind", ["normal", "peaked", "half precision", "ruled out", "uniform", "one lane"])
+def test_the_kernels_store_what_pytorch_stores(vocabulary: int, kind: str) -> None:
+    from gateway.vllm_plugin.kernels import LANES, TritonMeter
+
+    logits = drawn(kind, vocabulary, LANES, "cuda")
+    got, want = pools("cuda")
+    told = plan("cuda", float("-inf"))
+    kernels, definition = TritonMeter(got, max_rows=64), TorchMeter(want)
+    for ahead in range(3):  # the first finds the compiled kernel, the others use it
+        kernels(logits, told, ROWS, ahead, may_abort=False)
+        definition(logits, told, ROWS, ahead, may_abort=False)
+    torch.testing.assert_close(got[:, :KEPT], want[:, :KEPT], rtol=2e-5, atol=2e-5)
+
+
+def test_the_kernel_found_once_is_not_used_for_logits_that_it_was_not_compiled_for() -> None:
+    from gateway.vllm_plugin.kernels import TritonMeter
+
+    got, want = pools("cuda")
+    told = plan("cuda", float("-inf"))
+    kernels, definition = TritonMeter(got, max_rows=64), TorchMeter(want)
+    memory = torch.randn((ROWS * 50257 + 1,), device="cuda")
+    aligned, not_aligned = (memory[at : at + ROWS * 50257].view(ROWS, 50257) for at in (0, 1))
+    for ahead, logits in enumerate((aligned, not_aligned, aligned[:, :50000], not_aligned[:, :300])):
+        kernels(logits, told, ROWS, ahead, may_abort=False)
+        definition(logits, told, ROWS, ahead, may_abort=False)
+    torch.testing.assert_close(got[:, :KEPT], want[:, :KEPT], rtol=2e-5, atol=2e-5)
 
 
 def test_rows_that_give_up_are_left_their_end_token_and_the_others_their_bytes() -> None:
     from gateway.vllm_plugin.kernels import TritonMeter
 
-    rows, vocabulary = 16, 151936
-    logits = torch.randn((rows, vocabulary), device="cuda")
+    logits = torch.randn((ROWS, 151936), device="cuda")
     before = logits.clone()
-    pool = torch.zeros((2 * rows, COLUMNS), device="cuda")
-    here = step(rows, "cuda", float("-inf"))
-    here.abort_below[3] = 1e9
-    TritonMeter(pool, max_rows=rows)(logits, here, may_abort=True)
-    row = int(here.packed[Step.ROW][3])
-    assert int(logits[row].argmax()) == 7
-    assert int(torch.isfinite(logits[row]).sum()) == 1
-    others = [r for r in range(rows) if r != row]
+    told = plan("cuda", float("-inf"))
+    told[Plan.ABORT_BELOW, 3] = torch.tensor(1e9, dtype=torch.float64).view(torch.int64)
+    TritonMeter(pools("cuda")[0], max_rows=64)(logits, told, ROWS, 0, may_abort=True)
+    assert int(logits[3].argmax()) == 7
+    assert int(torch.isfinite(logits[3]).sum()) == 1
+    others = [row for row in range(ROWS) if row != 3]
     assert torch.equal(logits[others], before[others])

@@ -25,7 +25,8 @@ from starlette.routing import Route
 from gateway.vllm_plugin import params
 from gateway.vllm_plugin.channel import Outbox
 from gateway.vllm_plugin.middleware import ConfidenceMiddleware
-from gateway.vllm_plugin.recorder import BLOCK, Leaving, Seat
+from gateway.vllm_plugin.plan import BLOCK
+from gateway.vllm_plugin.recorder import Leaving, Seat
 from gateway.vllm_plugin.signals import ABORTED, COLUMNS, SIGNALS
 
 TOKENS = 5

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from gateway.vllm_plugin.params import Wanted
-from gateway.vllm_plugin.recorder import BLOCK, Leaving, Recorder, Seat
+from gateway.vllm_plugin.plan import BLOCK
+from gateway.vllm_plugin.recorder import Leaving, Recorder, Seat
 from gateway.vllm_plugin.signals import ABORTED, COLUMNS, TOP1, TorchMeter
 
 VOCABULARY, END = 64, 63
@@ -188,6 +189,37 @@ def test_two_rows_taken_for_each_other_do_not_go_unseen(delivered: list[Leaving]
     recorder.remove(0)
     recorder.arrange()
     assert abs(float(next(pages(delivered[0]))[TOP1]) - signature(1, 0)) > 5e-4
+
+
+def test_the_device_is_told_again_only_when_the_batch_has_changed_or_a_request_needs_a_block(
+    delivered: list[Leaving],
+) -> None:
+    recorder = make(delivered, tokens=3 * BLOCK)
+    told = []
+    recorder._meter = lambda _logits, _plan, _rows, ahead, *, may_abort: told.append(ahead)
+    outputs: list[list[int]] = [[], [-1] * 7]
+    for at, output in enumerate(outputs):
+        recorder.add(at, Seat(Wanted(id="x"), True, END, at, output, len(output)))
+    recorder.arrange()
+    for t in range(BLOCK + 5):
+        recorder.step(torch.zeros((2, VOCABULARY)))
+        outputs[0].append(-1)
+        if t != 3:  # a row whose prompt is still being read emits nothing
+            outputs[1].append(-1)
+        if t == 20:
+            recorder.move(0, 1, swap=True)
+            recorder.arrange()
+    assert [t for t, ahead in enumerate(told) if ahead == 0] == [0, 4, 21, BLOCK, BLOCK + 1]
+
+
+def test_an_answer_longer_than_a_block_keeps_all_its_records_in_their_order(delivered: list[Leaving]) -> None:
+    recorder = make(delivered, tokens=3 * BLOCK)
+    requests = [Request(n, 2 * BLOCK + 3 - 700 * n, True) for n in range(3)]
+    run(random.Random(1), requests, recorder, Wanted(id="x"))
+    found = joined(delivered)
+    for request in requests:
+        values = [found[request.number][t] for t in range(request.length)]
+        np.testing.assert_allclose(values, [signature(request.number, t) for t in range(request.length)], atol=2e-6)
 
 
 def test_a_full_pool_loses_the_confidence_of_the_newcomer_and_says_so_and_nobody_elses(

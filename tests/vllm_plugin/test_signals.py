@@ -8,7 +8,8 @@ from scipy.stats import entropy
 
 from gateway.confidence import measure as measure_features
 from gateway.nouns import Evidence, Source, TokenTrace
-from gateway.vllm_plugin.signals import COLUMNS, K_MAX, SIGNALS, WINDOW_SUM, Step, TorchMeter, measure
+from gateway.vllm_plugin.plan import BLOCK, Plan
+from gateway.vllm_plugin.signals import COLUMNS, K_MAX, SIGNALS, WINDOW_SUM, TorchMeter, measure
 
 ROWS, VOCABULARY = 7, 500
 
@@ -22,15 +23,14 @@ def logits() -> torch.Tensor:
     return made
 
 
-def step(rows: list[int], slots: list[int], **more: list[int]) -> Step:
-    n = len(rows)
-    packed = torch.zeros((Step.FIELDS, n), dtype=torch.int64)
-    packed[0], packed[1] = torch.tensor(rows), torch.tensor(slots)
-    packed[2], packed[3] = torch.tensor(more.get("previous", [-1] * n)), torch.tensor(more.get("leaving", [-1] * n))
-    packed[4], packed[5] = torch.tensor(more.get("k", [K_MAX] * n)), torch.tensor(more.get("end", [0] * n))
-    limits = torch.tensor(more.get("abort_below", [-np.inf] * n), dtype=torch.float64)
-    packed[6] = limits.view(torch.int64)
-    return Step(packed)
+def plan(rows: int, *, window: int = 1, limits: dict[int, float], end: int = 0) -> torch.Tensor:
+    """Of the first token of each row that has a limit, each with a block of its own."""
+    made = torch.zeros((Plan.BLOCKS + 1, rows), dtype=torch.int64)
+    for nth, (row, limit) in enumerate(limits.items()):
+        made[Plan.WINDOW, row], made[Plan.K, row], made[Plan.END, row] = window, K_MAX, end + row
+        made[Plan.ABORT_BELOW, row] = torch.tensor(limit, dtype=torch.float64).view(torch.int64)
+        made[Plan.BLOCKS, row] = nth
+    return made
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 20])
@@ -77,9 +77,9 @@ def test_the_window_sum_runs_over_the_window_and_forgets_what_leaves_it() -> Non
     generator = torch.Generator().manual_seed(5)
     pool = torch.zeros((64, COLUMNS))
     meter, window, seen = TorchMeter(pool), 4, []
+    told = plan(1, window=window, limits={0: -np.inf})
     for t in range(20):
-        logits = torch.randn((1, 50), generator=generator)
-        meter(logits, step([0], [t], previous=[t - 1], leaving=[t - window if t >= window else -1]), may_abort=False)
+        meter(torch.randn((1, 50), generator=generator), told, 1, t, may_abort=False)
         seen.append(float(pool[t, 0]))
         assert float(pool[t, WINDOW_SUM]) == pytest.approx(sum(seen[-window:]), abs=1e-4)
 
@@ -87,8 +87,8 @@ def test_the_window_sum_runs_over_the_window_and_forgets_what_leaves_it() -> Non
 def test_a_row_under_its_limit_is_left_its_end_token_alone_and_no_other_row_changes() -> None:
     logits = torch.randn((3, 50), generator=torch.Generator().manual_seed(6))
     before = logits.clone()
-    pool = torch.zeros((8, COLUMNS))
-    TorchMeter(pool)(logits, step([0, 2], [1, 2], end=[7, 9], abort_below=[-np.inf, 1e9]), may_abort=True)
+    told = plan(3, limits={0: -np.inf, 2: 1e9}, end=7)
+    TorchMeter(torch.zeros((2 * BLOCK, COLUMNS)))(logits, told, 3, 0, may_abort=True)
     assert torch.equal(logits[:2], before[:2])
     assert int(logits[2].argmax()) == 9
     assert int(torch.isfinite(logits[2]).sum()) == 1
