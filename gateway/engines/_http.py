@@ -81,19 +81,16 @@ class Client:
         self._head = "".join(f"{name}: {value}\r\n" for name, value in told.items()).encode()
         self._starts: dict[tuple[str, str], bytes] = {}
 
-    def request(self, method: str, path: str, body: bytes | None = None, trace: str = "", name: str = "") -> bytes:
-        """A request as it goes over the wire. trace: a traceparent.  name: its X-Request-Id."""
+    def request(self, method: str, path: str, body: bytes | None = None, more: str = "") -> bytes:
+        """A request as it goes over the wire. more: headers of its own, each with its line's end."""
         start = self._starts.get((method, path))
         if start is None:
             start = f"{method} {path} HTTP/1.1\r\n".encode("ascii") + self._head
             self._starts[method, path] = start
-        traced = b"traceparent: %b\r\n" % trace.encode("ascii") if trace else b""
         if body is None:
-            return b"%b%b\r\n" % (start, traced)
-        if name:
-            traced += b"X-Request-Id: %b\r\n" % name.encode("ascii")
+            return b"%b%b\r\n" % (start, more.encode("ascii"))
         kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-        return b"".join((start, traced, kind, body))
+        return b"".join((start, more.encode("ascii"), kind, body))
 
     async def ask(self, told: bytes, *, fresh: bool = False) -> Reply:
         """The reply, of which nothing has come yet. Use it as a context manager. told: as `request` makes it.

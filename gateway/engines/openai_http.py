@@ -75,8 +75,7 @@ class Options(engines.Options):
     )
     priority: bool = Field(
         default=False,
-        description="vLLM, started with `--scheduling-policy priority`: send each client's priority along; others would "
-        "refuse it",
+        description="vLLM, started with `--scheduling-policy priority`: send the client's priority; others refuse it",
     )
     extra_body: dict[str, Any] = Field(
         default={},
@@ -183,7 +182,7 @@ class OpenAIHttp:
         options, now = self._options, asyncio.get_running_loop().time
         limit = asyncio.timeout(options.first_byte_seconds)  # while we wait for the server, never for who hears
         begun = False
-        told = self._client.request("POST", self._at(ask), msgspec.json.encode(body), ask.trace, self._named(ask))
+        told = self._client.request("POST", self._at(ask), msgspec.json.encode(body), self._told(ask))
         try:
             async with limit:
                 with await self._client.ask(told, fresh=ask.fresh) as reply:
@@ -217,13 +216,14 @@ class OpenAIHttp:
     async def _post(self, ask: Ask) -> bytes:
         """The body of a 200. Raises EngineError leaves only."""
         body = msgspec.json.encode(request_body(ask, self._options))
-        told = self._client.request("POST", self._at(ask), body, ask.trace, self._named(ask))
+        told = self._client.request("POST", self._at(ask), body, self._told(ask))
         return await self._call(told, fresh=ask.fresh)
 
-    def _named(self, ask: Ask) -> str:
-        """What a question is called in the server's log: by its decision, and no two alike, because a first attempt may
-        still be running there when the second comes."""
-        return f"{ask.decision}-{self.name}-{next(self._questions)}" if ask.decision else ""
+    def _told(self, ask: Ask) -> str:
+        """Headers of one question. In the server's log it is called by its decision, and no two alike, because a first
+        attempt may still be running there when the second comes."""
+        named = f"X-Request-Id: {ask.decision}-{self.name}-{next(self._questions)}\r\n" if ask.decision else ""
+        return f"{named}traceparent: {ask.trace}\r\n" if ask.trace else named
 
     def _at(self, ask: Ask) -> str:
         return f"{self._path}/chat/completions" if ask.prompt is None else f"{self._path}/completions"
