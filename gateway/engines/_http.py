@@ -260,6 +260,11 @@ class Reply:
         self._connection.release(reuse=reuse and good)
         del self._parser  # which holds us: else every reply waits for the garbage collector, and then all wait for it
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is there."""
+        return self._complete
+
     async def head(self) -> None:
         """Until status and headers are there. Raises Broken, Improper."""
         while not self._begun:

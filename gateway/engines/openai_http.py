@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -26,7 +27,8 @@ from gateway.errors import (
     EngineSlow,
     EngineTooSmall,
 )
-from gateway.nouns import GREEDY, Ability, Ask, Completion, Hear, Message, Sampling, TokenTrace
+from gateway.nouns import GREEDY, Ability, Ask, Completion, Hear, Message, Piece, Sampling, TokenTrace
+from gateway.resilience.limit import Limit
 from gateway.written import SecretReference, read_secret, wrong
 
 MIB = 2**20
@@ -57,7 +59,15 @@ class Options(engines.Options):
         gt=0,
         description="of a stream: how long until its first token; a replica given up after so long counts as failing",
     )
-    idle_seconds: float = Field(15.0, gt=0, description="how long a stream that has begun may stay silent")
+    idle_seconds: float = Field(
+        15.0, gt=0, description="how long a stream that has begun may stay silent; what a reply's body may take"
+    )
+    whole_by: Literal["reply", "stream"] = Field(
+        default="reply",
+        description="how answers are asked for that nobody hears before they are complete. A reply costs less, but "
+        "says nothing until it is made: that a server hangs is found out when the tier's patience ends; by stream, "
+        "after first_byte_seconds or idle_seconds",
+    )
     max_reply_mib: float = Field(16.0, gt=0)
     confidence: Literal["logprobs", "engine"] = Field(
         "logprobs",
@@ -99,7 +109,8 @@ async def open_engine(options: Options, *, name: str) -> OpenAIHttp | Replicas:
         return OpenAIHttp(options, name, key)
     alone = {url: options.model_copy(update={"url": url, "urls": ()}) for url in options.urls}
     members = [Replica(url, OpenAIHttp(one, name, key)) for url, one in alone.items()]
-    return Replicas(name, members, options.first_byte_seconds)
+    hung_seconds = math.inf if options.whole_by == "stream" else options.first_byte_seconds  # else they notice
+    return Replicas(name, members, hung_seconds)
 
 
 class OpenAIHttp:
@@ -128,6 +139,8 @@ class OpenAIHttp:
 
     async def complete(self, ask: Ask) -> Completion:
         """One answer. Raises EngineError leaves only; a cancelled call closes its connection."""
+        if self._options.whole_by == "stream" and Ability.WITH_IDS not in ask.needs:  # a stream tells no ids
+            return await self.stream(ask, unheard)
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -230,13 +243,18 @@ class OpenAIHttp:
 
     async def _call(self, told: bytes, *, fresh: bool = False) -> bytes:
         """The body of a 200, whatever is wrong translated into our errors."""
+        idle_seconds = self._options.idle_seconds
         try:
             with await self._client.ask(told, fresh=fresh) as reply:
                 await reply.head()
-                await self._check(reply, "application/json")
-                return await reply.whole()
+                # nearly always all of it comes at once; what does not has been made, and is only on its way
+                with nullcontext() if reply.complete else Limit(asyncio.get_running_loop().time() + idle_seconds):
+                    await self._check(reply, "application/json")
+                    return await reply.whole()
         except _http.Trouble as error:
             raise self._translated(error) from error
+        except TimeoutError:
+            raise EngineSlow(self.name, idle_seconds) from None
 
     def _translated(self, error: _http.Trouble, *, begun: bool = False) -> EngineError:
         """begun: a part of the answer was told already, so nobody else can be asked for it."""
@@ -302,6 +320,10 @@ class OpenAIHttp:
 
     async def close(self) -> None:
         self._client.close()
+
+
+async def unheard(_: Piece) -> None:
+    """Who wants the whole answer alone."""
 
 
 async def drain(reply: _http.Reply) -> None:

@@ -469,6 +469,11 @@ async def end_in_body(writer: asyncio.StreamWriter, body: dict[str, Any], plan: 
     return False
 
 
+async def silent_in_body(writer: asyncio.StreamWriter, body: dict[str, Any], plan: Plan) -> bool:
+    await end_in_body(writer, body, plan)
+    return await silent(writer)
+
+
 async def silent(writer: asyncio.StreamWriter, *_: object) -> bool:
     await asyncio.sleep(SILENCE)
     return False
@@ -556,6 +561,7 @@ WIRE: dict[str, Callable[..., Any]] = {
     "reset_in_body": reset_in_body,
     "end_in_body": end_in_body,
     "silent": silent,
+    "silent_in_body": silent_in_body,
     "drip": drip,
     "bad_status_line": raw(b"ICY 200 OK\r\n\r\n"),
     "bad_chunk": raw(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"),

@@ -40,6 +40,7 @@ BROKEN = {
     **dict.fromkeys(WIRE, "failed"),
     **dict.fromkeys((fault for fault in STATUS if not fault.startswith("429")), "failed"),
     "silent": "slow",
+    "silent_in_body": "slow",
     "drip": "slow",
     "overflow": "too_small",
     "overflow_openai": "too_small",
@@ -204,6 +205,54 @@ def test_a_model_that_thought_and_came_to_no_answer_is_not_broken(http: httpx2.C
 def test_a_slow_tier_is_let_go_of(hurried: Gateway, upstream: Upstream) -> None:
     httpx2.post(f"{hurried.url}/v1/chat/completions", json=ask({"fault": "silent"}), timeout=PATIENCE)
     until(lambda: upstream.asked("small")[0].released_at is not None, SILENCE / 2)
+
+
+@pytest.fixture(scope="module")
+def watchful(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway with all patience for its first tier, but little for silence; the second one, and a calm one that has
+    the first one's calibrator, are asked for whole answers by stream, too."""
+    folder = tmp_path_factory.mktemp("watchful")
+    write_artifact(folder / "cheap.json")
+    config = cascade(upstream.url)
+    cheap, dear = config["tiers"]
+    cheap["patience_seconds"] = 3 * SILENCE  # the server would give up before
+    calm = {**cheap, "name": "calm", "engine": {**cheap["engine"], "whole_by": "stream"}}
+    config["tiers"] += [calm, {**cheap, "name": "replying", "engine": {**cheap["engine"], "idle_seconds": 0.5}}]
+    dear["engine"]["whole_by"] = "stream"
+    cheap["engine"] |= {"whole_by": "stream", "first_byte_seconds": 0.5, "idle_seconds": 0.5}
+    config["policies"]["by_reply"] = {"steps": [{"tier": "replying", "accept_at": 0.8}, {"tier": "dear"}]}
+    with running(folder, config) as process:
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("policy", "fault"), [("auto", "silent"), ("auto", "silent_in_stream"), ("auto:by_reply", "silent_in_body")]
+)
+def test_a_server_that_falls_silent_is_let_go_of_long_before_the_tiers_patience_ends(
+    policy: str, fault: str, watchful: Gateway, upstream: Upstream
+) -> None:
+    body = ask({"fault": fault}, {"text": "43"}, route={"debug": True}) | {"model": policy}
+    told = httpx2.post(f"{watchful.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
+    assert [hop["reason"] for hop in told["route"]["hops"]] == ["slow", "last"]
+    assert told["choices"][0]["message"]["content"] == "43"
+    [seen] = upstream.asked("small")
+    assert seen.body["stream"] is (policy == "auto")
+    until(lambda: seen.released_at is not None)
+
+
+def test_an_answer_asked_for_by_stream_is_the_same(watchful: Gateway, http: httpx2.Client, upstream: Upstream) -> None:
+    body = ask({"nats": -0.15, "text": "one two three"}, logprobs=True, top_logprobs=2, n=2, route={"debug": True})
+    whole = http.post("/v1/chat/completions", json=body | {"model": "cheap"}).json()
+    by_stream = httpx2.post(
+        f"{watchful.url}/v1/chat/completions", json=body | {"model": "calm"}, timeout=PATIENCE
+    ).json()
+    assert [seen.body["stream"] for seen in upstream.asked("small")] == [False, False, True, True]
+    assert (by_stream["choices"], by_stream["usage"]) == (whole["choices"], whole["usage"])
+    assert by_stream["route"]["confidence"] == whole["route"]["confidence"] is not None
+    ids = httpx2.post(
+        f"{watchful.url}/v1/chat/completions", json=ask(return_token_ids=True) | {"model": "calm"}, timeout=PATIENCE
+    )
+    assert ids.json()["choices"][0]["token_ids"], "told by whole replies alone"
 
 
 def test_a_pooled_connection_that_died_is_replaced_unseen(http: httpx2.Client, upstream: Upstream) -> None:
