@@ -272,10 +272,15 @@ class Reply:
 
     async def whole(self) -> bytes:
         """The body, once all of it is there. Raises Broken, Improper, TooLarge."""
+        if not self._complete:
+            await self.rest()
+        return self._taken()
+
+    async def rest(self) -> None:
+        """Until all of the body is there. Raises what `whole` does."""
         self._all_wanted = True
         while not self._complete:
             await self._more()
-        return self._taken()
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes in. Raises Broken, Improper, TooLarge."""

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -243,18 +243,18 @@ class OpenAIHttp:
 
     async def _call(self, told: bytes, *, fresh: bool = False) -> bytes:
         """The body of a 200, whatever is wrong translated into our errors."""
-        idle_seconds = self._options.idle_seconds
         try:
             with await self._client.ask(told, fresh=fresh) as reply:
                 await reply.head()
-                # nearly always all of it comes at once; what does not has been made, and is only on its way
-                with nullcontext() if reply.complete else Limit(asyncio.get_running_loop().time() + idle_seconds):
-                    await self._check(reply, "application/json")
-                    return await reply.whole()
+                if not reply.complete:  # it has been made, and is only on its way; nearly always it comes at once
+                    with Limit(asyncio.get_running_loop().time() + self._options.idle_seconds):
+                        await reply.rest()
+                await self._check(reply, "application/json")
+                return await reply.whole()
         except _http.Trouble as error:
             raise self._translated(error) from error
         except TimeoutError:
-            raise EngineSlow(self.name, idle_seconds) from None
+            raise EngineSlow(self.name, self._options.idle_seconds) from None
 
     def _translated(self, error: _http.Trouble, *, begun: bool = False) -> EngineError:
         """begun: a part of the answer was told already, so nobody else can be asked for it."""
