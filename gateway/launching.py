@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import gateway
 from calibrators import artifact as artifacts
@@ -24,6 +26,7 @@ from gateway.fleet.command import Server
 from gateway.fleet.memory import GIB
 from gateway.fleet.plan import Plan, Wish, aligned, gib
 from gateway.fleet.plan import plan as plan_servers
+from gateway.fleet.settings import Fleet
 from gateway.fleet.supervise import Backoff, Job, Note
 
 NEARBY = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")  # noqa: S104  compared with, not bound to
@@ -65,6 +68,8 @@ def plan(config: Config, *, dry: bool, logs: Path, environ: Mapping[str, str] = 
         if not in_process:
             raise ConfigError("no tier says how it is served; give each one that `up` is to start a serve: section")
         return Launch(None, (), in_process)
+    for one in wanted:
+        check_url(one.name, one.url)
     wishes = [wish(one.name, one.entry, environ) for one in wanted]
     present = [] if dry and config.fleet.gpus else gpus.there_are(environ)
     devices = gpus.to_plan_for(config.fleet, present)
@@ -81,7 +86,7 @@ def plan(config: Config, *, dry: bool, logs: Path, environ: Mapping[str, str] = 
         )
         for one, placed in zip(wanted, found.servers, strict=True)
     ]
-    check_addresses(servers, elsewhere=dry)
+    check_addresses(servers, config, elsewhere=dry)
     return Launch(found, tuple(servers), in_process)
 
 
@@ -116,12 +121,33 @@ def wish(name: str, entry: TierEntry, environ: Mapping[str, str]) -> Wish:
     return Wish(name, serve, shape, wants_plugin(entry))
 
 
-def check_addresses(servers: Sequence[Server], *, elsewhere: bool) -> None:
+def check_url(tier: str, url: str) -> None:
+    """Raises ConfigError for a url at which no server that we start would answer."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.path.rstrip("/") != "/v1":
+        raise ConfigError(
+            f"tier {tier}: its engine's url is {url}; the server that `up` starts speaks plain http and answers under "
+            f"/v1: write http://{parts.netloc}/v1, or leave serve: out for a server that runs elsewhere"
+        )
+
+
+def check_program(fleet: Fleet, environ: Mapping[str, str]) -> None:
+    """Raises ConfigError when the program that serves is not there: trying again would not bring it."""
+    path = (dict(environ) | fleet.env).get("PATH")
+    if shutil.which(fleet.command[0], path=path) is None:
+        raise ConfigError(
+            f"there is no program {fleet.command[0]!r} to serve with; install vLLM 0.22 or newer in an environment of "
+            "its own, and say where it is: fleet: {command: [/opt/vllm/bin/vllm, serve]}"
+        )
+
+
+def check_addresses(servers: Sequence[Server], config: Config, *, elsewhere: bool) -> None:
     """Raises ConfigError for two servers in one place, or one that could not be started here.
 
     elsewhere: they are not to be started here, only planned.
     """
-    taken: dict[tuple[str, int], str] = {}
+    ours = {"gateway": config.server.port, "gateway's admin": config.admin.port if config.admin else 0}
+    taken = {("here", port): name for name, port in ours.items() if port}
     for server in servers:
         if server.host not in NEARBY and not elsewhere:
             raise ConfigError(
@@ -130,8 +156,9 @@ def check_addresses(servers: Sequence[Server], *, elsewhere: bool) -> None:
             )
         place = ("here" if server.host in NEARBY else server.host, server.port)
         if place in taken:
-            raise ConfigError(f"the tiers {taken[place]} and {server.tier} have the same port {server.port}")
-        taken[place] = server.tier
+            told = f"the {taken[place]} and the tier {server.tier} have the same port {server.port}"
+            raise ConfigError(f"{told}; give one of them another")
+        taken[place] = f"tier {server.tier}"
 
 
 def top_k(entry: TierEntry) -> int:
@@ -193,6 +220,8 @@ def host_rows(config: Config, environ: Mapping[str, str]) -> list[Row]:
 
 def launch(file: Path, config: Config, launched: Launch, *, logs: Path, with_gateway: bool, note: Note) -> None:
     """Start everything, and keep it running until SIGTERM or SIGINT. Raises StartFailed or ConfigError."""
+    if launched.servers:
+        check_program(config.fleet, os.environ)
     logs.mkdir(parents=True, exist_ok=True)
     link_packages(packages(logs))
     jobs = [job(server, config, logs, os.environ) for server in launched.servers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -228,9 +229,43 @@ def test_a_plan_that_does_not_fit_is_refused_with_a_table_and_remedies_that_work
     plan(wishes, cards(79.1, 79.1), headroom=0.05)
 
 
-def test_without_any_remedy_fewer_tiers_are_all_that_is_left_to_say() -> None:
-    with pytest.raises(Unfit, match="nothing that was tried; serve fewer tiers"):
-        plan([wish("32B", context=512, concurrency=1)], cards(4), headroom=0.05)
+def test_when_nothing_else_helps_the_gpu_that_would_do_is_named() -> None:
+    wishes = [wish("32B", context=512, concurrency=1)]
+    with pytest.raises(Unfit, match="any one of these would fit:\n  - 1 GPU with at least") as refused:
+        plan(wishes, cards(4), headroom=0.05)
+    (told,) = refused.value.remedies
+    size = float(told.split()[-2])
+    assert plan(wishes, cards(size), headroom=0.05)
+    with pytest.raises(Unfit):
+        plan(wishes, cards(size - 0.3), headroom=0.05)
+    with pytest.raises(Unfit, match=r"2 GPUs with at least [\d.]+ GiB each"):
+        plan([wish("32B", context=512, concurrency=1, tensor_parallel=2)], cards(4), headroom=0.05)
+
+
+def test_a_remedy_changes_as_few_tiers_as_will_do() -> None:
+    """Of a small and a large one that miss a little, the large one alone saves enough."""
+    wishes = [wish("0.5B"), wish("7B"), wish("14B")]
+    room = sum(w.need.total for w in wishes) / GIB
+    with pytest.raises(Unfit) as refused:
+        plan(wishes, cards(room), headroom=0.05)
+    assert "quantization: fp8 for 14B" in refused.value.remedies
+    assert "kv_cache_dtype: fp8 for 14B" in refused.value.remedies
+
+
+def test_twenty_tiers_on_eight_different_gpus_are_placed_or_refused_without_trying_everything() -> None:
+    """8 to the 20th placements would take the age of the universe; this test ends, or times out."""
+    wishes = [wish(size) for _ in range(5) for size in ("0.5B", "1.5B", "3B", "7B")]
+    wishes = [Wish(f"{n}-{w.tier}", w.serve, w.shape) for n, w in enumerate(wishes)]
+    found = plan(wishes, cards(*(30 + n / 10 for n in range(8))), headroom=0.05)
+    assert len(found.servers) == 20
+    assert all(row["spare_gib"] >= 0 for row in found.gpu_rows())
+    with pytest.raises(Unfit) as refused:
+        plan(wishes, cards(*(20 + n / 10 for n in range(8))), headroom=0.05)
+    (fewer,) = (remedy for remedy in refused.value.remedies if remedy.startswith("fewer tiers: without "))
+    gone = fewer.removeprefix("fewer tiers: without ").split(", ")
+    assert plan([w for w in wishes if w.tier not in gone], cards(*(20 + n / 10 for n in range(8))), headroom=0.05)
+    with pytest.raises(Unfit, match="fewer tiers: without"):
+        plan([w for w in wishes if w.tier.endswith("7B")] * 4, cards(22), headroom=0.05)
 
 
 def planned(file: str, **changes: Any) -> launching.Launch:
@@ -337,7 +372,11 @@ def test_gpus_that_are_there_overrule_what_the_file_says_of_them() -> None:
     ("written", "told"),
     [
         ("flags: [--max-model-len=4096]", "serve.flags[0]: --max-model-len is set by the plan"),
+        ("flags: [--max-model, '4096']", "serve.flags[0]: --max-model-len is set by the plan"),
+        ("flags: [--no-enable_prefix_caching]", "serve.flags[0]: --enable-prefix-caching is set by the plan"),
+        ("flags: [--ssl-keyfile=key.pem]", "serve.flags[0]: --ssl-keyfile is set by the plan"),
         ("flags: [--speculative-config, '{}']", "takes memory that the plan cannot foresee"),
+        ("flags: [--load-format, dummy, -sc.num_speculative_tokens, '3']", "serve.flags[2]: -sc takes memory"),
         ("tokens_per_request: 9999", "serve.tokens_per_request: a request cannot hold more than the context"),
         ("contxt: 5", "did you mean 'context'"),
     ],
@@ -352,6 +391,48 @@ def test_mistakes_in_serve_are_told_with_file_and_line(tmp_path: Path, written: 
         configs.read(path)
     assert re.match(rf"{re.escape(str(path))}:2[2-4]: tiers\[0\].serve", str(refused.value))
     assert told in str(refused.value)
+
+
+def test_flags_that_the_plan_does_not_depend_on_are_passed_on() -> None:
+    flags = ("--load-format", "dummy", "--no-async-scheduling", "--api-server-count", "2", "--tokenizer=./here")
+    (placed,) = plan([wish("0.5B", flags=flags)], cards(24), headroom=0.05).servers
+    told = command.server(
+        placed, Fleet(), url="http://127.0.0.1:80/v1", served_as="s", api_key=None, top_k=0, plugin=None
+    )
+    assert told.argv[-len(flags) :] == flags
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://127.0.0.1:8101/v1", "write http://127.0.0.1:8101/v1, or leave serve: out"),
+        ("http://127.0.0.1:8101", "write http://127.0.0.1:8101/v1, or leave serve: out"),
+    ],
+)
+def test_a_url_where_no_server_of_ours_would_answer_is_refused(url: str, told: str) -> None:
+    config = configs.read(QWEN / "one-24gb.yaml")
+    engine = config.tiers[0].engine.model_copy(update={"url": url})
+    other = config.model_copy(update={"tiers": (config.tiers[0].model_copy(update={"engine": engine}),)})
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        launching.plan(other, dry=True, logs=Path("logs"), environ={})
+
+
+def test_a_port_that_cannot_be_is_told_with_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.yaml"
+    path.write_text((QWEN / "one-24gb.yaml").read_text().replace("127.0.0.1:8101", "127.0.0.1:81010"))
+    with pytest.raises(ConfigError, match=r"cascade\.yaml:19: tiers\[0\]\.engine.*url.*Port out of range"):
+        configs.read(path)
+
+
+def test_what_a_broken_driver_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ConfigError, match=r"library version mismatch.*; repair the driver"):
+        gpus.there_are({})
+    with pytest.raises(ConfigError, match="cannot plan for such a GPU; start vLLM by hand"):
+        gpus.parse("0, GPU-aaaa1111, [N/A], [N/A]", None)
 
 
 def test_a_dry_run_prints_plan_and_commands_for_people_and_for_programs() -> None:
@@ -414,8 +495,18 @@ def test_a_tier_with_several_urls_gets_several_servers() -> None:
     ]
     assert {server.env["CUDA_VISIBLE_DEVICES"] for server in launch.servers} == {"0", "1"}
     again = twice.model_copy(update={"tiers": (*twice.tiers, config.tiers[1].model_copy(update={"engine": engine}))})
-    with pytest.raises(ConfigError, match="have the same port 8111"):
+    with pytest.raises(ConfigError, match=r"the tier .*#1 and the tier .*#1 have the same port 8111"):
         launching.plan(again, dry=True, logs=Path("logs"), environ={})
+
+
+@pytest.mark.parametrize(("room", "whose"), [("server", "gateway"), ("admin", "gateway's admin")])
+def test_a_tier_where_the_gateway_will_listen_is_told_before_anything_is_loaded(room: str, whose: str) -> None:
+    config = configs.read(QWEN / "one-24gb.yaml")
+    at = configs.Admin(port=8101) if room == "admin" else config.server.model_copy(update={"port": 8101})
+    clash = config.model_copy(update={room: at})
+    told = rf"the {whose} and the tier qwen2\.5-0\.5b have the same port 8101; give one of them another"
+    with pytest.raises(ConfigError, match=told):
+        launching.plan(clash, dry=True, logs=Path("logs"), environ={})
 
 
 def test_a_missing_config_of_a_model_stops_planning_and_not_serving(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +20,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from gateway.fleet import supervise
+from gateway.fleet.supervise import Backoff, Job
 from tests.faults.gateway import PATIENCE, ROOT
 
 SECONDS = 120.0  # this machine may stand still
@@ -226,6 +230,86 @@ def test_a_signal_while_servers_load_ends_them(tmp_path: Path) -> None:
         fleet.process.send_signal(signal.SIGINT)
         assert fleet.process.wait(SECONDS) == 0
         assert not any(map(lives, fleet.pids()))
+
+
+def test_a_program_that_is_not_there_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
+    with up(tmp_path, config(command=["vllm", "serve"])) as fleet:
+        assert fleet.process.wait(SECONDS) == 1
+        assert "there is no program 'vllm' to serve with; install vLLM 0.22 or newer" in fleet.said()
+        assert "starting" not in fleet.said()
+
+
+def test_the_end_of_a_log_is_of_this_run(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "tier-0.log").write_text("what an earlier run said\n")
+    crash = {"STAND_IN_CRASHES": "99", "STAND_IN_COUNT": str(tmp_path / "count")}
+    with up(tmp_path, config(1), "--no-gateway", **crash) as fleet:
+        assert fleet.process.wait(SECONDS) == 1
+        assert "CUDA out of memory" in fleet.said()
+        assert "earlier run" not in fleet.said()
+    assert "earlier run" in (tmp_path / "logs" / "tier-0.log").read_text()
+
+
+def kept(folder: Path, **env: str) -> Job:
+    """A stand-in as `up` would keep it, for tests that must know what happens when."""
+    port = free_port()
+    flags = f"--model m --served-model-name m --host 127.0.0.1 --port {port}"
+    flags += " --kv-cache-memory-bytes 1 --gpu-memory-utilization 0.1"
+    return Job(
+        name="tier-0",
+        argv=(sys.executable, STAND_IN, *flags.split()),
+        env=os.environ | env,
+        log=folder / "log",
+        host="127.0.0.1",
+        port=port,
+        path="/health",
+        lists="m",
+        key=None,
+        start_seconds=SECONDS,
+        stop_seconds=5,
+    )
+
+
+def test_whoever_takes_a_dead_servers_port_is_waited_for(tmp_path: Path) -> None:
+    """Not the end of the others: the port is taken and given back in the very moments that the note speaks of."""
+    told = tmp_path / "told"
+    job = kept(tmp_path, STAND_IN_TOLD=str(told))
+    stop, seen = asyncio.Event(), []
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def note(_: str, event: str, detail: str) -> None:
+        seen.append(f"{event} {detail}")
+        if event == "ready" and len(seen) == 2:
+            os.kill(int(told.read_text().split()[3]), signal.SIGKILL)
+        elif event == "died" and "ended with" in detail:
+            taken.bind(("127.0.0.1", job.port))
+            taken.listen()
+        elif event == "died":
+            taken.close()
+        elif event == "ready":
+            stop.set()
+
+    asyncio.run(supervise.run([job], None, backoff=Backoff(0.1, 0.1), note=note, stop=stop, hangup=asyncio.Event()))
+    assert [line.split()[0] for line in seen] == [
+        "starting", "ready", "died", "died", "starting", "ready", "stopping", "stopped"
+    ]  # fmt: skip
+    assert f"cannot listen on 127.0.0.1:{job.port}" in seen[3]
+
+
+def test_whoever_waits_hears_how_long_and_what_the_log_says_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "TELL_SECONDS", 0.0)
+    job, stop, seen = kept(tmp_path, STAND_IN_START="300"), asyncio.Event(), []
+
+    def note(_: str, event: str, detail: str) -> None:
+        seen.append(f"{event} {detail}")
+        if event == "waiting" and "starting m on GPU" in detail:
+            stop.set()
+
+    asyncio.run(supervise.run([job], None, backoff=Backoff(0.1, 0.1), note=note, stop=stop, hangup=asyncio.Event()))
+    assert any(re.match(r"waiting \d+ s: starting m on GPU", line) for line in seen)
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote, urlsplit
 
 import msgspec
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from gateway import engines
 from gateway.engines import _compact, _http, _refusals, _reply, _stream, _text
@@ -37,7 +37,15 @@ IDENTITY_SECONDS = 10.0  # vLLM's loop answers nobody while it builds replies wi
 DRAIN_SECONDS = 0.05  # for the end of a body whose [DONE] has come: 5 bytes, and the connection can be used again
 
 
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")]
+def with_a_port_there_can_be(url: str) -> str:
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        raise wrong("{url}: {told}", url=url, told=str(error)) from None
+    return url
+
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$"), AfterValidator(with_a_port_there_can_be)]
 
 
 class Options(engines.Options):

@@ -21,6 +21,11 @@ def there_are(environ: Mapping[str, str] = os.environ) -> list[Device]:
         asked = subprocess.run(ASK, capture_output=True, text=True, check=True, timeout=ASK_SECONDS)  # noqa: S603  ours
     except FileNotFoundError:
         return []
+    except subprocess.CalledProcessError as error:
+        said = " ".join((error.stdout + error.stderr).split())[:500]
+        raise ConfigError(
+            f"nvidia-smi does not say which GPUs there are ({said or error}); repair the driver until it does"
+        ) from None
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"nvidia-smi does not say which GPUs there are: {error}") from None
     return parse(asked.stdout, environ.get("CUDA_VISIBLE_DEVICES"))
@@ -35,7 +40,10 @@ def parse(told: str, visible: str | None) -> list[Device]:
             index, uuid, total, free = (part.strip() for part in line.split(","))
             device = Device(int(index), int(total) * MIB, int(free) * MIB)
         except ValueError:
-            raise ConfigError(f"nvidia-smi says {line!r}, where a GPU's index and memory were asked for") from None
+            raise ConfigError(
+                f"nvidia-smi says {line!r}, where a GPU's index and memory in MiB were asked for: `up` cannot plan for "
+                "such a GPU; start vLLM by hand and leave serve: out"
+            ) from None
         if wanted is None or index in wanted or any(uuid.startswith(part) for part in wanted if len(part) > 4):
             found.append(device)
     return found

@@ -1,6 +1,7 @@
 """Which server goes to which GPU, and how much of it. A plan that does not fit is refused, with what would fit.
 
-Exact: every placement is tried (few servers, few GPUs), the one kept leaves the fullest GPU as empty as can be.
+Every placement is tried where servers and GPUs are few, and the one kept leaves the fullest GPU as empty as can be; of
+many the first STEPS are, beginning with the servers that are largest and the GPUs that are emptiest.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 from gateway.errors import ConfigError
@@ -19,6 +20,8 @@ from gateway.fleet.shapes import Shape
 
 LEAST_CONTEXT = 1024  # shorter contexts are not worth suggesting
 MORE_GPUS = 8
+STEPS = 10_000  # of a search: all there are for six servers on four GPUs, none of which are alike
+CHOICES = 200  # of tiers to do without
 
 Row = dict[str, Any]
 
@@ -93,7 +96,7 @@ class Unfit(ConfigError):
     """The tiers do not fit the GPUs. rows: what each needs.  remedies: changes that were tried and would fit."""
 
     def __init__(self, rows: Sequence[Row], gpus: Sequence[Row], remedies: Sequence[str], table: str) -> None:
-        told = "\n".join(f"  - {remedy}" for remedy in remedies) or "  nothing that was tried; serve fewer tiers"
+        told = "\n".join(f"  - {remedy}" for remedy in remedies)
         super().__init__(f"the tiers do not fit the GPUs\n{table}\nany one of these would fit:\n{told}")
         self.rows, self.gpus, self.remedies = tuple(rows), tuple(gpus), tuple(remedies)
 
@@ -134,33 +137,39 @@ def place(wishes: Sequence[Wish], devices: Sequence[Device], headroom: float) ->
 def assign(loads: Sequence[tuple[int, int]], budgets: Sequence[int]) -> list[tuple[int, ...]] | None:
     """Positions of the GPUs of each load, (bytes on each GPU, how many GPUs); absent when they do not fit.
 
-    Least largest share of a budget. GPUs that are alike, and equally full, are tried once.
+    Least largest share of a budget, as far as STEPS go. GPUs that are alike, and equally full, are tried once.
     """
     if sum(size * count for size, count in loads) > sum(budgets):
         return None
     order = sorted(range(len(loads)), key=lambda n: (-loads[n][1], -loads[n][0], n))
+    to_come = [sum(loads[n][0] * loads[n][1] for n in order[step:]) for step in range(len(order) + 1)]
     best: list[tuple[int, ...]] | None = None
     best_share = math.inf
     chosen: list[tuple[int, ...]] = [()] * len(loads)
     left = list(budgets)
+    steps = 0
 
     def fill(step: int, share: float) -> None:
-        nonlocal best, best_share
-        if share >= best_share:
+        nonlocal best, best_share, steps
+        if share >= best_share or to_come[step] > sum(left):
             return
         if step == len(order):
             best, best_share = list(chosen), share
             return
         size, count = loads[order[step]]
+        emptiest = sorted(range(len(budgets)), key=lambda n: (left[n] - size) / budgets[n], reverse=True)
         seen = set()
-        for positions in combinations(range(len(budgets)), count):
+        for positions in combinations(emptiest, count):
+            steps += 1
+            if steps > STEPS:
+                return
             alike = tuple(sorted((budgets[n], left[n]) for n in positions))
             if alike in seen or any(left[n] < size for n in positions):
                 continue
             seen.add(alike)
             for n in positions:
                 left[n] -= size
-            chosen[order[step]] = positions
+            chosen[order[step]] = tuple(sorted(positions))
             fill(step + 1, max(share, *(1 - left[n] / budgets[n] for n in positions)))
             for n in positions:
                 left[n] += size
@@ -193,23 +202,34 @@ def remedies(wishes: Sequence[Wish], devices: Sequence[Device], headroom: float)
     both = [changed(changed(wish, to_fp8), to_fp8_cache) for wish in wishes]
     if fits(both) and not mildest(wishes, to_fp8, fits) and not mildest(wishes, to_fp8_cache, fits):
         yield "quantization: fp8 and kv_cache_dtype: fp8 for all tiers"
-    gone = next(
-        (
-            out
-            for n in range(1, len(wishes))
-            for out in combinations(wishes, n)
-            if fits([w for w in wishes if w not in out])
-        ),
-        None,
-    )
-    if gone:
+    if gone := fewest(wishes, fits):
         yield "fewer tiers: without " + ", ".join(wish.tier for wish in gone)
     largest = max(devices, key=lambda device: device.total)
     for more in range(1, MORE_GPUS + 1):
         new = [Device(max(d.index for d in devices) + 1 + n, largest.total, largest.total) for n in range(more)]
         if place(wishes, [*devices, *new], headroom) is not None:
             yield f"{more} more GPU{'s' * (more > 1)} with {gib(largest.total)} GiB"
-            break
+            return
+    # GPUs that hold the largest server; as many as there are servers always do. A tenth of a GiB is spent on rounding.
+    room = math.ceil(10 * max(wish.need.total for wish in wishes) / (1 - headroom) / GIB) / 10
+    widths = [wish.serve.tensor_parallel for wish in wishes]
+    for count in range(max(widths), sum(widths) + 1):
+        if place(wishes, [Device(n, int(room * GIB), int(room * GIB)) for n in range(count)], headroom) is not None:
+            yield f"{count} GPU{'s' * (count > 1)} with at least {room:g} GiB{' each' * (count > 1)}"
+            return
+
+
+def fewest(wishes: Sequence[Wish], fits: Callable[[Sequence[Wish]], bool]) -> tuple[Wish, ...]:
+    """The tiers to do without, as few as will do, the first that suffice; nothing when one alone does not fit.
+
+    Without its n largest it fits whenever it fits without any n.
+    """
+    by_size = sorted(wishes, key=lambda wish: -wish.need.total * wish.serve.tensor_parallel)
+    for n in range(1, len(wishes)):
+        if fits(by_size[n:]):
+            choices = islice(combinations(wishes, n), CHOICES)
+            return next((out for out in choices if fits([w for w in wishes if w not in out])), tuple(by_size[:n]))
+    return ()
 
 
 def mildest(
@@ -218,8 +238,8 @@ def mildest(
     """The tiers to change, as few as will do, those that win most first; nothing when all of them do not suffice."""
     tried = {wish.tier: wish for wish in wishes}
     changed_tiers = []
-    for wish in sorted(wishes, key=lambda w: w.need.total - saved(w, change)):
-        if saved(wish, change) >= wish.need.total:
+    for wish in sorted(wishes, key=lambda w: after(w, change) - w.need.total):
+        if after(wish, change) >= wish.need.total:
             continue
         tried[wish.tier] = changed(wish, change)
         changed_tiers.append(wish.tier)
@@ -228,8 +248,8 @@ def mildest(
     return []
 
 
-def saved(wish: Wish, change: Callable[[Wish], Serve]) -> int:
-    """What would be needed after the change."""
+def after(wish: Wish, change: Callable[[Wish], Serve]) -> int:
+    """What would be needed after the change, bytes."""
     return changed(wish, change).need.total
 
 

@@ -17,9 +17,19 @@ OURS = (
     "-tp", "--max-logprobs", "--logprobs-mode", "--generation-config", "--enable-prefix-caching", "--api-key",
     "--shutdown-timeout", "--logits-processors", "--middleware",
     "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp", "--num-gpu-blocks-override",
+    "--config", "--uds", "--headless", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs",
 )  # fmt: skip
 # Memory that the plan knows nothing of.
-UNPLANNED = ("--speculative-config", "--enable-lora", "--cpu-offload-gb", "--hf-overrides")
+UNPLANNED = (
+    "--speculative-config", "-sc", "--enable-lora", "--cpu-offload-gb", "--hf-overrides", "--kv-transfer-config",
+)  # fmt: skip
+
+
+def means(flag: str, names: tuple[str, ...]) -> str | None:
+    """Which of these names vLLM takes a word for: `--no-x` and `--x.key` are about x, and long names may be cut."""
+    name = flag.split("=", 1)[0].split(".", 1)[0].replace("_", "-").replace("--no-", "--", 1)
+    cut = name.startswith("--") and len(name) > len("--")
+    return name if name in names else next((one for one in names if cut and one.startswith(name)), None)
 
 
 class Serve(Written):
@@ -64,11 +74,12 @@ class Serve(Written):
     @classmethod
     def _flags_of_your_own(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
         for position, flag in enumerate(flags):
-            name = flag.split("=", 1)[0].replace("_", "-")
-            if name in OURS:
-                raise wrong("{flag} is set by the plan; say it with the keys of serve", at=(position,), flag=name)
-            if name in UNPLANNED:
-                raise wrong("{flag} takes memory that the plan cannot foresee", at=(position,), flag=name)
+            if name := means(flag, OURS):
+                told = "{flag} is set by the plan; say it with the keys of serve, or leave it out"
+                raise wrong(told, at=(position,), flag=name)
+            if name := means(flag, UNPLANNED):
+                told = "{flag} takes memory that the plan cannot foresee: start such a server by hand, without serve:"
+                raise wrong(told, at=(position,), flag=name)
         return flags
 
     @model_validator(mode="after")

@@ -79,6 +79,7 @@ class Kept:
         self.job, self.ready = job, asyncio.Event()
         self._backoff, self._note, self._session = backoff, note, session
         self._process: asyncio.subprocess.Process | None = None
+        self._said_from = size(job.log)  # what the log held before is of another run
         self._stopping = False
 
     async def run(self) -> None:
@@ -86,7 +87,14 @@ class Kept:
         deaths, once_ready, now = 0, False, asyncio.get_running_loop().time
         while not self._stopping:
             began = now()
-            check_port(self.job)
+            try:
+                check_port(self.job)
+            except ConfigError as error:
+                if not once_ready:
+                    raise
+                deaths += 1  # somebody took its port while it was down; the others serve on
+                await self._pause(deaths, str(error))
+                continue
             self._process = await spawn(self.job)
             self._note(self.job.name, "starting", f"pid {self._process.pid}")
             why = await self._until_ready(self._process)
@@ -102,10 +110,13 @@ class Kept:
             await end(self._process, self.job)
             deaths = 1 if now() - began > STEADY_SECONDS and once_ready and not late else deaths + 1
             if not once_ready and (late or deaths >= ATTEMPTS):
-                raise StartFailed(self.job.name, why, tail(self.job.log), self.job.log)
-            pause = self._backoff.seconds(deaths)
-            self._note(self.job.name, "died", f"{why}; starting it again in {pause:g} s")
-            await asyncio.sleep(pause)
+                raise StartFailed(self.job.name, why, tail(self.job.log, self._said_from), self.job.log)
+            await self._pause(deaths, why)
+
+    async def _pause(self, deaths: int, why: str) -> None:
+        seconds = self._backoff.seconds(deaths)
+        self._note(self.job.name, "died", f"{why}; starting it again in {seconds:g} s")
+        await asyncio.sleep(seconds)
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> str | None:
         """Nothing when it is ready, otherwise why not."""
@@ -122,7 +133,7 @@ class Kept:
                     return f"was not ready after {self.job.start_seconds:g} s"
                 if now() - told > TELL_SECONDS:
                     told = now()
-                    last = tail(self.job.log)[-1:]
+                    last = tail(self.job.log, self._said_from)[-1:]
                     self._note(
                         self.job.name, "waiting", f"{now() - began:.0f} s" + "".join(f": {line}" for line in last)
                     )
@@ -272,11 +283,16 @@ def reached(host: str) -> str:
     return f"[{plain}]" if ":" in plain else plain
 
 
-def tail(log: Path | None) -> list[str]:
-    """The last lines of a log."""
+def size(log: Path | None) -> int:
+    """Bytes in a log so far."""
+    return log.stat().st_size if log is not None and log.exists() else 0
+
+
+def tail(log: Path | None, start: int = 0) -> list[str]:
+    """The last lines of a log, none from before the byte `start`."""
     if log is None or not log.exists():
         return []
     with log.open("rb") as opened:
-        opened.seek(max(0, log.stat().st_size - LAST_BYTES))
+        opened.seek(max(start, log.stat().st_size - LAST_BYTES))
         lines = opened.read().decode("utf-8", "replace").splitlines()
     return [line.rstrip()[:500] for line in lines if line.strip()][-LAST_LINES:]
