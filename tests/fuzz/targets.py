@@ -27,6 +27,7 @@ ASKS = tuple(
     for top_k, texts in ((0, False), (2, False), (2, True), (0, True))
 )
 SEAL = ids.Seal(b"s" * 32)
+CASES = Path(__file__).parent / "cases"  # by target
 
 
 def sse(raw: bytes) -> None:
