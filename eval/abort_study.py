@@ -23,10 +23,11 @@ import numpy as np
 import typer
 
 from calibrators.scores import clopper_pearson
-from eval import card, early_abort, fit, records, seal, stats, tables
+from eval import card, early_abort, fit, paired, records, seal, stats, tables
 from eval.early_abort import CONFIDENCE
 from eval.fit import Fitting, How
 from eval.grade import Grade
+from eval.paired import FALLS, Change, sign
 from eval.prefixes import the_split
 from eval.records import MANIFEST, RECORDS, Record
 from eval.replay import Recorded, answers
@@ -151,7 +152,7 @@ def page(runs: Sequence[Run], config: Path, policy: Mapping[str, float | None], 
     ]
     for run in runs:
         right, tokens, usd, seconds = run.table.mean(axis=0)
-        change = {} if run is off else changes(off, run)
+        change = {} if run is off else paired.told(differences(off, run))
         lines.append(
             f"| {run.name} | {right:.3f} | {change.get('right', '')} | {tokens:.1f} | "
             f"{change.get('completion tokens', '')} | {1000 * usd:.4f} | {change.get('usd', '')} | {seconds:.3f} | "
@@ -174,31 +175,9 @@ def page(runs: Sequence[Run], config: Path, policy: Mapping[str, float | None], 
     return "\n".join(lines)
 
 
-def changes(off: Run, run: Run) -> dict[str, str]:
-    """The differences in words: points of accuracy, and shares of the rest."""
-    found = {}
-    for name, (value, low, high) in differences(off, run).items():
-        unit = "" if name == "right" else " %"
-        found[name] = f"{value:+.1f}{unit} [{low:+.1f}, {high:+.1f}]"
-    return found
-
-
-def differences(off: Run, run: Run) -> dict[str, tuple[float, float, float]]:
+def differences(off: Run, run: Run) -> dict[str, Change]:
     """By column (value, low, high): accuracy in points, the others in per cent of what they are without early abort."""
-    here, there = off.table, run.table
-    groups = np.unique(off.families, return_inverse=True)[1]
-    seen = stats.resampled_means(np.hstack([there - here, here]), groups, np.random.default_rng(0))
-    found = {}
-    for column, name in enumerate(COLUMNS):
-        change, base = seen[:, column], seen[:, column + len(COLUMNS)]
-        value = (there - here)[:, column].mean()
-        if name == "right":
-            drawn = 100 * change
-        else:
-            drawn, value = 100 * change / base, value / here[:, column].mean()
-        low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
-        found[name] = (100 * float(value), low, high)
-    return found
+    return paired.differences(off.table, run.table, off.families, COLUMNS)
 
 
 def given_up(run: Run, tier: str) -> str:
@@ -231,16 +210,6 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
     if instead:
         verdict += f" What does: {'; '.join(instead)}."
     return [*told, "", verdict]
-
-
-FALLS = "falls"
-
-
-def sign(found: tuple[float, float, float]) -> str:
-    _, low, high = found
-    if low > 0:
-        return "rises"
-    return FALLS if high < 0 else "does not differ measurably"
 
 
 def main(

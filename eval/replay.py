@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
@@ -107,8 +107,7 @@ def answers(
     """
     names = {tier.name for one in (route.parts if isinstance(route, Mix) else (route,)) for tier in one.tiers}
     numbers = decisions or {}
-    groups = groupby(records, key=lambda record: (record.split, record.question))
-    whole = (told for told in (asked(rows) for _, rows in groups) if names <= told.keys())
+    whole = questions(records, names)
     with asyncio.Runner() as runner:
         while batch := list(islice(whole, BATCH)):
             heard: list[Answer] = []  # not a coroutine's result: Runner.run spells that out, arrays and all
@@ -116,6 +115,15 @@ def answers(
                       batch]  # fmt: skip
             runner.run(ask_all(batch, routes, heard))
             yield from zip(batch, heard, strict=True)
+
+
+def questions(records: Iterable[Record], names: Collection[str]) -> Iterator[dict[str, Record]]:
+    """Each question's records by tier, of those questions that all the named tiers were asked.
+
+    records: rows of one question one after another, as collecting writes them.
+    """
+    groups = groupby(records, key=lambda record: (record.split, record.question))
+    return (told for told in (asked(rows) for _, rows in groups) if told.keys() >= set(names))
 
 
 def asked(rows: Iterable[Record]) -> dict[str, Record]:
