@@ -2,7 +2,7 @@
 
 Every worker reads the folder every few seconds and puts on what has changed, for the next request; one worker, whoever
 holds the lock, reads labels and decides. A step is in the audit log before anybody acts on it. What cannot be read
-leaves what runs running, and is told: in the log, the metrics and /admin/rollout.
+leaves what runs running, and is told: in the log, the metrics and /admin/calibrators.
 """
 
 from __future__ import annotations
@@ -397,7 +397,7 @@ class Rolling:
         await asyncio.to_thread(
             lambda: self.rollouts.act(tier, wish, who=who, at=self._wall(), why=why, artefact=artefact, share=share)
         )
-        done = {Wish.LIVE: Action.PROMOTE, Wish.ROLLBACK: Action.ROLLBACK, Wish.STOP: Action.REJECT,
+        done = {Wish.PROMOTE: Action.PROMOTE, Wish.ROLLBACK: Action.ROLLBACK, Wish.STOP: Action.REJECT,
                 Wish.CANARY: Action.CANARY}.get(wish, Action.SHADOW)  # fmt: skip
         await self._stepped(tier, done, (why,))
 

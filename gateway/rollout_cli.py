@@ -120,7 +120,7 @@ def promote(
     config: ConfigFile = DEFAULT_FILE,
 ) -> None:
     """Put the artefact on trial in service for everybody, whatever its evidence says."""
-    act(config, tier, Wish.LIVE, why, artefact=artefact)
+    act(config, tier, Wish.PROMOTE, why, artefact=artefact)
 
 
 @steps.command()

@@ -49,7 +49,7 @@ WEAKEST = frozenset(f"{PREFIX}_{name}" for name in ("certificate_holds", "store_
 RESTART_SECONDS, RESTART_MAX_SECONDS = 0.2, 10.0  # before a dead worker is replaced; doubles while it dies young
 YOUNG_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
-ONCE = frozenset({("POST", "/admin/rollout")})  # what one worker does, all the others read from the shared folder
+CALIBRATORS = "/admin/calibrators/"  # a step that one worker takes, all the others read from the shared folder
 SHARED = ("/admin/console", "/admin/decisions")  # files, and what all read from one store: any worker's answer will do
 MONITORS, CARD = "/admin/monitors", "/admin/card"
 PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
@@ -229,7 +229,7 @@ class Supervisor:
         if path == CARD:
             refusal = Problem(405, "A card is read with GET.")
             return Response(refusal.body, refusal.status, refusal.headers | {"allow": "GET"})
-        once = (request.method, path) in ONCE or path.startswith(SHARED)
+        once = path.startswith((*SHARED, CALIBRATORS))
         told = await self._ask(request, request.method, path, body, once=once)
         if isinstance(told, Response):
             return told

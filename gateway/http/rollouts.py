@@ -1,4 +1,4 @@
-"""/admin/rollout: every tier's rollout as it is, and a step by hand."""
+"""/admin/calibrators: those there are and where each stands in its tier's rollout, and a step by hand."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ Json = dict[str, Any]
 
 
 class Wanted(BaseModel):
-    """A step of a tier's rollout. artefact: its hash, the first digits of it, or its label; it must be in the registry.
-
-    share: of conversations, for a canary.  why: for the audit log.
-    """
+    """What is to be known of a step. tier: whose rollout takes it.  share: of conversations, for a canary.
+    why: for the audit log."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     tier: str = Field(max_length=128)
-    action: Wish
-    artefact: str = Field(default="", max_length=256)
     share: float | None = Field(default=None, gt=0, le=1)
     why: str = Field(min_length=1, max_length=1000)
 
@@ -41,14 +37,22 @@ def router(live: Live, rolling: Rolling | None) -> APIRouter:
             raise RequestError(404, "No rollout is configured; say where to keep it under rollout.", code="no_rollout")
         return rolling
 
-    @routes.get("/admin/rollout")
+    @routes.get("/admin/calibrators")
     async def told() -> Json:
         """What is live, on trial, and why; the artefacts there are."""
         return await there().told()
 
-    @routes.post("/admin/rollout")
-    async def act(wanted: Wanted, authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> Json:
-        """One step. 404 for a tier or an artefact that is not there, 409 for a step that is not possible now."""
+    @routes.post("/admin/calibrators/{id:path}/{step}")
+    async def act(
+        id: str,  # noqa: A002  the path's own word
+        step: Wish,
+        wanted: Wanted,
+        authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    ) -> Json:
+        """One step. id: of the calibrator that it is about: its label, its hash, or the first digits of it.
+
+        404 for a tier or a calibrator that is not there, 409 for a step that is not possible now.
+        """
         found = there()
         if wanted.tier not in found.names:
             told = f"No such tier has a calibrator (there is: {', '.join(found.names)})."
@@ -56,16 +60,16 @@ def router(live: Live, rolling: Rolling | None) -> APIRouter:
         try:
             await found.act(
                 wanted.tier,
-                wanted.action,
+                step,
                 who=live.admins.who(authorization).name or "anonymous",
                 why=wanted.why,
-                artefact=wanted.artefact,
+                artefact=id,
                 share=wanted.share,
             )
         except ConfigError as error:
-            raise RequestError(404, f"{error}.", param="artefact", code="no_such_artefact") from None
+            raise RequestError(404, f"{error}.", param="id", code="no_such_artefact") from None
         except ArtifactError as error:
-            raise RequestError(422, f"{error}.", param="artefact", code="bad_artefact") from None
+            raise RequestError(422, f"{error}.", param="id", code="bad_artefact") from None
         whole = await found.told()
         return {"tier": wanted.tier, **whole["tiers"].get(wanted.tier, {})}
 

@@ -28,10 +28,10 @@ LEAST_DIGITS = 6  # of a hash, that people may write instead of all 64
 
 
 class Wish(StrEnum):
-    """What a person may ask for. LIVE promotes, of an artefact that is not on trial yet without any; STOP ends a
+    """What a person may ask for. PROMOTE makes live, an artefact that is not on trial yet without any; STOP ends a
     trial."""
 
-    OFFER, SHADOW, CANARY, LIVE, ROLLBACK, STOP = "offer", "shadow", "canary", "live", "rollback", "stop"
+    SHADOW, CANARY, PROMOTE, ROLLBACK, STOP = "shadow", "canary", "promote", "rollback", "stop"
 
 
 class Rollouts:
@@ -91,24 +91,24 @@ class Rollouts:
     def act(
         self, tier: str, wish: Wish, *, who: str, at: float, why: str, artefact: str = "", share: float | None = None
     ) -> State:
-        """Do what a person wants, if it is possible now. artefact: its hash, the first digits of it, or its label.
+        """Do what a person wants, if it is possible now. artefact: its hash, the first digits of it, or its label; of a
+        rollback the one to be taken out of service, else the one to be tried or on trial.
 
         Raises RolloutRefused when it is not possible, ConfigError for an artefact that is not there.
         """
         state, wish = self._known(tier), Wish(wish)
         if not why.strip():
             raise RolloutRefused("say why: it stands in the audit log for whoever has to understand it later")
-        if wish in (Wish.OFFER, Wish.SHADOW) or (wish is Wish.LIVE and state.candidate is None):
+        meant, where = (state.live, "in service") if wish is Wish.ROLLBACK else (state.candidate, "on trial")
+        if wish is Wish.SHADOW or (wish is Wish.PROMOTE and state.candidate is None):
             state = self._on_trial(tier, state, artefact, who=who, at=at, why=why)
-            if wish is not Wish.LIVE:
+            if wish is Wish.SHADOW:
                 return state
-        elif artefact and (
-            state.candidate is None or self.find(artefact).artifact.sha256 != state.candidate.artifacts[tier]
-        ):
-            raise RolloutRefused(f"{artefact} is not the one on trial; stop that first, or leave the artefact out")
+        elif artefact and self.find(artefact).artifact.sha256 != of(meant, tier):
+            raise RolloutRefused(f"{artefact} is not the one {where} now; look again before you take a step")
         step = {
             Wish.CANARY: Step(Action.CANARY, (why,), share=rollout.CANARY_SHARE if share is None else share),
-            Wish.LIVE: Step(Action.PROMOTE, (why,)),
+            Wish.PROMOTE: Step(Action.PROMOTE, (why,)),
             Wish.ROLLBACK: Step(Action.ROLLBACK, (why,)),
             Wish.STOP: Step(Action.REJECT, (why,)),
         }[wish]

@@ -194,7 +194,7 @@ class Drill:
             return await answer.json()
 
     async def rollout(self) -> dict[str, Any]:
-        told: dict[str, Any] = (await self.admin("/admin/rollout"))["tiers"][TIER]
+        told: dict[str, Any] = (await self.admin("/admin/calibrators"))["tiers"][TIER]
         return told
 
     async def until(self, what: str, true: Callable[[], Any]) -> Any:

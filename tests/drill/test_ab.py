@@ -62,13 +62,13 @@ def test_the_raw_confidence_on_trial_is_found_out_by_labels_and_never_decides(
 ) -> None:
     folder, url, port = served
 
+    where = f"http://127.0.0.1:{port}/admin/calibrators"
+
     def told() -> Json:
-        whole = httpx2.get(f"http://127.0.0.1:{port}/admin/rollout", headers=ADMIN, timeout=PATIENCE)
+        whole = httpx2.get(where, headers=ADMIN, timeout=PATIENCE)
         return whole.raise_for_status().json()["tiers"][TIER]  # type: ignore[no-any-return]
 
-    until(
-        lambda: httpx2.get(f"http://127.0.0.1:{port}/admin/rollout", headers=ADMIN, timeout=PATIENCE).status_code == 200
-    )
+    until(lambda: httpx2.get(where, headers=ADMIN, timeout=PATIENCE).status_code == 200)
     live = told()["live"]
     assert "uncalibrated@" in confgate(folder, "rollout", "ab", TIER, "--why", "what is calibrating worth?")
     worn = set()

@@ -23,11 +23,7 @@ PLACE, TOKENS, WORDS = "cheap:prefix", 3, "one two three four five six"
 class Streams(Run):
     """Of which the place of first tokens is looked at."""
 
-    def told(self) -> dict[str, Any]:
-        return self.admin.get("/admin/rollout").raise_for_status().json()["tiers"][PLACE]  # type: ignore[no-any-return]
-
-    def act(self, action: str, **more: Any) -> Any:
-        return self.admin.post("/admin/rollout", json={"tier": PLACE, "action": action, "why": "a test"} | more)
+    place = PLACE
 
     def ask(self, nats: float = SURE, *, right: bool | None = None, say: str = WORDS) -> dict[str, str]:
         body = ask({"nats": nats, "text": say}, {"text": WORDS}, stream=True)
@@ -73,7 +69,7 @@ SPAN = {"span": f"prefix-{TOKENS}"}
 def test_a_calibrator_of_first_tokens_goes_by_shadow_and_canary_to_live_and_is_rolled_back(run: Streams) -> None:
     old = run.ask()["x-route-calibrator"]
     assert old.startswith("first@")
-    whole = run.admin.get("/admin/rollout").json()["tiers"]["cheap"]["live"]
+    whole = run.admin.get("/admin/calibrators").json()["tiers"]["cheap"]["live"]
     new = run.put("new", intercept=2.7, **SPAN)  # .85 where the old one says 1; in truth it is .8
     run.act("shadow", artefact=new).raise_for_status()
     headers = run.ask()
@@ -96,7 +92,7 @@ def test_a_calibrator_of_first_tokens_goes_by_shadow_and_canary_to_live_and_is_r
     assert {("canary", old), ("canary", new), ("shadow", old)} <= arms
     assert [event["action"] for event in run.told()["history"]] == ["begin", "shadow", "canary", "promote"]
     bad = run.put("bad", intercept=12.0, **SPAN)
-    run.act("live", artefact=bad).raise_for_status()
+    run.act("promote", artefact=bad).raise_for_status()
     assert run.ask(UNSURE)["x-route-calibrator"] == bad
     labels = 0
     while run.told()["live"] == bad:
@@ -105,7 +101,7 @@ def test_a_calibrator_of_first_tokens_goes_by_shadow_and_canary_to_live_and_is_r
         assert labels < 300
     until(lambda: run.ask()["x-route-calibrator"] == new)
     assert run.told()["history"][-1]["action"] == "rollback"
-    assert run.admin.get("/admin/rollout").json()["tiers"]["cheap"]["live"] == whole
+    assert run.admin.get("/admin/calibrators").json()["tiers"]["cheap"]["live"] == whole
 
 
 def test_each_place_takes_its_own_kind_and_says_where_the_other_one_belongs(run: Streams) -> None:
@@ -133,5 +129,5 @@ def test_with_nothing_left_to_go_back_to_no_first_tokens_are_passed_on(run: Stre
     assert run.told()["history"][-1]["action"] == "safe"
     until(lambda: run.ask()["x-route-tier"] == "dear")
     new = run.put("new", intercept=3.0, **SPAN)
-    run.act("live", artefact=new).raise_for_status()
+    run.act("promote", artefact=new).raise_for_status()
     assert run.ask()["x-route-calibrator"] == new

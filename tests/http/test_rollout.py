@@ -31,7 +31,9 @@ ROLLOUT: dict[str, Any] = {
 
 
 class Run:
-    """A gateway, its folder, and both of its doors."""
+    """A gateway, its folder, and both of its doors. place: whose rollout is looked at."""
+
+    place = "cheap"
 
     def __init__(self, gateway: Gateway, folder: Path, port: int) -> None:
         self.gateway, self.folder = gateway, folder
@@ -40,10 +42,14 @@ class Run:
         self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=ADMIN, timeout=PATIENCE)
 
     def told(self) -> dict[str, Any]:
-        return self.admin.get("/admin/rollout").raise_for_status().json()["tiers"]["cheap"]  # type: ignore[no-any-return]
+        told = self.admin.get("/admin/calibrators").raise_for_status().json()
+        return told["tiers"][self.place]  # type: ignore[no-any-return]
 
-    def act(self, action: str, **more: Any) -> httpx2.Response:
-        return self.admin.post("/admin/rollout", json={"tier": "cheap", "action": action, "why": "a test", **more})
+    def act(self, step: str, artefact: str = "", **more: Any) -> httpx2.Response:
+        """artefact: by default what is in service for a rollback, else what is on trial."""
+        about = artefact or self.told()["live" if step == "rollback" else "candidate"]
+        body = {"tier": self.place, "why": "a test", **more}
+        return self.admin.post(f"/admin/calibrators/{about}/{step}", json=body)
 
     def put(self, name: str, **how: Any) -> str:
         """An artefact in the registry; its label."""
@@ -135,7 +141,7 @@ def test_a_calibrator_that_the_file_comes_to_name_goes_on_trial_where_the_file_s
 def test_a_bad_calibrator_promoted_by_hand_is_rolled_back_by_its_labels_and_no_request_is_lost(run: Run) -> None:
     good = run.ask()["x-route-calibrator"]
     bad = run.put("bad", intercept=12.0)
-    assert run.act("live", artefact=bad).status_code == 200
+    assert run.act("promote", artefact=bad).status_code == 200
     assert run.ask(UNSURE)["x-route-calibrator"] == bad  # p = .98 for what the good one puts at .02
     statuses: list[int] = []
     ending = threading.Event()
@@ -199,14 +205,19 @@ def test_steps_by_hand_are_logged_with_who_and_why_and_impossible_ones_refused(l
     new = run.put("new", intercept=3.0)
     assert run.act("rollback").status_code == 409
     assert run.act("shadow", artefact="ffffffffffff").status_code == 404
-    assert run.act("canary").status_code == 409
-    assert run.admin.post("/admin/rollout", json={"tier": "nobody", "action": "stop", "why": "x"}).status_code == 404
-    assert run.act("sing").status_code in (400, 422)
-    assert run.admin.post("/admin/rollout", json={"tier": "cheap", "action": "stop"}).status_code in (400, 422)
-    assert run.admin.get("/admin/rollout", headers={"authorization": "Bearer sk-eve"}).status_code == 401
-    assert run.act("offer", artefact=new).status_code == 200
-    assert run.act("offer", artefact=new).status_code == 409
-    assert run.act("canary", share=0.25).json()["share"] == 0.25
+    assert run.act("canary", new).status_code == 409
+    assert run.act("rollback", new).status_code == 409, "another is in service"
+    assert run.act("stop", new, tier="nobody").status_code == 404
+    assert run.act("sing", new).status_code in (400, 422)
+    assert run.act("shadow", new, why="").status_code in (400, 422)
+    door = f"/admin/calibrators/{new}/shadow"
+    eve = {"authorization": "Bearer sk-eve"}
+    assert run.admin.get("/admin/calibrators", headers=eve).status_code == 401
+    assert run.admin.post(door, json={"tier": "cheap", "why": "x"}, headers=eve).status_code == 401
+    assert run.act("shadow", new).status_code == 200
+    assert run.act("shadow", new).status_code == 409
+    assert run.act("promote", run.told()["live"]).status_code == 409, "another is on trial"
+    assert run.act("canary", new.rpartition("@")[2][:6], share=0.25).json()["share"] == 0.25
     assert run.act("stop").json()["stage"] == "none"
     last = run.told()["history"][-1]
     assert (last["who"], last["why"], last["action"]) == ("root", ["a test"], "reject")
@@ -215,7 +226,7 @@ def test_steps_by_hand_are_logged_with_who_and_why_and_impossible_ones_refused(l
 def test_a_conversation_stays_in_its_arm_and_arms_have_their_share(lasting: Run) -> None:
     run = lasting
     new = run.put("new", intercept=3.9)
-    run.act("offer", artefact=new).raise_for_status()
+    run.act("shadow", new).raise_for_status()
     run.act("canary", share=0.5).raise_for_status()
 
     def arm(first: str, *more: dict[str, str]) -> str:
@@ -250,7 +261,7 @@ def test_what_the_trial_says_is_kept_with_the_hop_and_decides_nothing(lasting: R
 def test_a_step_in_the_folder_reaches_a_running_gateway_and_outlives_it(tmp_path: Path, upstream: Upstream) -> None:
     with served(tmp_path, upstream) as run:
         new = run.put("new", intercept=3.0)
-        run.rollouts.act("cheap", "live", who="ops", at=time.time(), why="from a terminal", artefact=new)  # type: ignore[arg-type]
+        run.rollouts.act("cheap", "promote", who="ops", at=time.time(), why="from a terminal", artefact=new)  # type: ignore[arg-type]
         until(lambda: run.ask()["x-route-calibrator"] == new)
         run.admin.post("/admin/reload").raise_for_status()
         assert run.ask()["x-route-calibrator"] == new  # though the file names the old one
@@ -263,7 +274,7 @@ def test_a_step_in_the_folder_reaches_a_running_gateway_and_outlives_it(tmp_path
 def test_killed_at_any_stage_it_comes_back_at_that_stage(tmp_path: Path, upstream: Upstream) -> None:
     """With kill -9 right after each step was acknowledged, and half a line in the log besides."""
     steps: list[tuple[str, dict[str, Any]]]
-    steps = [("shadow", {}), ("canary", {"share": 1.0}), ("live", {}), ("rollback", {})]
+    steps = [("shadow", {}), ("canary", {"share": 1.0}), ("promote", {}), ("rollback", {})]
     history: list[dict[str, Any]] = []
     found, arms = [], []
     for action, more in [*steps, ("", {})]:
@@ -293,7 +304,7 @@ def test_two_gateways_on_one_folder_follow_one_rollout(tmp_path: Path, upstream:
     with served(folders[0], upstream, folder=shared) as one, served(folders[1], upstream, folder=shared) as two:
         one.rollouts = two.rollouts = Rollouts(tmp_path / "shared")
         new = one.put("new", intercept=3.0)
-        assert two.act("live", artefact=new).status_code == 200
+        assert two.act("promote", artefact=new).status_code == 200
         until(lambda: one.ask()["x-route-calibrator"] == two.ask()["x-route-calibrator"] == new)
         while two.told()["live"] == new:  # the one that decides sees its own labels; both of them follow
             for run in (one, two):
@@ -320,7 +331,7 @@ def test_a_registry_that_is_broken_leaves_what_runs_running_and_says_so(lasting:
     path = run.rollouts.find(new).path
     path.chmod(0o644)
     path.write_text("{}")
-    assert run.act("live", artefact=new).status_code in (404, 422)
+    assert run.act("promote", artefact=new).status_code in (404, 422)
     assert run.ask()["x-route-calibrator"] == before
 
 
@@ -332,7 +343,7 @@ def test_after_the_last_rollback_everything_escalates_until_another_is_promoted(
     headers = run.ask(SURE)
     assert (headers["x-route-tier"], headers.get("x-route-calibrator", "none")) == ("dear", "none")
     new = run.put("new", intercept=3.0)
-    run.act("live", artefact=new).raise_for_status()
+    run.act("promote", artefact=new).raise_for_status()
     assert run.ask(SURE)["x-route-tier"] == "cheap"
 
 

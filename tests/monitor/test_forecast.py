@@ -125,7 +125,7 @@ async def by_hand(folder: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPa
         )
         new = kept.artifact.label
         told = {"who": "root", "why": "by hand", "artefact": kept.artifact.sha256, "share": None}
-        await rolling.act("cheap", Wish.LIVE, **told)  # type: ignore[arg-type]
+        await rolling.act("cheap", Wish.PROMOTE, **told)  # type: ignore[arg-type]
         try:
             yield Run(rolling, store, clock, rng, lambda: snapshot, old, new)
         finally:

@@ -136,5 +136,5 @@ def test_what_is_in_service_is_read_from_the_logs_of_rollouts(old: Artifact, tmp
     rollouts.begin("cheap", old, who="", at=1.0)
     assert {tier: one.label for tier, one in in_service(rollouts).items()} == {"cheap": old.label}
     rollouts.offer("cheap", new, who="", at=2.0, why="a test")
-    rollouts.act("cheap", Wish.LIVE, who="", at=3.0, why="a test")
+    rollouts.act("cheap", Wish.PROMOTE, who="", at=3.0, why="a test")
     assert {tier: one.label for tier, one in in_service(rollouts).items()} == {"cheap": new.label}

@@ -48,11 +48,11 @@ def test_live_at_once_is_two_steps_and_another_artefact_than_the_one_on_trial_is
     new, other = artifact(tmp_path, 5.0), artifact(tmp_path, 6.0)
     for one in (new, other):
         rollouts.registry.put(one, parent=None, who="fit", at="2026-01-01T00:00:00+00:00", why="")
-    rollouts.act("org/small", Wish.LIVE, who="ops", at=2.0, why="sure", artefact=new.label)
+    rollouts.act("org/small", Wish.PROMOTE, who="ops", at=2.0, why="sure", artefact=new.label)
     assert [event.action for event in rollouts.history("org/small")] == ["begin", "shadow", "promote"]
     rollouts.act("org/small", Wish.SHADOW, who="ops", at=3.0, why="try", artefact=other.sha256[:8])
     with pytest.raises(RolloutRefused, match="not the one on trial"):
-        rollouts.act("org/small", Wish.LIVE, who="ops", at=4.0, why="oops", artefact=new.label)
+        rollouts.act("org/small", Wish.PROMOTE, who="ops", at=4.0, why="oops", artefact=new.label)
 
 
 def test_a_step_needs_a_reason_a_rollout_and_an_artefact_that_is_there(rollouts: Rollouts) -> None:

@@ -218,8 +218,8 @@ def test_a_promotion_leaves_no_tier_without_anything_that_drift_is_measured_from
         before = run.serve([-0.01])[0].headers["x-route-calibrator"]
         rollouts = Rollouts(tmp_path / "rollout")
         rollouts.registry.put(new, parent=None, who="test", at="2026-01-01T00:00:00+00:00", why="")
-        step = {"tier": "cheap", "action": "live", "artefact": new.label, "why": "a test"}
-        assert run.admin.post("/admin/rollout", json=step).status_code == 200
+        step, door = {"tier": "cheap", "why": "a test"}, f"/admin/calibrators/{new.label}"
+        assert run.admin.post(f"{door}/promote", json=step).status_code == 200
         as_ever = [nats for nats, _ in answers("test")[:200]]
         [told] = {answer.headers["x-route-calibrator"] for answer in run.serve(as_ever)}
         assert told == new.label != before
@@ -233,7 +233,7 @@ def test_a_promotion_leaves_no_tier_without_anything_that_drift_is_measured_from
         run.serve([nats for nats, _ in answers("reworded")[:200]])
         until(lambda: run.drift()["state"] == "drifted", LOOK_SECONDS)
         assert "drift" in run.kinds()
-        assert run.admin.post("/admin/rollout", json=step | {"action": "rollback", "artefact": ""}).status_code == 200
+        assert run.admin.post(f"{door}/rollback", json=step).status_code == 200
         until(lambda: run.drift()["reference_had_of"] is None and run.drift()["calibrator"] == before, LOOK_SECONDS)
 
 

@@ -29,11 +29,11 @@ def test_a_step_by_hand_is_taken_once_and_reaches_every_worker(server: Server, t
             for number in range(2):
                 found = artifacts.load(tmp_path / f"new{number}.json")
                 registry.put(found, parent=None, who="test", at="2026-01-01T00:00:00+00:00", why="")
-            where = f"http://127.0.0.1:{plan['admin']['port']}/admin/rollout"
+            where = f"http://127.0.0.1:{plan['admin']['port']}/admin/calibrators"
 
-            def act(action: str, **more: Any) -> dict[str, Any]:
-                body = {"tier": "cheap", "action": action, "why": "a test", **more}
-                told = httpx2.post(where, json=body, headers=bearer("root"), timeout=PATIENCE)
+            def act(step: str, about: str) -> dict[str, Any]:
+                body = {"tier": "cheap", "why": "a test"}
+                told = httpx2.post(f"{where}/{about}/{step}", json=body, headers=bearer("root"), timeout=PATIENCE)
                 assert told.status_code == 200, told.text
                 return told.json()  # type: ignore[no-any-return]
 
@@ -48,9 +48,9 @@ def test_a_step_by_hand_is_taken_once_and_reaches_every_worker(server: Server, t
 
             until(lambda: httpx2.get(where, headers=bearer("root"), timeout=PATIENCE).status_code == 200)
             for label in labels:
-                act("live", artefact=label)
+                act("promote", label)
                 until(lambda label=label: worn() == {label})
-            assert act("rollback")["live"] == labels[0]  # one step back, not one for each worker
+            assert act("rollback", labels[1])["live"] == labels[0]  # one step back, not one for each worker
             until(lambda: worn() == {labels[0]})
             told = httpx2.get(where, headers=bearer("root"), timeout=PATIENCE).json()["tiers"]["cheap"]
             assert [event["action"] for event in told["history"]].count("rollback") == 1

@@ -49,7 +49,7 @@ async function look() {
   const [report, tiers, steps, rows] = await Promise.all([
     perhaps("/admin/monitors"),
     tried("/admin/tiers"),
-    perhaps("/admin/rollout"),
+    perhaps("/admin/calibrators"),
     data.told?.kept ? asked("/admin/console/decisions", { limit: SOME, before }) : null,
   ]);
   if (mine !== round) return;

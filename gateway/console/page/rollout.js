@@ -5,13 +5,13 @@ import { $, count, empty, h, moment, percent, short, table } from "./dom.js";
 
 const STEPS = {
   rollback: ["Roll back", "Put the calibrator that was live before back into service at once. A trial ends with it."],
-  live: ["Make live", "Let this calibrator decide for all requests."],
+  promote: ["Make live", "Let this calibrator decide for all requests."],
   canary: ["Start canary", "Let the candidate decide for a share of conversations."],
   shadow: ["Start shadow", "Compute this calibrator beside the live one; it decides nothing."],
   stop: ["Stop the trial", "End the trial of the candidate; the live calibrator stays in service."],
 };
 
-/** A card for every tier. told: of GET /admin/rollout. again: called when a step was taken. */
+/** A card for every tier. told: of GET /admin/calibrators. again: called when a step was taken. */
 export function cards(told, again) {
   const tiers = Object.entries(told.tiers ?? {});
   if (!tiers.length) return [empty("No tier has a rollout yet.")];
@@ -36,11 +36,11 @@ function card(tier, state, artefacts, again) {
   ].filter(Boolean);
   const step = (action) => h("button", {
     type: "button", class: action === "rollback" ? "danger" : null, "data-key": `${tier}:${action}`, "aria-haspopup": "dialog",
-    onclick: () => confirm(tier, action, { artefacts: others, earlier: state.earlier?.[0] }, again),
+    onclick: () => confirm(tier, action, { artefacts: others, earlier: state.earlier?.[0], id: action === "rollback" ? state.live : state.candidate }, again),
   }, STEPS[action][0]);
   const kin = (one) => Number(one.label?.split("@")[0] === state.live?.split("@")[0]); // of the same name, most likely of this tier
   const others = artefacts.filter((one) => !one.error && one.label !== state.live).sort((a, b) => kin(b) - kin(a));
-  const possible = [...(state.earlier?.length ? ["rollback"] : []), ...(trial ? (state.stage === "canary" ? ["live", "stop"] : ["canary", "live", "stop"]) : others.length ? ["shadow"] : [])];
+  const possible = [...(state.earlier?.length ? ["rollback"] : []), ...(trial ? (state.stage === "canary" ? ["promote", "stop"] : ["canary", "promote", "stop"]) : others.length ? ["shadow"] : [])];
   return h("section", { class: "card", "aria-label": `Rollout at ${tier}` },
     h("h3", {}, tier),
     [state.error, state.mismatch].filter(Boolean).map((why) => h("p", { class: "bad" }, why)),
@@ -63,8 +63,8 @@ function history(tier, events) {
 let taking = null;
 
 /** Ask for the reason, then do it. */
-function confirm(tier, action, { artefacts, earlier }, again) {
-  taking = { tier, action, again };
+function confirm(tier, action, { artefacts, earlier, id }, again) {
+  taking = { tier, action, id, again };
   const [words, what] = STEPS[action];
   $("confirm-title").textContent = `${words}: ${tier}`;
   $("confirm-what").textContent = action === "rollback" ? `${what} It will be ${earlier}.` : what;
@@ -87,18 +87,18 @@ function confirm(tier, action, { artefacts, earlier }, again) {
 /** The form was sent. */
 export async function take(event) {
   event.preventDefault();
-  const { tier, action, again } = taking;
+  const { tier, action, id, again } = taking;
   const why = $("why").value.trim();
   if (!why) {
     $("confirm-refused").textContent = "Say why; the audit log keeps it.";
     return;
   }
-  const body = { tier, action, why };
-  if ($("confirm-artefact")) body.artefact = $("confirm-artefact").value;
+  const body = { tier, why };
+  const hash = ($("confirm-artefact")?.value ?? id).split("@").pop();
   if ($("confirm-share")) body.share = Number($("confirm-share").value) / 100;
   $("confirm-do").disabled = true;
   try {
-    await ask("/admin/rollout", { method: "POST", body });
+    await ask(`/admin/calibrators/${hash}/${action}`, { method: "POST", body });
     $("confirm").close();
     $("rollout-told").textContent = `Done: ${STEPS[action][0].toLowerCase()} at ${tier}.`;
     again();
