@@ -44,9 +44,9 @@ def slot(column, width, at, SHIFT: tl.constexpr, BLOCKS: tl.constexpr):
     return (block << SHIFT) + (at & ((1 << SHIFT) - 1))
 
 
-@triton.jit(do_not_specialize=["ahead"])
+@triton.jit(do_not_specialize=["now"])
 def store_records(
-    logits, stride, V, plan, width, ahead, pool, flags,
+    logits, stride, V, plan, width, now, pool, flags,
     LANES: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, SHIFT: tl.constexpr,
     AT: tl.constexpr, WINDOW: tl.constexpr, CANDIDATES: tl.constexpr, LIMIT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -117,7 +117,7 @@ def store_records(
             found += often
     confidence = -total / k.to(tl.float32)
 
-    at = tl.load(column + AT * width) + ahead
+    at = tl.load(column + AT * width) + now
     window = tl.load(column + WINDOW * width)
     window_sum = confidence
     if at > 0:
@@ -156,17 +156,17 @@ class TritonMeter:
         self._compiled: Any = None
         self._compiled_for: tuple[int, ...] = ()
 
-    def __call__(self, logits: torch.Tensor, plan: torch.Tensor, rows: int, ahead: int, *, may_abort: bool) -> None:
+    def __call__(self, logits: torch.Tensor, plan: torch.Tensor, rows: int, now: int, *, may_abort: bool) -> None:
         """Stores a record for each row that the plan names; forces the end token of those that fell too low.
 
         Triton finds the compiled kernel that fits its arguments anew at each call, which takes longer than the launch;
         the one that fitted last time is launched itself while nothing that it was compiled for has changed.
         """
         stride, vocabulary, width = logits.stride(0), logits.shape[1], plan.shape[1]
-        fits = (stride, vocabulary, width, logits.data_ptr() % 16, plan.data_ptr() % 16)
+        fits = (stride, vocabulary, width, logits.data_ptr() % 16, plan.data_ptr() % 16, now.bit_length() > 31)
         grid = (rows, 1, 1)
         arguments = (
-            logits, stride, vocabulary, plan, width, ahead, self._pool, self._flags,
+            logits, stride, vocabulary, plan, width, now, self._pool, self._flags,
             LANES, K_MAX, COLUMNS, STAGES, SHIFT, Plan.AT, Plan.WINDOW, Plan.K, Plan.ABORT_BELOW, Plan.BLOCKS,
         )  # fmt: skip
         if fits == self._compiled_for:

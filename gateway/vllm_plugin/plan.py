@@ -1,7 +1,7 @@
 """What the device must know of each row of vLLM's batch to record its tokens by itself, step after step.
 
-The host sends a plan when the batch changes or a request needs another block of the pool. Between two plans every
-request emits one token a step, so that the number of steps since then says where each record goes.
+Steps are counted. A request emits one token a step, so that the number of the step says which token of the request it
+is, and the same plan serves until the batch changes, a request skips a step or needs another block of the pool.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ SHIFT, WITHIN = BLOCK.bit_length() - 1, BLOCK - 1
 class Plan:
     """The rows of a plan: (BLOCKS + blocks a request may hold, rows of the batch) int64, a column for each request.
 
-    at: tokens that it had emitted in this seat when the plan was made.  window: tokens in a group.  k: candidates in
-    the confidence, 0 where nothing is recorded.  end: the end token's id.  abort_below: the bits of a float64, the
-    confidence summed over a full window under which the answer is given up, -inf for never.  blocks: of the pool.
+    at: number of the request's next token in this seat, less the number of the next step.  window: tokens in a group.
+    k: candidates in the confidence, 0 where nothing is recorded.  end: the end token's id.  abort_below: the bits of a
+    float64, the confidence summed over a full window under which the answer is given up, -inf for never.  blocks: of
+    the pool.
     """
 
     AT, WINDOW, K, END, ABORT_BELOW, BLOCKS = range(6)
@@ -43,12 +44,11 @@ class Step:
     abort_below: torch.Tensor
 
     @classmethod
-    def of(cls, plan: torch.Tensor, rows: int, ahead: int) -> Step:
-        """The step `ahead` steps after the plan was made, of the first `rows` rows. The kernels, which read the plan
-        themselves, are held to this."""
+    def of(cls, plan: torch.Tensor, rows: int, now: int) -> Step:
+        """Step number `now` of the first `rows` rows. The kernels, which read the plan themselves, are held to this."""
         row = plan[Plan.K, :rows].nonzero().squeeze(1)
         here = plan[:, row]
-        at, window = here[Plan.AT] + ahead, here[Plan.WINDOW]
+        at, window = here[Plan.AT] + now, here[Plan.WINDOW]
         never = torch.full((), -torch.inf, dtype=torch.float64, device=plan.device)
         limit = torch.where(at >= window - 1, here[Plan.ABORT_BELOW].view(torch.float64), never)
         slot, previous, leaving = (slots(here, of) for of in (at, at - 1, at - window))

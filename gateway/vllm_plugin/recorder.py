@@ -8,6 +8,7 @@ twice (a prompt in pieces, a resumed request) simply writes the same place again
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from gateway.vllm_plugin.signals import COLUMNS
 log = logging.getLogger(__name__)
 
 BUFFERS = 4  # for plans on their way to the device; vLLM prepares at most two steps ahead
+
+NEVER = 2**62  # number of a step
 
 Ints = npt.NDArray[np.int64]
 
@@ -54,15 +57,16 @@ class Leaving:
 
 
 class Recorder:
-    """One per worker. meter(logits, plan, rows, ahead, may_abort=...) measures and stores; deliver takes requests that
+    """One per worker. meter(logits, plan, rows, now, may_abort=...) measures and stores; deliver takes requests that
     leave.
 
-    What is known of each row stands in an array by row number, so that vLLM's moves are copies of columns, and goes to
-    the device as a plan when the batch has changed. A step in between looks whether every request has gone on by one
-    token, as the plan says, and launches the meter. Those that leave at the same step go to the host together.
+    What is known of each row stands in columns by row number: vLLM's moves are copies of columns, and the device has
+    the same columns as its plan. A token's number is told by its step's number, so a column stays true while its
+    request emits one token a step; only when the batch has changed, or a request has not kept step or needs another
+    block, is the plan sent again. Those that leave at the same step go to the host together.
     """
 
-    START, WRITTEN, HELD, PLAN = range(4)  # rows of `_facts`: tokens, tokens, blocks, and from there on the plan
+    START, FULL_AT, HELD, PLAN = range(4)  # rows of `_facts`: tokens, a step's number, blocks; then the plan
 
     def __init__(
         self,
@@ -77,7 +81,8 @@ class Recorder:
         self._pool, self._meter, self._deliver = pool, meter, deliver
         self._on_gpu = pool.device.type == "cuda"
         self._free = list(range(pool.shape[0] // BLOCK - 1, -1, -1))
-        self._seats: dict[int, Seat] = {}
+        self._seats: list[Seat | None] = [None] * max_rows
+        self._outputs: list[Sequence[int]] = [()] * max_rows
         size = (Plan.BLOCKS + (max_tokens >> SHIFT) + 2, max_rows)
         self._facts = np.zeros((self.PLAN + size[0], max_rows), dtype=np.int64)
         self._plan = self._facts[self.PLAN :]
@@ -85,9 +90,10 @@ class Recorder:
         self._buffers = [torch.empty(size, dtype=torch.int64, pin_memory=self._on_gpu) for _ in range(BUFFERS)]
         self._sent: list[torch.cuda.Event | None] = [None] * BUFFERS
         self._turn = 0
+        self._now = 0  # number of the next step
+        self._abortable = 0  # requests
         self._gone: list[tuple[Seat, list[torch.Tensor]]] = []
         self._full = False
-        self._settled = True
         self.arrange()
 
     @property
@@ -99,106 +105,86 @@ class Recorder:
         self.remove(row)
         if seat is None:
             return
-        self._seats[row] = seat
+        self._seats[row], self._outputs[row] = seat, seat.output
         wanted = seat.wanted
         limit = np.float64(wanted.abort_below * wanted.window).view(np.int64)
-        self._facts[: self.PLAN, row] = (seat.start, 0, 0)
-        self._plan[: Plan.BLOCKS, row] = (0, wanted.window, wanted.k, seat.end_token, limit)
+        self._facts[: self.PLAN + Plan.BLOCKS, row] = (
+            seat.start, self._now, 0, -self._now, wanted.window, wanted.k, seat.end_token, limit
+        )  # fmt: skip
+        self._abortable += wanted.abort_below > -math.inf
 
     def remove(self, row: int) -> None:
         """The row's request has finished or was preempted; `arrange` sends what it recorded on its way to the host."""
-        self._settle()
-        seat = self._seats.pop(row, None)
+        seat = self._seats[row]
         if seat is None:
             return
         # a row whose prompt was still being read recorded a token that was never emitted
-        seat.written = min(int(self._facts[self.WRITTEN, row]), len(seat.output) - seat.start)
+        recorded = min(int(self._plan[Plan.AT, row]) + self._now, len(seat.blocks) * BLOCK)
+        seat.written = min(recorded, len(seat.output) - seat.start)
         pages = [
             self._pool[block * BLOCK : block * BLOCK + min(BLOCK, seat.written - nth * BLOCK)]
             for nth, block in enumerate(seat.blocks)
             if nth * BLOCK < seat.written
         ]
-        self._plan[Plan.K, row] = 0
+        self._seats[row], self._outputs[row] = None, ()
+        self._plan[Plan.K, row] = self._facts[self.HELD, row] = 0
+        self._abortable -= seat.wanted.abort_below > -math.inf
         self._free.extend(reversed(seat.blocks))  # in the stream's order whatever is written there comes later
         self._gone.append((seat, pages))
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
         """vLLM moved a request to another row, or swapped two."""
-        self._settle()
         if not swap:
             self.remove(target)
-        coming, going = self._seats.pop(source, None), self._seats.pop(target, None)
+        seats, outputs = self._seats, self._outputs
+        seats[source], seats[target] = seats[target], seats[source]
+        outputs[source], outputs[target] = outputs[target], outputs[source]
         self._facts[:, [source, target]] = self._facts[:, [target, source]]
-        if coming is not None:
-            self._seats[target] = coming
-        if going is not None:
-            self._seats[source] = going
 
     def arrange(self) -> None:
-        """Sends off those that left, lines the others up. To be called once after a batch has changed, before the next
-        `step`."""
-        self._settle()
+        """Sends off those that left. To be called once after a batch has changed, before the next `step`."""
         self._send_off()
-        recorded = [(row, seat.output) for row, seat in self._seats.items() if not seat.lost]
-        self._outputs = [output for _, output in recorded]
-        self._rows = np.array([row for row, _ in recorded], dtype=np.int64)
-        self._count = int(self._rows.max(initial=-1)) + 1
-        self._start, self._due = self._facts[self.START, self._rows], self._facts[self.WRITTEN, self._rows]
-        self._steps_left = 0  # until a request needs another block: none without a plan
-        limits = self._plan[Plan.ABORT_BELOW, self._rows].view(np.float64)
-        self._may_abort = bool((limits > -np.inf).any())
+        recorded = self._plan[Plan.K] > 0
+        rows = recorded.nonzero()[0]
+        self._count = int(rows[-1]) + 1 if len(rows) else 0
+        self._recorded = recorded[: self._count]
+        self._here = self._outputs[: self._count]
+        self._expected = self._facts[self.START, : self._count] + self._plan[Plan.AT, : self._count]
+        self._full_at = int(self._facts[self.FULL_AT, rows].min(initial=NEVER))
+        self._told = False
 
     def step(self, logits: torch.Tensor) -> None:
         """Measures this step's tokens. logits: (batch, V) float32 on the pool's device; changed where one gives up."""
-        if not self._outputs:
+        if not self._count:
             return
-        at = self._emitted()
-        if self._steps_left == 0 or not (at == self._due).all():
-            self._send_plan(at)
-            if not self._outputs:
+        late = self._late()
+        if late.any():
+            self._plan[Plan.AT, : self._count] += late
+            self._facts[self.FULL_AT, : self._count] -= late
+            self.arrange()
+        if self._now >= self._full_at:
+            self._grow()
+            if not self._count:
                 return
-        self._meter(logits, self._device_plan, self._count, self._ahead, may_abort=self._may_abort)
-        self._ahead += 1
-        self._steps_left -= 1
-        self._due += 1
-        self._settled = False
+        if not self._told:
+            self._send_plan()
+        self._meter(logits, self._device_plan, self._count, self._now, may_abort=self._abortable > 0)
+        self._now += 1
 
-    def _emitted(self) -> Ints:
-        """How many tokens each request has emitted since it took its seat: where this step's record goes."""
-        lengths = np.fromiter(map(len, self._outputs), dtype=np.int64, count=len(self._outputs))
-        lengths -= self._start
-        return lengths
+    def _late(self) -> Ints:
+        """How many tokens each request has emitted more than its column says, (count,); in a batch that goes on as it
+        did, and for those that are not recorded, none."""
+        late = np.fromiter(map(len, self._here), dtype=np.int64, count=self._count)
+        late -= self._expected
+        late -= self._now
+        late *= self._recorded
+        return late
 
-    def _settle(self) -> None:
-        """Notes what each row has written, before rows change their meaning."""
-        if not self._settled:
-            self._facts[self.WRITTEN, self._rows] = self._due
-            self._settled = True
-
-    def _send_plan(self, at: Ints) -> None:
-        """Tells the device all it needs until the batch changes or a request needs another block."""
-        if bool((at >= self._facts[self.HELD, self._rows] << SHIFT).any()):
-            self._grow(at)
-            at = self._emitted()
-        self._plan[Plan.AT, self._rows] = at
-        held = self._facts[self.HELD, self._rows]
-        used = Plan.BLOCKS + int(held.max(initial=0))
-        self._turn = (self._turn + 1) % BUFFERS
-        if (read := self._sent[self._turn]) is not None:
-            read.synchronize()  # done long ago
-        buffer = self._buffers[self._turn][:used]
-        buffer.numpy()[:] = self._plan[:used]
-        self._device_plan[:used].copy_(buffer, non_blocking=True)
-        if self._on_gpu:
-            self._sent[self._turn] = _mark()
-        self._due, self._ahead = at, 0
-        self._steps_left = int(((held << SHIFT) - at).min(initial=BLOCK))
-
-    def _grow(self, at: Ints) -> None:
+    def _grow(self) -> None:
         """A block more for those that need one. Who gets none is recorded no further."""
-        for row, needed in zip(self._rows.tolist(), (at >> SHIFT).tolist(), strict=True):
+        for row in (self._facts[self.FULL_AT, : self._count] <= self._now).nonzero()[0].tolist():
             seat = self._seats[row]
-            while len(seat.blocks) <= needed and not seat.lost:
+            while seat is not None and not seat.lost and self._facts[self.FULL_AT, row] <= self._now:
                 if not self._free:
                     seat.lost = "the pool of records was full"
                     self._plan[Plan.K, row] = 0
@@ -208,8 +194,21 @@ class Recorder:
                 else:
                     self._plan[Plan.BLOCKS + len(seat.blocks), row] = self._free[-1]
                     seat.blocks.append(self._free.pop())
-            self._facts[self.HELD, row] = len(seat.blocks)
+                    self._facts[self.HELD, row] += 1
+                    self._facts[self.FULL_AT, row] += BLOCK
         self.arrange()
+
+    def _send_plan(self) -> None:
+        used = Plan.BLOCKS + int(self._facts[self.HELD, : self._count].max())
+        self._turn = (self._turn + 1) % BUFFERS
+        if (read := self._sent[self._turn]) is not None:
+            read.synchronize()  # done long ago
+        buffer = self._buffers[self._turn][:used]
+        buffer.numpy()[:] = self._plan[:used]
+        self._device_plan[:used].copy_(buffer, non_blocking=True)
+        if self._on_gpu:
+            self._sent[self._turn] = _mark()
+        self._told = True
 
     def _send_off(self) -> None:
         if not self._gone:

@@ -65,12 +65,12 @@ class TorchMeter:
     def __init__(self, pool: torch.Tensor) -> None:
         self._pool = pool
 
-    def __call__(self, logits: torch.Tensor, plan: torch.Tensor, rows: int, ahead: int, *, may_abort: bool) -> None:
+    def __call__(self, logits: torch.Tensor, plan: torch.Tensor, rows: int, now: int, *, may_abort: bool) -> None:
         """Stores a record for each row that the plan names; forces the end token of those that fell too low.
 
-        logits: (batch, V) float32.  plan: as Plan has it.  rows: how many it is about.  ahead: steps since it was made.
+        logits: (batch, V) float32.  plan: as Plan has it, of the first `rows` rows.  now: number of the step.
         """
-        step = Step.of(plan, rows, ahead)
+        step = Step.of(plan, rows, now)
         record = records(measure(logits[step.row], step.k), self._pool, step)
         self._pool[step.slot] = record
         if may_abort:

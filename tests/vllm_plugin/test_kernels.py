@@ -59,9 +59,9 @@ def test_the_kernels_store_what_pytorch_stores(vocabulary: int, kind: str) -> No
     got, want = pools("cuda")
     told = plan("cuda", float("-inf"))
     kernels, definition = TritonMeter(got, max_rows=64), TorchMeter(want)
-    for ahead in range(3):  # the first finds the compiled kernel, the others use it
-        kernels(logits, told, ROWS, ahead, may_abort=False)
-        definition(logits, told, ROWS, ahead, may_abort=False)
+    for now in range(3):  # the first finds the compiled kernel, the others use it
+        kernels(logits, told, ROWS, now, may_abort=False)
+        definition(logits, told, ROWS, now, may_abort=False)
     torch.testing.assert_close(got[:, :KEPT], want[:, :KEPT], rtol=2e-5, atol=2e-5)
 
 
@@ -73,9 +73,9 @@ def test_the_kernel_found_once_is_not_used_for_logits_that_it_was_not_compiled_f
     kernels, definition = TritonMeter(got, max_rows=64), TorchMeter(want)
     memory = torch.randn((ROWS * 50257 + 1,), device="cuda")
     aligned, not_aligned = (memory[at : at + ROWS * 50257].view(ROWS, 50257) for at in (0, 1))
-    for ahead, logits in enumerate((aligned, not_aligned, aligned[:, :50000], not_aligned[:, :300])):
-        kernels(logits, told, ROWS, ahead, may_abort=False)
-        definition(logits, told, ROWS, ahead, may_abort=False)
+    for now, logits in enumerate((aligned, not_aligned, aligned[:, :50000], not_aligned[:, :300])):
+        kernels(logits, told, ROWS, now, may_abort=False)
+        definition(logits, told, ROWS, now, may_abort=False)
     torch.testing.assert_close(got[:, :KEPT], want[:, :KEPT], rtol=2e-5, atol=2e-5)
 
 
