@@ -341,16 +341,25 @@ class BreakerEntry(Written):
 
 
 class LimitsEntry(Written):
-    """What one tier may bear in one gateway process."""
+    """What one tier may bear. Several workers share what is written here evenly."""
 
-    in_flight: int = Field(default=64, ge=1, description="questions with the tier at once")
-    waiting: int = Field(default=32, ge=0, description="questions waiting for one of them to end; more get a 503")
+    in_flight: int | None = Field(
+        default=None, ge=1, description="questions with the tier at once. Nothing: 64 for each worker"
+    )
+    waiting: int | None = Field(
+        default=None,
+        ge=0,
+        description="questions waiting for one of them to end; more get a 503. Nothing: 32 for each worker",
+    )
     waiting_seconds: float = Field(default=5, gt=0)
     breaker: BreakerEntry = BreakerEntry()
 
-    def limits(self) -> Limits:
-        rules = Rules(**self.breaker.model_dump())
-        return Limits(self.in_flight, self.waiting, self.waiting_seconds, rules)
+    def limits(self, workers: int = 1) -> Limits:
+        """One worker's part, a seat at least."""
+        usual, rules = Limits(), Rules(**self.breaker.model_dump())
+        seats = usual.in_flight if self.in_flight is None else max(1, self.in_flight // workers)
+        places = usual.waiting if self.waiting is None else self.waiting // workers
+        return Limits(seats, places, self.waiting_seconds, rules)
 
 
 class TierEntry(Written):

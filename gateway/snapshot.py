@@ -91,7 +91,7 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
         withheld: dict[str, str] = {}
         away: set[str] = set()
         for entry in config.tiers:
-            tier = bare_tier(entry, opened[entry.name].engine, before)
+            tier = bare_tier(entry, opened[entry.name].engine, before, config.server.workers)
             try:
                 tiers[entry.name] = await calibrated(tier, entry, patience_ends, config.signers)
                 check_early_abort(config, *learned(tiers[entry.name]))
@@ -176,10 +176,10 @@ async def open_engines(config: Config) -> AsyncIterator[Mapping[str, Engine]]:
         yield {name: shared.engine for name, shared in opened.items()}
 
 
-def bare_tier(entry: TierEntry, engine: Engine, before: Snapshot | None = None) -> Tier:
-    """A tier that can answer, but says nothing about how sure it is."""
+def bare_tier(entry: TierEntry, engine: Engine, before: Snapshot | None = None, workers: int = 1) -> Tier:
+    """A tier that can answer, but says nothing about how sure it is. workers: that share its seats."""
     known = before.tiers.get(entry.name) if before is not None else None
-    limits = entry.limits.limits()
+    limits = entry.limits.limits(workers)
     same = known is not None and known.engine is engine and known.guard.limits == limits
     guard = known.guard if known is not None and same else Guard(limits)
     prices = Prices(entry.prices.usd_per_mtok_in, entry.prices.usd_per_mtok_out)

@@ -2,7 +2,7 @@
 
 The supervisor answers no client. It starts workers anew when they die, passes signals on, and stands for all of them on
 the admin listener: metrics are summed, lists are joined, commands go to each. What keys have used is shared exactly
-(resilience.ledger); breakers, seats and pauses are each worker's own, and so are `limits` of tiers.
+(resilience.ledger); breakers, seats and pauses are each worker's own, and so is an even part of a tier's `limits`.
 """
 
 from __future__ import annotations

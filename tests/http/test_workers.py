@@ -21,6 +21,7 @@ from gateway.http import console
 from gateway.workers import summed
 from tests.faults.ask import ask
 from tests.faults.gateway import (
+    NEVER_OPEN,
     PATIENCE,
     SURE,
     Gateway,
@@ -71,6 +72,7 @@ def fleet(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
     clients = [key("free"), key("slow", limits={"requests_per_minute": 7})]
     plan = cascade(upstream.url, keys={"clients": clients, "admins": [key("root")]}, admin={"port": free_port()})
     plan["server"]["workers"] = 2
+    plan["tiers"][1]["limits"] = {**NEVER_OPEN, "in_flight": 2, "waiting": 1}
     with running(folder, plan) as gateway:
         made = Fleet(folder, gateway, plan)
         with made.admin:
@@ -120,6 +122,21 @@ def test_a_limit_is_one_for_all_workers(fleet: Fleet) -> None:
     came = 7 * (time.monotonic() - began) / 60
     assert 7 <= statuses.count(200) <= 7 + came + 1, "7, and what came in the meantime"
     assert set(statuses) == {200, 429}
+
+
+def test_workers_share_the_seats_of_a_tier(fleet: Fleet, upstream: Upstream) -> None:
+    """The dear tier has two, and one place to wait, which two cannot share."""
+    body = ask(None, {"gate": "seats"}) | {"model": "dear"}
+    headers = {"authorization": "Bearer sk-free"}
+    url = f"{fleet.gateway.url}/v1/chat/completions"
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(httpx2.post, url, json=body, headers=headers, timeout=PATIENCE) for _ in range(12)]
+        until(lambda: sum(one.done() for one in asked) + len(upstream.asked("large")) == len(asked))
+        seated = len(upstream.asked("large"))
+        upstream.opened.add("seats")
+        statuses = [one.result().status_code for one in asked]
+    assert 1 <= seated <= 2, "one of each worker"
+    assert (statuses.count(200), statuses.count(503)) == (seated, 12 - seated)
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_on(fleet: Fleet) -> None:
