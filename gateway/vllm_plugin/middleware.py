@@ -64,12 +64,16 @@ class ConfidenceMiddleware:
             assert wanted is not None, "opted_in saw to it"
             if speculates(scope):
                 raise ValueError("confidence cannot be computed under speculative decoding: start vLLM without it")
+            check_one_answer_each(body)
             inbox = await self._open()
         except ValueError as error:
             await refuse(send, 400, str(error))
             return
         except OSError as error:
-            await refuse(send, 503, f"confidence: the channel to the engine cannot be opened ({error.strerror})")
+            told = (
+                f"confidence: the channel to the engine cannot be opened ({error}); CONFGATE_VLLM_DIR names its folder"
+            )
+            await refuse(send, 503, told)
             return
         waiting = inbox.expect()
         try:
@@ -262,6 +266,15 @@ def speculates(scope: MutableMapping[str, Any]) -> bool:
     """vLLM drops logits processors found by entry point without a word when it decodes speculatively."""
     config = getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
     return getattr(config, "speculative_config", None) is not None
+
+
+def check_one_answer_each(body: dict[str, Any]) -> None:
+    """Raises ValueError for a request whose answers could not be told apart: vLLM gives them the same seed and name."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > 1 and isinstance(prompt[0], str | list):
+        raise ValueError("confidence is told of one prompt a request: send each by itself")
+    if body.get("use_beam_search"):
+        raise ValueError("confidence cannot be computed under beam search: ask without one of the two")
 
 
 def replay(messages: list[Message], receive: Receive) -> Receive:

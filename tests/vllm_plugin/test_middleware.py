@@ -49,6 +49,7 @@ class Engine:
         self.silent = False
         self.pieces = [(0, TOKENS)]  # stays in the batch, as first token and one behind the last
         self.aborts = False
+        self.speculative_config: object | None = None  # as of vLLM's configuration, which the application's state holds
 
     async def chat(self, request: Request) -> Response:
         body = json.loads(await request.body())
@@ -114,7 +115,10 @@ def engine() -> Engine:
 @pytest.fixture
 def url(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("CONFGATE_VLLM_DIR", str(tmp_path / "channel"))
-    app = Starlette(routes=[Route("/v1/chat/completions", engine.chat, methods=["POST"])])
+    app = Starlette(
+        routes=[Route(path, engine.chat, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")]
+    )
+    app.state.vllm_config = engine
     app.add_middleware(ConfidenceMiddleware)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
@@ -261,6 +265,37 @@ def test_a_wrong_wish_is_refused_by_name(url: str, engine: Engine, xargs: dict[s
     assert engine.seen == []
 
 
+@pytest.mark.parametrize(
+    ("asks", "says"),
+    [
+        ({"prompt": ["a", "b"]}, "one prompt a request: send each by itself"),
+        ({"prompt": [[1, 2], [3]]}, "one prompt a request: send each by itself"),
+        ({"prompt": "a", "use_beam_search": True, "n": 2}, "cannot be computed under beam search"),
+    ],
+)
+def test_answers_that_could_not_be_told_apart_are_refused(
+    url: str, engine: Engine, asks: dict[str, Any], says: str
+) -> None:
+    status, raw = asyncio.run(post(url.replace("chat/", ""), {"model": "m", "vllm_xargs": {"confidence": 1}} | asks))
+    assert status == 400
+    assert says in json.loads(raw)["error"]["message"]
+    assert engine.seen == []
+
+
+@pytest.mark.parametrize("prompt", ["a", [1, 2, 3], ["a"]])
+def test_one_prompt_is_one_however_it_is_written(url: str, prompt: Any) -> None:
+    sent = {"model": "m", "vllm_xargs": {"confidence": 1}, "prompt": prompt}
+    assert whole(url.replace("chat/", ""), sent)["choices"][0]["confidence"]["tokens"] == TOKENS
+
+
+def test_confidence_under_speculative_decoding_is_refused_and_everything_else_served(url: str, engine: Engine) -> None:
+    engine.speculative_config = object()
+    status, raw = asyncio.run(post(url, body()))
+    assert status == 400
+    assert "cannot be computed under speculative decoding: start vLLM without it" in json.loads(raw)["error"]["message"]
+    assert "confidence" not in whole(url, {"model": "m", "messages": []})["choices"][0]
+
+
 def test_nobody_but_the_middleware_says_where_records_go(url: str, engine: Engine) -> None:
     whole(url, body(vllm_xargs={"confidence": 1, "confidence_id": "0" * 16 + "-1", "confidence_seed": 5}))
     sent = engine.seen[0]["vllm_xargs"]
@@ -300,7 +335,7 @@ def test_a_channel_that_others_can_write_to_is_refused(
     monkeypatch.setenv("CONFGATE_VLLM_DIR", str(open_to_all))
     status, raw = asyncio.run(post(url, body()))
     assert status == 503
-    assert "cannot be opened" in json.loads(raw)["error"]["message"]
+    assert "must belong to this user and be closed to all others (chmod 700)" in json.loads(raw)["error"]["message"]
 
 
 def test_params_are_none_unless_asked() -> None:
