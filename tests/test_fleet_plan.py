@@ -289,6 +289,13 @@ def test_every_preset_fits_its_gpus_and_uses_them_all(file: str, count: int) -> 
     assert found.servers[-1].need.kv_tokens >= found.servers[-1].wish.serve.context
 
 
+@pytest.mark.parametrize("file", PRESETS)
+def test_every_server_of_a_preset_computes_confidence_itself(file: str) -> None:
+    assert all(
+        dict(itertools.pairwise(s.argv)).get("--middleware") == command.MIDDLEWARE for s in planned(file).servers
+    )
+
+
 @pytest.mark.parametrize("file", [*PRESETS, "cpu.yaml"])
 def test_every_preset_passes_check(file: str) -> None:
     told = checking.check(QWEN / file, live=False)
@@ -389,7 +396,7 @@ def test_mistakes_in_serve_are_told_with_file_and_line(tmp_path: Path, written: 
     path.write_text(text.replace(*((old[0], written) if old else ("context: 2048", f"context: 2048, {written}")), 1))
     with pytest.raises(ConfigError) as refused:
         configs.read(path)
-    assert re.match(rf"{re.escape(str(path))}:2[2-4]: tiers\[0\].serve", str(refused.value))
+    assert re.match(rf"{re.escape(str(path))}:2[3-5]: tiers\[0\].serve", str(refused.value))
     assert told in str(refused.value)
 
 
@@ -420,7 +427,7 @@ def test_a_url_where_no_server_of_ours_would_answer_is_refused(url: str, told: s
 def test_a_port_that_cannot_be_is_told_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "cascade.yaml"
     path.write_text((QWEN / "one-24gb.yaml").read_text().replace("127.0.0.1:8101", "127.0.0.1:81010"))
-    with pytest.raises(ConfigError, match=r"cascade\.yaml:19: tiers\[0\]\.engine.*url.*Port out of range"):
+    with pytest.raises(ConfigError, match=r"cascade\.yaml:\d+: tiers\[0\]\.engine\.url: .*Port out of range"):
         configs.read(path)
 
 
@@ -468,11 +475,14 @@ def test_the_servers_python_finds_the_plugin_by_its_entry_point_and_nothing_else
 
 
 def test_a_tier_whose_confidence_comes_from_the_engine_gets_the_plugin_and_room_for_it() -> None:
-    config = configs.read(QWEN / "one-24gb.yaml")
-    engine = config.tiers[0].engine.model_copy(update={"confidence": "engine"})
-    first = config.tiers[0].model_copy(update={"engine": engine})
-    with_plugin = config.model_copy(update={"tiers": (first, *config.tiers[1:])})
-    plain, more = (launching.plan(c, dry=True, logs=Path("logs"), environ={}) for c in (config, with_plugin))
+    preset = configs.read(QWEN / "one-24gb.yaml")
+    over_http = [
+        tier.model_copy(update={"engine": tier.engine.model_copy(update={"confidence": "logprobs"})})
+        for tier in preset.tiers
+    ]
+    without = preset.model_copy(update={"tiers": tuple(over_http)})
+    with_plugin = preset.model_copy(update={"tiers": (preset.tiers[0], *over_http[1:])})
+    plain, more = (launching.plan(c, dry=True, logs=Path("logs"), environ={}) for c in (without, with_plugin))
     assert "--middleware" in more.servers[0].argv
     assert more.servers[0].env["PYTHONPATH"] == str(Path("logs").resolve() / "python")
     assert "--middleware" not in more.servers[1].argv

@@ -2,11 +2,15 @@
 #   docker build -f deploy/docker/gateway.Dockerfile -t confidence-gateway .
 FROM python:3.13-slim AS build
 WORKDIR /src
+# What serving needs, by hash; then the package itself, and PostgreSQL's driver.
+COPY requirements/serve.lock requirements/serve.lock
+RUN python -m venv /opt/confgate \
+    && /opt/confgate/bin/pip install --no-cache-dir --require-hashes -r requirements/serve.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway gateway
 COPY calibrators calibrators
 COPY eval eval
-RUN python -m venv /opt/confgate && /opt/confgate/bin/pip install --no-cache-dir '.[cli,postgres]'
+RUN /opt/confgate/bin/pip install --no-cache-dir '.[cli,postgres]'
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home confgate

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import hashlib
 import math
 import re
@@ -20,10 +21,12 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 from aiohttp import web
 
 from eval.datasets import Question, load
 from eval.sanity import REPORTED
+from gateway.engines._compact import SCHEMA
 
 # As deploy/qwen2.5 names them; each a little less often right than is reported of the model whose place it takes, so
 # that a sample holds enough wrong answers to fit on.
@@ -68,12 +71,14 @@ class StandIn:
         target = question.target if right else str(int(question.target) + 1 + int(9 * uniform("wrong", model, text)))
         said = f"{question.solution.rpartition('####')[0]}\\boxed{{{target}}}"
         tokens = [*re.findall(r"\s*\S+", said), "<|im_end|>"]
-        entries = [entry(token, -doubt * 2 * uniform(model, text, str(i)), body["top_logprobs"])
+        asked = body.get("vllm_xargs", {}).get("confidence_k")  # of our plugin, as a preset's cascade does
+        entries = [entry(token, -doubt * 2 * uniform(model, text, str(i)), asked or body["top_logprobs"])
                    for i, token in enumerate(tokens)]  # fmt: skip
+        evidence = {"confidence": in_engine(entries, asked)} if asked else {"logprobs": {"content": entries}}
         return {
             "id": "stand-in", "object": "chat.completion", "created": 0, "model": model,
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": said},
-                         "logprobs": {"content": entries}, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+                        | evidence],
             "usage": {"prompt_tokens": len(text.split()), "completion_tokens": len(tokens)},
         }  # fmt: skip
 
@@ -84,6 +89,19 @@ def entry(token: str, nats: float, k: int) -> Json:
     others = [{"token": f"~{i}", "logprob": math.log(rest / 2 ** (i + 2))} for i in range(k - 1)]
     top = sorted([{"token": token, "logprob": nats}, *others], key=lambda one: -float(one["logprob"]))  # type: ignore[arg-type]
     return {"token": token, "logprob": nats, "top_logprobs": top[:k]}
+
+
+def in_engine(entries: list[Json], k: int) -> Json:
+    """The same as our plugin's object, for a vocabulary of the k candidates."""
+    top = np.array([[one["logprob"] for one in said["top_logprobs"]] for said in entries])
+    p = np.exp(top)
+    rows = {
+        "confidence": -top.mean(axis=1), "top1": top[:, 0], "margin": p[:, 0] - p[:, 1],
+        "entropy": -(p * top).sum(axis=1), "self_certainty": -top.mean(axis=1) - math.log(k),
+    }  # fmt: skip
+    packed = {name: base64.b64encode(row.astype("<f2").tobytes()).decode() for name, row in rows.items()}
+    return {"schema": SCHEMA, "tokens": len(entries), "k": k, "greedy": True, "ended": True,
+            "arrays": {"dtype": "float16", **packed}}  # fmt: skip
 
 
 def app(questions: list[Question]) -> web.Application:
