@@ -307,11 +307,13 @@ class Admin(Written):
 
 
 class Tracing(Written):
-    """OpenTelemetry spans, sent by OTLP over HTTP; needs the extra `otel`. Neither prompts nor answers are in them."""
+    """OpenTelemetry spans and histograms, sent by OTLP over HTTP; needs the extra `otel`. No prompt, no answer is in
+    them."""
 
     endpoint: AnyHttpUrl = Field(description="the collector's, without a path, such as http://127.0.0.1:4318")
     share: Share = Field(default=1.0, description="of the requests whose client has not decided whether to trace")
-    service: str = Field(default="confidence-gateway", min_length=1, description="service.name of every span")
+    metrics: bool = Field(default=True, description="histograms too, of all requests, whether traced or not")
+    service: str = Field(default="confidence-gateway", min_length=1, description="service.name of all that is sent")
 
     def open(self) -> Traces:
         """Raises ConfigError where the packages for it are missing."""
@@ -319,7 +321,9 @@ class Tracing(Written):
             from gateway import tracing
         except ImportError as error:
             raise ConfigError(f"tracing needs: pip install 'confidence-gateway[otel]' ({error})") from None
-        return tracing.Traces(tracing.otlp(str(self.endpoint)), self.service, self.share)
+        where = str(self.endpoint)
+        metrics = tracing.otlp_metrics(where) if self.metrics else None
+        return tracing.Traces(tracing.otlp(where), metrics, self.service, self.share)
 
 
 class PriceList(Written):

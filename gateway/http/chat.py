@@ -75,7 +75,8 @@ class Chat:
                 self._telemetry.in_flight -= 1
                 self._telemetry.ended(status, reason, now() - began)
                 if out.streamed_at is not None:
-                    self._telemetry.first_token(str(story.mode), out.streamed_at - began)
+                    story.first_seconds = out.streamed_at - began
+                    self._telemetry.first_token(str(story.mode), story.first_seconds)
                 self._journal.end(held, story, status, now() - began)
 
     def _visit(self, held: Generation) -> Visit:

@@ -35,6 +35,7 @@ class Story:
     """What is known so far. number: of the decision.  at: when it came, seconds since 1970.  hop_ends: seconds after
     that, on the clock that the request and its hops are timed by.
 
+    first_seconds: after that, a stream began; None where nothing was streamed.
     model: the name that the route was asked for by.  tried: tiers that had their turn.
     span: OpenTelemetry's, and traceparent: the same as a header; None and "" where requests are not traced.
     """
@@ -48,6 +49,7 @@ class Story:
     mode: Mode = Mode.BUFFER
     answer: Answer | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    first_seconds: float | None = None
     span: Any = None
     traceparent: str = ""
     hops: list[Hop] = field(default_factory=list)

@@ -97,10 +97,11 @@ def test_a_request_is_a_span_with_one_beneath_it_for_each_tier(run: Run) -> None
     assert told["gen_ai.response.finish_reasons"] == ["stop"]
     assert (told["gen_ai.request.temperature"], told["gen_ai.request.top_p"]) == (0, 1)
     assert told["gen_ai.usage.output_tokens"] == reply.json()["usage"]["completion_tokens"]
-    assert attributes(cheap)["confidence_gateway.reason"] == "unsure"
+    assert (told["route.tier"], attributes(cheap)["route.reason"]) == ("dear", "unsure")
     asked = attributes(whole)
-    assert reply.headers["x-route-id"].startswith(asked["confidence_gateway.route_id"])
-    assert (asked["http.response.status_code"], asked["confidence_gateway.policy"]) == (200, "default")
+    assert (asked["gen_ai.request.model"], asked["gen_ai.response.model"]) == ("auto", "large")
+    assert reply.headers["x-route-id"].startswith(asked["route.id"])
+    assert (asked["http.response.status_code"], asked["route.policy"]) == (200, "default")
 
     assert {one.headers["traceparent"].split("-")[1] for one in seen[:2]} == {TRACE}
     assert seen[0].headers["traceparent"].split("-")[2] == whole.span_id.hex(), "a server's own spans stand beneath"
@@ -110,11 +111,49 @@ def test_a_request_is_a_span_with_one_beneath_it_for_each_tier(run: Run) -> None
     assert {attributes(span)["error.type"] for span in failed} == {"502", "EngineDown"}
     assert sorted(one["http.response.status_code"] for one in requests) == [200, 200, 400, 502]
     assert [one["error.type"] for one in requests if one["http.response.status_code"] == 400] == ["400"]
-    sure = next(one for one in requests if one.get("confidence_gateway.reason") == "confident")
-    assert sure["confidence_gateway.p_correct"] == pytest.approx(P_SURE)
+    sure = next(one for one in requests if one.get("route.reason") == "confident")
+    assert sure["route.confidence"] == pytest.approx(P_SURE)
     everything = str(collector.spans)
     assert "it is 42" not in everything
     assert "nats" not in everything
+
+
+def counted(collector: Collector, name: str) -> dict[tuple[Any, ...], tuple[int, float]]:
+    """(how many, their sum) of each series, by the attributes that tell them apart."""
+    apart = ("gen_ai.request.model", "gen_ai.token.type", "error.type")
+    found = {}
+    for point in collector.points.get(f"gen_ai.{name}", ()):
+        told = attributes(point)
+        found[tuple(told[one] for one in apart if one in told)] = point.count, point.sum
+    return found
+
+
+def test_all_requests_and_turns_are_counted_by_the_names_that_others_use(upstream: Upstream, tmp_path: Path) -> None:
+    with Collector() as collector:
+        plan = planned(upstream, tmp_path, collector.url, share=0)
+        with running(tmp_path, plan, OTEL_METRIC_EXPORT_INTERVAL="200") as gateway:
+            run = Run(gateway.url, upstream, collector)
+            assert run.ask(ask({"nats": UNSURE}, {"text": "one two"})).status_code == 200
+            assert run.ask(ask({"fault": "500"}, {"fault": "500"})).status_code == 502
+            assert run.ask(ask(stream=True, route={"stream_mode": "commit"})).status_code == 200
+            assert run.ask({"model": "auto"}).status_code == 400
+            until(lambda: sum(n for n, _ in counted(collector, "server.request.duration").values()) == 4)
+            requests = counted(collector, "server.request.duration")
+            assert {key: n for key, (n, _) in requests.items()} == {("auto",): 2, ("auto", "502"): 1, ("400",): 1}
+            turns = counted(collector, "client.operation.duration")
+            assert {key: n for key, (n, _) in turns.items()} == {
+                ("cheap",): 1, ("cheap", "EngineDown"): 1, ("dear",): 2, ("dear", "EngineDown"): 1,
+            }  # fmt: skip
+            assert counted(collector, "client.token.usage") == {
+                ("cheap", "input"): (1, 7), ("cheap", "output"): (1, 5),
+                ("dear", "input"): (2, 14), ("dear", "output"): (2, 3 + 5),
+            }  # fmt: skip
+            [(n, first)] = counted(collector, "server.time_to_first_token").values()
+            [(also, per_token)] = counted(collector, "server.time_per_output_token").values()
+            assert (n, also) == (1, 1)
+            assert 0 < first + 4 * per_token <= requests[("auto",)][1], "one of two"
+            assert collector.points["gen_ai.client.token.usage"][0].explicit_bounds[-1] == 67_108_864
+        assert not collector.spans, "none was to be traced"
 
 
 def test_a_client_that_does_not_want_a_trace_gets_none(run: Run) -> None:
