@@ -126,7 +126,7 @@ class Meters:
             return meter.create_histogram(f"gen_ai.{name}", unit, told, explicit_bucket_boundaries_advisory=buckets)
 
         self._asking = histogram("client.operation.duration", "s", DURATIONS, "Duration of one tier's turn.")
-        self._tokens = histogram("client.token.usage", "{token}", TOKENS, "Tokens of one tier's turn, even if rejected.")
+        self._tokens = histogram("client.token.usage", "{token}", TOKENS, "Tokens of one tier's turn, served or not.")
         self._serving = histogram("server.request.duration", "s", DURATIONS, "Duration of one request.")
         self._first = histogram("server.time_to_first_token", "s", FIRST_TOKEN, "Until a stream's first piece.")
         self._per_token = histogram(
