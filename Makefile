@@ -46,8 +46,13 @@ pocket: $(VENV)/.test ## ask the shipped models anew and rebuild all figures and
 	$(BIN)/confgate collect -c $(POCKET) --split $(SHIFTS) --n 300 --out runs/pocket/shifted
 	$(BIN)/python -m eval.pocket.card runs/pocket/test runs/pocket/shifted
 	$(BIN)/confgate fit -r runs/pocket/calibration --no-expiry --out deploy/pocket/calibrators
+	for k in 16 24 32 48 64; do $(BIN)/confgate fit -r runs/pocket/calibration --no-expiry --prefix $$k \
+	  --tiers pocket-nano,pocket-micro,pocket-small --out runs/pocket/first-tokens || exit 1; done
+	cp runs/pocket/first-tokens/*-prefix-64.json deploy/pocket/calibrators/
 	$(BIN)/confgate sweep -r runs/pocket/validation -r runs/pocket/test -c $(POCKET) \
 	  --choose-on validation --test-on test --write $(POCKET) --policy parity | tee docs/results/pocket-sweep.txt
+	$(BIN)/python -m eval.stream_study -c $(POCKET) --calibrators runs/pocket/first-tokens \
+	  --choose-on runs/pocket/validation --test-on runs/pocket/test --live 100 --out docs/results/streams.md
 	$(BIN)/confgate monitors -c $(POCKET) -r runs/pocket/validation -r runs/pocket/test -r runs/pocket/shifted \
 	  --prompt-tokens 70 --out docs/results/monitors.md --write deploy/pocket/reference.npz
 	$(BIN)/confgate report -r runs/pocket/validation -r runs/pocket/test -c $(POCKET) \

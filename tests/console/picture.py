@@ -41,7 +41,8 @@ def plan(port: int) -> dict[str, Any]:
     told: dict[str, Any] = yaml.safe_load(LIVE.read_text())
     for tier in told["tiers"]:
         tier["engine"]["model"] = str(LIVE.parent / tier["engine"]["model"])
-        tier["calibrator"] = str(LIVE.parent / tier["calibrator"])
+        for name in {"calibrator", "prefix_calibrator"} & tier.keys():
+            tier[name] = str(LIVE.parent / tier[name])
     for name in ("reference", "card"):
         told["monitors"][name] = str(LIVE.parent / told["monitors"][name])
     told["monitors"] |= {"rows": ROWS, "every_seconds": 1}
