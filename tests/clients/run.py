@@ -2,6 +2,7 @@
 
     python tests/clients/run.py              all of them
     python tests/clients/run.py langchain    some of them
+    python tests/clients/run.py --out docs/results/clients.json    and write down what was tried
 
 Runs with our own environment's Python, which the gateway needs. Everything is offline but the first installation. Ends
 with 1 when a client fails, and says which.
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -27,7 +29,7 @@ PLACES = ROOT / ".clients"
 NODE_PACKAGE = "openai@6.49.0"  # has no dependencies
 TORCH = os.environ.get("TORCH", "torch==2.13.0")  # first, by its exact version: guidellm would take a build for CUDA
 
-# The script of each client; the environment has the script's name unless another one is said.
+# The script of each client.
 SCRIPTS = {
     "openai_python": "openai_python.py",
     "langchain": "langchain_openai.py",
@@ -38,6 +40,7 @@ SCRIPTS = {
     "guidellm": "guidellm_run.py",
     "schemathesis": "schemathesis_cases.py",
 }
+PACKAGES = {"langchain": "langchain-openai", "inspect": "inspect_ai"}  # others are called as the client is
 
 
 def environment(client: str) -> list[str]:
@@ -73,6 +76,17 @@ def node() -> list[str]:
         subprocess.run(install, cwd=place, check=True)
     shutil.copy(HERE / SCRIPTS["openai_node"], place)  # node looks for packages beside the script
     return [found, "--unhandled-rejections=strict"]
+
+
+def version(client: str) -> str:
+    """The package that was tried, as `name==version`."""
+    if client == "openai_node":
+        return NODE_PACKAGE
+    if client == "openai_python":
+        return f"openai=={metadata.version('openai')}"
+    name = PACKAGES.get(client, client)
+    pins = (HERE / "requirements" / f"{client}.txt").read_text().splitlines()
+    return next(pin for pin in pins if pin.startswith(f"{name}=="))
 
 
 @contextmanager
@@ -111,18 +125,27 @@ def run(client: str) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clients", nargs="*", default=list(SCRIPTS), metavar="CLIENT", help=", ".join(SCRIPTS))
-    wanted = parser.parse_args().clients
+    parser.add_argument("--out", type=Path, help="a JSON file for versions and seconds")
+    args = parser.parse_args()
+    wanted = args.clients
     wrong = set(wanted) - set(SCRIPTS)
     if wrong:
         parser.error(f"no client {', '.join(sorted(wrong))}; have {', '.join(SCRIPTS)}")
     failed = []
+    tried: dict[str, dict[str, object]] = {}
     for client in wanted:
+        tried[client] = {"package": version(client)}
         try:
             made, ran = run(client)
+            tried[client] |= {"good": True, "seconds": round(ran, 1), "install_seconds": round(made, 1)}
             print(f"{client}: good, {ran:.1f} s, and {made:.1f} s to install", flush=True)
         except (subprocess.SubprocessError, AssertionError, OSError) as error:
             failed.append(client)
+            tried[client] |= {"good": False}
             print(f"{client}: FAILED: {error}", flush=True)
+    if args.out:
+        known = json.loads(args.out.read_text()) if args.out.exists() else {}
+        args.out.write_text(json.dumps(dict(sorted((known | tried).items())), indent=1) + "\n")
     if failed:
         sys.exit(f"{len(failed)} of {len(wanted)} clients failed: {', '.join(failed)}")
 
