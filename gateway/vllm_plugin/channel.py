@@ -171,8 +171,7 @@ class Frames(asyncio.Protocol):
 
 def frame(leaving: Leaving) -> bytes:
     """A request that left the batch, as it goes over the socket."""
-    seat = leaving.seat
-    body: bytes = leaving.records.numpy().tobytes()
+    seat, body = leaving.seat, leaving.read()
     told = {"id": seat.wanted.id, "choice": seat.choice, "start": seat.start, "greedy": seat.greedy, "lost": seat.lost}
     head = msgspec.json.encode(told)
     return SIZES.pack(len(head), len(body)) + head + body
@@ -208,9 +207,8 @@ class Outbox:
             match = ID.match(one.seat.wanted.id)
             if match is None:
                 log.warning("confidence: an id that no middleware made")
+                one.release()
                 continue
-            if one.filled is not None:
-                one.filled.synchronize()
             frames.setdefault(match[1], []).append(frame(one))
         for token, several in frames.items():
             try:

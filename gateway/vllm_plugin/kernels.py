@@ -46,12 +46,12 @@ def slot(column, width, at, SHIFT: tl.constexpr, BLOCKS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["now"])
 def store_records(
-    logits, stride, V, plan, width, now, pool, flags,
+    logits, stride, V, plan, width, now, pool, host, flags,
     LANES: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, SHIFT: tl.constexpr,
     AT: tl.constexpr, WINDOW: tl.constexpr, CANDIDATES: tl.constexpr, LIMIT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """One row of the batch: its token's five signals, the confidence summed over its window, and whether that is under
-    its limit.  plan: (BLOCKS + blocks, width) as Plan has it."""
+    its limit.  plan: (BLOCKS + blocks, width) as Plan has it.  host: the host's memory, which is written only."""
     nth = tl.program_id(0)
     column = plan + nth
     k = tl.load(column + CANDIDATES * width)
@@ -126,14 +126,16 @@ def store_records(
         window_sum -= tl.load(pool + slot(column, width, at - window, SHIFT, BLOCKS) * COLUMNS)
     limit = tl.load(column + LIMIT * width).to(tl.float64, bitcast=True)
     low = (window_sum < limit) & (at >= window - 1)
-    into = pool + slot(column, width, at, SHIFT, BLOCKS) * COLUMNS
-    tl.store(into + 0, confidence)
-    tl.store(into + 1, -log_norm)
-    tl.store(into + 2, tl.exp(-log_norm) - tl.exp(runner_up - peak - log_norm))
-    tl.store(into + 3, tl.maximum(entropy, 0.0))
-    tl.store(into + 4, self_certainty)
-    tl.store(into + 5, window_sum)
-    tl.store(into + 6, low.to(tl.float32))
+    here = slot(column, width, at, SHIFT, BLOCKS) * COLUMNS
+    tl.store(pool + here + 0, confidence)  # of the device's own, what the next tokens ask for
+    tl.store(pool + here + 5, window_sum)
+    tl.store(host + here + 0, confidence)
+    tl.store(host + here + 1, -log_norm)
+    tl.store(host + here + 2, tl.exp(-log_norm) - tl.exp(runner_up - peak - log_norm))
+    tl.store(host + here + 3, tl.maximum(entropy, 0.0))
+    tl.store(host + here + 4, self_certainty)
+    tl.store(host + here + 5, window_sum)
+    tl.store(host + here + 6, low.to(tl.float32))
     tl.store(flags + nth, low.to(tl.int32))
 
 
@@ -148,11 +150,14 @@ def force_ends(logits, stride, V, plan, width, flags, CHUNK: tl.constexpr, END: 
 
 
 class TritonMeter:
-    """Measures and stores on one GPU. max_rows: requests a step can hold."""
+    """Measures on one GPU, and stores into the host's memory: 32 bytes a token, so that nothing is to be fetched when a
+    request ends."""
 
-    def __init__(self, pool: torch.Tensor, *, max_rows: int) -> None:
-        self._pool = pool
-        self._flags = torch.zeros(max_rows, dtype=torch.int32, device=pool.device)
+    def __init__(self, pool: torch.Tensor, device: torch.device, *, max_rows: int) -> None:
+        """pool: (N, COLUMNS) of the host, pinned.  max_rows: requests a step can hold."""
+        self._host = pool
+        self._pool = torch.zeros_like(pool, device=device)
+        self._flags = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self._compiled: Any = None
         self._compiled_for: tuple[int, ...] = ()
 
@@ -166,7 +171,7 @@ class TritonMeter:
         fits = (stride, vocabulary, width, logits.data_ptr() % 16, plan.data_ptr() % 16, now.bit_length() > 31)
         grid = (rows, 1, 1)
         arguments = (
-            logits, stride, vocabulary, plan, width, now, self._pool, self._flags,
+            logits, stride, vocabulary, plan, width, now, self._pool, self._host, self._flags,
             LANES, K_MAX, COLUMNS, STAGES, SHIFT, Plan.AT, Plan.WINDOW, Plan.K, Plan.ABORT_BELOW, Plan.BLOCKS,
         )  # fmt: skip
         if fits == self._compiled_for:
@@ -179,8 +184,10 @@ class TritonMeter:
 
     def warm_up(self, vocabulary: int) -> None:
         """Compiles the kernels, so that the first request does not wait for it. Stores into the pool's first slot."""
-        plan = torch.zeros((Plan.BLOCKS + 1, len(self._flags)), dtype=torch.int64, device=self._pool.device)
+        device = self._pool.device
+        plan = torch.zeros((Plan.BLOCKS + 1, len(self._flags)), dtype=torch.int64, device=device)
         plan[Plan.WINDOW, 0] = plan[Plan.K, 0] = 1
-        self(torch.zeros((1, vocabulary), device=self._pool.device), plan, 1, 0, may_abort=True)
-        torch.cuda.synchronize(self._pool.device)
+        self(torch.zeros((1, vocabulary), device=device), plan, 1, 0, may_abort=True)
+        torch.cuda.synchronize(device)
         self._pool[0] = 0.0
+        self._host[0] = 0.0

@@ -76,10 +76,11 @@ class ConfidenceProcessor(LogitsProcessor):
         self._end_token = _end_token(vllm_config)
         wanted = int(os.environ.get("CONFGATE_VLLM_POOL_TOKENS", POOL_TOKENS))
         blocks = max(1, min(wanted, self._batch * (self._longest + BLOCK)) // BLOCK)
-        pool = torch.zeros((blocks * BLOCK, COLUMNS), device=device)
+        pool = torch.zeros((blocks * BLOCK, COLUMNS), pin_memory=device.type == "cuda")
+        meter = self._meter(pool, device)
         self._outbox = Outbox()
         self._recorder = Recorder(
-            pool, self._meter(pool), self._deliver, max_rows=self._batch, max_tokens=self._longest
+            pool, meter, self._deliver, device=device, max_rows=self._batch, max_tokens=self._longest
         )
 
     def is_argmax_invariant(self) -> bool:
@@ -104,12 +105,12 @@ class ConfidenceProcessor(LogitsProcessor):
             self._recorder.step(logits)
         return logits
 
-    def _meter(self, pool: torch.Tensor) -> TorchMeter:
-        if pool.device.type != "cuda":
+    def _meter(self, pool: torch.Tensor, device: torch.device) -> TorchMeter:
+        if device.type != "cuda":
             return TorchMeter(pool)
         from gateway.vllm_plugin.kernels import TritonMeter
 
-        meter = TritonMeter(pool, max_rows=self._batch)
+        meter = TritonMeter(pool, device, max_rows=self._batch)
         meter.warm_up(self._vocabulary)
         return meter  # type: ignore[return-value]  # the same call
 
@@ -129,6 +130,9 @@ class ConfidenceProcessor(LogitsProcessor):
         """Every rank of a tensor-parallel group computes the same; the first one tells."""
         if _first_of_group(self._parallel.tensor_parallel_size):
             self._outbox.send(leaving)
+        else:
+            for one in leaving:
+                one.release()
 
 
 def _end_token(vllm_config: VllmConfig) -> int | None:

@@ -67,13 +67,14 @@ def summary(values: npt.NDArray[np.float32], window: int) -> dict[str, dict[str,
     groups[:, 1:] -= total[:, :-window]
     least = max(1, int(BOTTOM * groups.shape[1]))
     mean, smallest, largest, lowest_group, bottom_groups, tail = told = np.empty((len(VIEWS), len(SIGNALS)))
-    np.divide(total[:, -1], length, out=mean)
+    mean[:] = total[:, -1]
     np.minimum.reduce(rows, axis=1, out=smallest)
     np.maximum.reduce(rows, axis=1, out=largest)
-    np.divide(groups[:, -1], window, out=tail)
+    tail[:] = groups[:, -1]
     groups.partition(least - 1, axis=1)
     bottom = groups[:, :least]
-    np.divide(np.minimum.reduce(bottom, axis=1), window, out=lowest_group)
-    np.divide(np.add.reduce(bottom, axis=1), least * window, out=bottom_groups)
+    np.minimum.reduce(bottom, axis=1, out=lowest_group)
+    np.add.reduce(bottom, axis=1, out=bottom_groups)
+    told /= np.array((length, 1, 1, window, least * window, window))[:, None]
     by_signal = np.round(told.T, DECIMALS).tolist()
     return {signal: dict(zip(VIEWS, row, strict=True)) for signal, row in zip(SIGNALS, by_signal, strict=True)}

@@ -36,8 +36,8 @@ STEPS, ROUNDS = 50, 7
 def on_gpu(module: ModuleType, logits: torch.Tensor) -> float:
     """Microseconds of the kernel itself, a step."""
     rows = len(logits)
-    pool = torch.zeros((rows * BLOCK, COLUMNS), device="cuda")
-    meter = module.TritonMeter(pool, max_rows=rows)
+    pool = torch.zeros((rows * BLOCK, COLUMNS), pin_memory=True)
+    meter = module.TritonMeter(pool, logits.device, max_rows=rows)
     plan = torch.zeros((Plan.BLOCKS + 1, rows), dtype=torch.int64, device="cuda")
     plan[Plan.WINDOW], plan[Plan.K], plan[Plan.BLOCKS] = 32, K_MAX, torch.arange(rows)
     for _ in range(3):
@@ -56,8 +56,9 @@ def on_gpu(module: ModuleType, logits: torch.Tensor) -> float:
 def on_cpu(module: ModuleType, logits: torch.Tensor, *, changing: bool) -> float:
     """Microseconds of the engine's thread, a step. changing: the batch is another one at each step."""
     rows = len(logits)
-    pool = torch.zeros((rows * BLOCK, COLUMNS), device="cuda")
-    here = Recorder(pool, module.TritonMeter(pool, max_rows=rows), lambda _: None, max_rows=rows, max_tokens=BLOCK)
+    pool = torch.zeros((rows * BLOCK, COLUMNS), pin_memory=True)
+    meter = module.TritonMeter(pool, logits.device, max_rows=rows)
+    here = Recorder(pool, meter, lambda _: None, device=logits.device, max_rows=rows, max_tokens=BLOCK)
     outputs: list[list[int]] = [[] for _ in range(rows)]
     for row, output in enumerate(outputs):
         here.add(row, Seat(Wanted(id="x"), True, 0, 0, output, 0))

@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "top 5 over HTTP": {"logprobs": True, "top_logprobs": 5},
     "top 20 over HTTP": {"logprobs": True, "top_logprobs": 20},
 }
-REPEATED = ("no log-probs", "in engine, summary", "in engine, arrays")
+REPEATED = ("no log-probs", "in engine, summary")
 
 
 def bodies(model: str, n: int, lengths: tuple[int, int], more: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The Triton kernels, held to their definition in PyTorch."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,10 +31,15 @@ def plan(device: str, abort_below: float) -> torch.Tensor:
     return made.to(device)
 
 
-def pools(device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Twice the same, full of what other tokens left there."""
-    seen = torch.rand((BLOCKS << SHIFT, COLUMNS), device=device)
-    return seen, seen.clone()
+def meters() -> tuple[Any, TorchMeter, torch.Tensor, torch.Tensor]:
+    """The kernels and their definition, and where each stores; both have stored the same of earlier tokens."""
+    from gateway.vllm_plugin.kernels import TritonMeter
+
+    pool = torch.rand((BLOCKS << SHIFT, COLUMNS))
+    got, want = pool.pin_memory(), pool.cuda()
+    kernels = TritonMeter(got, want.device, max_rows=64)
+    kernels._pool.copy_(pool)
+    return kernels, TorchMeter(want), got, want
 
 
 def drawn(kind: str, vocabulary: int, lanes: int, device: str) -> torch.Tensor:
@@ -53,40 +60,37 @@ def drawn(kind: str, vocabulary: int, lanes: int, device: str) -> torch.Tensor:
 @pytest.mark.parametrize("vocabulary", [300, 1024, 4096, 50257, 151936])
 @pytest.mark.parametrize("kind", ["normal", "peaked", "half precision", "ruled out", "uniform", "one lane"])
 def test_the_kernels_store_what_pytorch_stores(vocabulary: int, kind: str) -> None:
-    from gateway.vllm_plugin.kernels import LANES, TritonMeter
+    from gateway.vllm_plugin.kernels import LANES
 
     logits = drawn(kind, vocabulary, LANES, "cuda")
-    got, want = pools("cuda")
     told = plan("cuda", float("-inf"))
-    kernels, definition = TritonMeter(got, max_rows=64), TorchMeter(want)
+    kernels, definition, got, want = meters()
     for now in range(3):  # the first finds the compiled kernel, the others use it
         kernels(logits, told, ROWS, now, may_abort=False)
         definition(logits, told, ROWS, now, may_abort=False)
-    torch.testing.assert_close(got[:, :KEPT], want[:, :KEPT], rtol=2e-5, atol=2e-5)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(got[:, :KEPT], want[:, :KEPT].cpu(), rtol=2e-5, atol=2e-5)
 
 
 def test_the_kernel_found_once_is_not_used_for_logits_that_it_was_not_compiled_for() -> None:
-    from gateway.vllm_plugin.kernels import TritonMeter
-
-    got, want = pools("cuda")
     told = plan("cuda", float("-inf"))
-    kernels, definition = TritonMeter(got, max_rows=64), TorchMeter(want)
+    kernels, definition, got, want = meters()
     memory = torch.randn((ROWS * 50257 + 1,), device="cuda")
     aligned, not_aligned = (memory[at : at + ROWS * 50257].view(ROWS, 50257) for at in (0, 1))
     for now, logits in enumerate((aligned, not_aligned, aligned[:, :50000], not_aligned[:, :300])):
         kernels(logits, told, ROWS, now, may_abort=False)
         definition(logits, told, ROWS, now, may_abort=False)
-    torch.testing.assert_close(got[:, :KEPT], want[:, :KEPT], rtol=2e-5, atol=2e-5)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(got[:, :KEPT], want[:, :KEPT].cpu(), rtol=2e-5, atol=2e-5)
 
 
 def test_rows_that_give_up_are_left_their_end_token_and_the_others_their_bytes() -> None:
-    from gateway.vllm_plugin.kernels import TritonMeter
-
     logits = torch.randn((ROWS, 151936), device="cuda")
     before = logits.clone()
     told = plan("cuda", float("-inf"))
     told[Plan.ABORT_BELOW, 3] = torch.tensor(1e9, dtype=torch.float64).view(torch.int64)
-    TritonMeter(pools("cuda")[0], max_rows=64)(logits, told, ROWS, 0, may_abort=True)
+    kernels, *_ = meters()
+    kernels(logits, told, ROWS, 0, may_abort=True)
     assert int(logits[3].argmax()) == 7
     assert int(torch.isfinite(logits[3]).sum()) == 1
     others = [row for row in range(ROWS) if row != 3]

@@ -74,7 +74,7 @@ class Engine:
                 whole[TOKENS - 1, ABORTED] = 1.0
             for start, stop in self.pieces:
                 seat = Seat(wanted, True, 0, choice, [], start, written=stop - start)
-                self.outbox.send([Leaving(seat, whole[start:stop], None)])
+                self.outbox.send([Leaving(seat, [whole[start:stop]], None, lambda: None)])
 
     def answer(self, body: dict[str, Any], n: int) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []

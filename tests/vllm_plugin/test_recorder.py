@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -40,6 +41,13 @@ class Request:
     length: int
     wants: bool
     output: list[int] = field(default_factory=list)
+
+
+class Read(NamedTuple):
+    """What arrived of a request that left the batch. records: (T, COLUMNS)."""
+
+    seat: Seat
+    records: npt.NDArray[np.float32]
 
 
 class Batch:
@@ -103,13 +111,20 @@ class Batch:
 
 
 @pytest.fixture
-def delivered() -> list[Leaving]:
+def delivered() -> list[Read]:
     return []
 
 
-def make(delivered: list[Leaving], *, blocks: int = 64, rows: int = 16, tokens: int = 1000) -> Recorder:
+def make(delivered: list[Read], *, blocks: int = 64, rows: int = 16, tokens: int = 1000) -> Recorder:
     pool = torch.zeros((blocks * BLOCK, COLUMNS))
-    return Recorder(pool, TorchMeter(pool), delivered.extend, max_rows=rows, max_tokens=tokens)
+
+    def deliver(leaving: list[Leaving]) -> None:
+        for one in leaving:
+            records = np.frombuffer(one.read(), np.float32).reshape(-1, COLUMNS)
+            assert len(records) == one.seat.written
+            delivered.append(Read(one.seat, records))
+
+    return Recorder(pool, TorchMeter(pool), deliver, device=pool.device, max_rows=rows, max_tokens=tokens)
 
 
 def run(chance: random.Random, requests: list[Request], recorder: Recorder, wanted: Wanted) -> None:
@@ -142,25 +157,20 @@ def run(chance: random.Random, requests: list[Request], recorder: Recorder, want
                 request.output.append(-1)
 
 
-def joined(delivered: list[Leaving]) -> dict[int, dict[int, float]]:
+def joined(delivered: list[Read]) -> dict[int, dict[int, float]]:
     """Per request: the top log-prob recorded at each token; the same token twice would show as two values."""
     found: dict[int, dict[int, float]] = {}
-    for leaving in delivered:
-        for nth, values in enumerate(pages(leaving)):
-            at = leaving.seat.start + nth
-            assert at not in found.setdefault(leaving.seat.choice, {})
-            found[leaving.seat.choice][at] = float(values[TOP1])
+    for read in delivered:
+        for nth, values in enumerate(read.records):
+            at = read.seat.start + nth
+            assert at not in found.setdefault(read.seat.choice, {})
+            found[read.seat.choice][at] = float(values[TOP1])
     return found
-
-
-def pages(leaving: Leaving) -> Iterator[torch.Tensor]:
-    assert len(leaving.records) == leaving.seat.written
-    yield from leaving.records
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_request_gets_exactly_its_own_records_through_moves_swaps_and_preemptions(
-    seed: int, delivered: list[Leaving]
+    seed: int, delivered: list[Read]
 ) -> None:
     chance = random.Random(seed)
     requests = [Request(n, chance.randrange(1, 200), chance.random() < 0.8) for n in range(60)]
@@ -177,7 +187,7 @@ def test_every_request_gets_exactly_its_own_records_through_moves_swaps_and_pree
     assert recorder.free_blocks == free, "a block was lost"
 
 
-def test_two_rows_taken_for_each_other_do_not_go_unseen(delivered: list[Leaving]) -> None:
+def test_two_rows_taken_for_each_other_do_not_go_unseen(delivered: list[Read]) -> None:
     """The test above sees a wrong mapping: with one swap hidden from the recorder its values differ."""
     recorder = make(delivered)
     one, other = Request(1, 10, True), Request(2, 10, True)
@@ -188,11 +198,11 @@ def test_two_rows_taken_for_each_other_do_not_go_unseen(delivered: list[Leaving]
     one.output.append(-1)
     recorder.remove(0)
     recorder.arrange()
-    assert abs(float(next(pages(delivered[0]))[TOP1]) - signature(1, 0)) > 5e-4
+    assert abs(float(delivered[0].records[0, TOP1]) - signature(1, 0)) > 5e-4
 
 
 def test_the_device_is_told_again_only_when_the_batch_has_changed_or_a_request_needs_a_block(
-    delivered: list[Leaving],
+    delivered: list[Read],
 ) -> None:
     recorder = make(delivered, tokens=3 * BLOCK)
     send, told = recorder._send_plan, []
@@ -212,7 +222,7 @@ def test_the_device_is_told_again_only_when_the_batch_has_changed_or_a_request_n
     assert told == [0, 4, 21, BLOCK, BLOCK + 1]
 
 
-def test_an_answer_longer_than_a_block_keeps_all_its_records_in_their_order(delivered: list[Leaving]) -> None:
+def test_an_answer_longer_than_a_block_keeps_all_its_records_in_their_order(delivered: list[Read]) -> None:
     recorder = make(delivered, tokens=3 * BLOCK)
     requests = [Request(n, 2 * BLOCK + 3 - 700 * n, True) for n in range(3)]
     run(random.Random(1), requests, recorder, Wanted(id="x"))
@@ -223,7 +233,7 @@ def test_an_answer_longer_than_a_block_keeps_all_its_records_in_their_order(deli
 
 
 def test_a_full_pool_loses_the_confidence_of_the_newcomer_and_says_so_and_nobody_elses(
-    delivered: list[Leaving],
+    delivered: list[Read],
 ) -> None:
     recorder = make(delivered, blocks=1)
     outputs: list[list[int]] = [[], []]
@@ -237,12 +247,29 @@ def test_a_full_pool_loses_the_confidence_of_the_newcomer_and_says_so_and_nobody
     recorder.remove(0)
     recorder.remove(1)
     recorder.arrange()
-    assert [bool(leaving.seat.lost) for leaving in delivered] == [False, True]
+    assert [bool(read.seat.lost) for read in delivered] == [False, True]
     assert joined(delivered[:1])[0][2] == pytest.approx(signature(0, 2), abs=2e-6)
     assert recorder.free_blocks == 1
 
 
-def test_giving_up_waits_for_a_full_window_and_marks_the_token(delivered: list[Leaving]) -> None:
+def test_a_block_is_taken_again_only_when_its_records_have_been_read(delivered: list[Read]) -> None:
+    recorder, kept = make(delivered, blocks=2), []
+    recorder._deliver = kept.extend
+    for number in range(3):
+        output: list[int] = []
+        recorder.add(0, Seat(Wanted(id="x"), True, END, number, output, 0))
+        recorder.arrange()
+        recorder.step(row(number, 0)[None])
+        output.append(-1)
+        recorder.remove(0)
+        recorder.arrange()
+    assert [one.seat.lost == "" for one in kept] == [True, True, False]
+    firsts = [np.frombuffer(one.read(), np.float32)[TOP1] for one in kept[:2]]
+    np.testing.assert_allclose(firsts, [signature(0, 0), signature(1, 0)], atol=2e-6)
+    assert recorder.free_blocks == 2
+
+
+def test_giving_up_waits_for_a_full_window_and_marks_the_token(delivered: list[Read]) -> None:
     recorder = make(delivered)
     output: list[int] = []
     recorder.add(0, Seat(Wanted(id="x", window=4, abort_below=1e6), True, END, 0, output, 0))
@@ -256,4 +283,4 @@ def test_giving_up_waits_for_a_full_window_and_marks_the_token(delivered: list[L
     recorder.remove(0)
     recorder.arrange()
     assert ends == [False, False, False, True]
-    assert [float(r[ABORTED]) for r in pages(delivered[0])] == [0.0, 0.0, 0.0, 1.0]
+    assert delivered[0].records[:, ABORTED].tolist() == [0.0, 0.0, 0.0, 1.0]
