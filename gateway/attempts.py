@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from gateway import confidence
 from gateway.errors import BadTrace
-from gateway.nouns import HARMLESS, Ask, Completion, Evidence, Hear, Piece, Streaming, Tier, TokenTrace, Verdict
+from gateway.nouns import (
+    HARMLESS,
+    TOLD_WHOLE,
+    Ask,
+    Completion,
+    Evidence,
+    Hear,
+    Piece,
+    Streaming,
+    Tier,
+    TokenTrace,
+    Verdict,
+)
 from gateway.resilience.guard import Turn
 
 
@@ -68,6 +80,8 @@ def as_due(tier: Tier, ask: Ask, *, last: bool) -> Attempt:
     """How a tier is asked for an answer that nobody hears before it is decided on: whole, or watched where the policy
     gives up answers early and this one could be accepted at all."""
     if last or not tier.abort_epsilon or tier.early_abort is None or tier.threshold is None:
+        return whole
+    if ask.needs & TOLD_WHOLE:
         return whole
     bounds = tier.early_abort.at(tier.threshold, tier.abort_epsilon)
     able = isinstance(tier.engine, Streaming) and tier.calibrator is not None

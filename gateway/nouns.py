@@ -86,10 +86,12 @@ class Ability(StrEnum):
     RAW_PROMPT = "completions"  # a text to go on with, without a chat template around it
     SAMPLER = "sampler"  # vLLM's samplers beside OpenAI's
     WITH_IDS = "token_ids"  # told with the answer
+    WITH_EXTRAS = "extras"  # what was thought before it, and what it stopped at
 
 
+TOLD_WHOLE = frozenset({Ability.WITH_IDS, Ability.WITH_EXTRAS})  # by replies, and by no stream
 # These change nothing about what a calibrator may say; a sampler is looked at in its own right.
-HARMLESS = frozenset({Ability.SAMPLER, Ability.WITH_IDS})
+HARMLESS = frozenset({Ability.SAMPLER, *TOLD_WHOLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +300,8 @@ class Completion:
     clamped_tokens: how many tokens carry the engine's floor instead of a log-prob (vLLM sends -9999 for -infinity).
     calls: what the model wants called; the trace is then of all that it wrote, not of the text alone.
     prompt_token_ids, token_ids: where the Ask wanted them.
+    reasoning: what was thought before the answer, where a server keeps it apart.  stop_reason: the stop string or token
+    id that ended it, as the server tells it.
     """
 
     text: str
@@ -313,6 +317,8 @@ class Completion:
     calls: tuple[ToolCall, ...] = ()
     prompt_token_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+    reasoning: str = ""
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

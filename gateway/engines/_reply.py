@@ -111,6 +111,7 @@ class BareChoice(msgspec.Struct):
     message: Message
     finish_reason: str | None = None
     token_ids: list[int] | None = None
+    stop_reason: Any = None
 
 
 class Choice(BareChoice):
@@ -155,6 +156,8 @@ class Answered(msgspec.Struct, frozen=True):
     calls: tuple[ToolCall, ...] = ()
     prompt_token_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+    reasoning: str = ""
+    stop_reason: str | int | None = None
 
 
 def read(body: bytes, ask: Ask, engine: str) -> Answered:
@@ -167,12 +170,23 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
     if text is None and not calls and not thought(choice.message):
         raise EngineGarbled(engine, "a reply without a text")
     answered = assemble(text or "", entries, reason, reply.model, usage, ask, no_trace, engine, confidence, calls)
+    answered = with_extras(answered, thought(choice.message), choice.stop_reason)
     return with_ids(answered, reply.prompt_token_ids, choice.token_ids)
 
 
-def thought(message: Message) -> bool:
-    """Whether tokens were spent on thinking, so that no text at all is an answer that was not come to."""
-    return bool(message.reasoning or message.reasoning_content)
+def thought(message: Message) -> object:
+    """What was thought, nothing if nothing was. Where tokens were spent on it, no text at all is an answer that was not
+    come to."""
+    return message.reasoning or message.reasoning_content
+
+
+def with_extras(answered: Answered, reasoning: object, stop_reason: object) -> Answered:
+    """The same with what the server told beside it, as far as that can be what it is said to be."""
+    reasoning = reasoning if isinstance(reasoning, str) else ""
+    stop_reason = stop_reason if isinstance(stop_reason, str | int) and not isinstance(stop_reason, bool) else None
+    if not reasoning and stop_reason is None:
+        return answered
+    return msgspec.structs.replace(answered, reasoning=reasoning, stop_reason=stop_reason)
 
 
 def calls_of(message: Message, ask: Ask) -> tuple[ToolCall, ...]:

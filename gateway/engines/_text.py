@@ -7,6 +7,8 @@ they become what a chat completion would have said, and all the rest is as for t
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from gateway.engines import _reply, _stream
@@ -30,6 +32,7 @@ class Choice(msgspec.Struct):
     logprobs: msgspec.Raw = msgspec.Raw(b"null")  # read apart: what is wrong in it costs the confidence alone
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    stop_reason: Any = None
 
 
 class Reply(msgspec.Struct):
@@ -88,6 +91,7 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
     answered = _reply.assemble(
         choice.text, told, choice.finish_reason, reply.model, reply.usage or Usage(), ask, why, engine
     )
+    answered = _reply.with_extras(answered, None, choice.stop_reason)
     return _reply.with_ids(answered, choice.prompt_token_ids, choice.token_ids)
 
 

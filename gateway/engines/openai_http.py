@@ -27,7 +27,7 @@ from gateway.errors import (
     EngineSlow,
     EngineTooSmall,
 )
-from gateway.nouns import GREEDY, Ability, Ask, Completion, Hear, Message, Piece, Sampling, TokenTrace
+from gateway.nouns import GREEDY, TOLD_WHOLE, Ability, Ask, Completion, Hear, Message, Piece, Sampling, TokenTrace
 from gateway.resilience.limit import Limit
 from gateway.written import SecretReference, read_secret, wrong
 
@@ -51,7 +51,7 @@ Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$"), AfterVal
 class Options(engines.Options):
     """A server, and the name of one model that it serves."""
 
-    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.RAW_PROMPT, Ability.SAMPLER, Ability.WITH_IDS})
+    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.RAW_PROMPT, Ability.SAMPLER, *TOLD_WHOLE})
     forwards: ClassVar[bool] = True
 
     kind: Literal["openai_http"]
@@ -147,7 +147,7 @@ class OpenAIHttp:
 
     async def complete(self, ask: Ask) -> Completion:
         """One answer. Raises EngineError leaves only; a cancelled call closes its connection."""
-        if self._options.whole_by == "stream" and Ability.WITH_IDS not in ask.needs:  # a stream tells no ids
+        if self._options.whole_by == "stream" and not ask.needs & TOLD_WHOLE:
             return await self.stream(ask, unheard)
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -194,6 +194,8 @@ class OpenAIHttp:
             answered.calls,
             answered.prompt_token_ids,
             answered.token_ids,
+            answered.reasoning,
+            answered.stop_reason,
         )
 
     async def _listen(self, ask: Ask, hear: Hear) -> _reply.Answered:

@@ -61,7 +61,13 @@ def answer(kind: str, part: Json) -> Json:
     choice: Json = {
         "type": "object",
         "required": ["index", "finish_reason", "logprobs", *part],
-        "properties": {"index": {"type": "integer"}, "finish_reason": FINISH, "logprobs": MAYBE} | part,
+        "properties": {
+            "index": {"type": "integer"},
+            "finish_reason": FINISH,
+            "logprobs": MAYBE,
+            "stop_reason": {"type": ["string", "integer", "null"], "description": "on demand: route.extras"},
+        }
+        | part,
     }
     counts = ("prompt_tokens", "completion_tokens", "total_tokens")
     return {
@@ -93,6 +99,7 @@ MESSAGE: Json = {
         "content": {"type": ["string", "null"]},
         "refusal": {"type": "null"},
         "tool_calls": {"type": "array", "items": {"type": "object"}},
+        "reasoning": {"type": ["string", "null"], "description": "on demand: route.extras"},
     },
 }
 

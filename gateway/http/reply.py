@@ -146,7 +146,14 @@ def whole(answer: Answer, call: Call) -> bytes:
 
 def choice(number: int, completion: Completion, call: Call) -> Json:
     told = call.form.choice(number, completion, call.request)
-    return told | {"token_ids": completion.token_ids} if call.request.return_token_ids else told
+    if call.request.return_token_ids:
+        told["token_ids"] = completion.token_ids
+    for extra in call.request.extras:
+        if extra == "stop_reason":
+            told["stop_reason"] = completion.stop_reason
+        elif "message" in told:  # a raw prompt is gone on with, and nothing thought before
+            told["message"]["reasoning"] = completion.reasoning or None
+    return told
 
 
 def asked(request: Request) -> bool:

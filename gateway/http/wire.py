@@ -5,7 +5,7 @@ The fields of chat completions are here, and those that OpenAI's older completio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -18,7 +18,7 @@ from gateway.written import unknown
 
 VLLM_SAMPLER = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
 SAMPLER_FIELDS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", *VLLM_SAMPLER)
-ABLE = frozenset({*VLLM_SAMPLER, "return_token_ids"})  # of every request: what not every tier can do
+ABLE = frozenset({*VLLM_SAMPLER, "return_token_ids", "route"})  # of every request: what not every tier can do
 SAMPLING_FIELDS = frozenset(SAMPLER_FIELDS) | {"seed", "stop"}
 
 # Never taken: each would let a client run code, reach an address or read memory on the model server.
@@ -234,6 +234,9 @@ class RouteOptions(BaseModel):
     max_tier: str | None = Field(default=None, max_length=128, description="stop at this tier")
     budget_usd: float | None = Field(default=None, ge=0, description="ask no tier that may exceed it")
     deadline_seconds: float | None = Field(default=None, gt=0)
+    extras: list[Literal["reasoning", "stop_reason"]] | None = Field(
+        default=None, max_length=2, description="of the server's, to be told with a whole answer"
+    )
 
 
 # Objects of ours, or of few words, where a word that means nothing is a mistake. Elsewhere it is ignored, and told.
@@ -311,6 +314,11 @@ class Request(BaseModel):
             return []
         return sorted(name for name in extra if extra[name] is not None and name not in UNSUPPORTED)
 
+    @property
+    def extras(self) -> Sequence[str]:
+        """What of the server's is to be told beside the answer."""
+        return (self.route and self.route.extras) or ()
+
     def check(self, server: Server) -> None:
         """Rules about more than one field. Raises RequestError."""
         if self.stream_options is not None and not self.stream:
@@ -319,6 +327,8 @@ class Request(BaseModel):
             raise RequestError(400, f"n may be at most {server.max_choices} here.", param="n")
         if self.return_token_ids and self.stream:
             raise RequestError(400, "return_token_ids needs a whole answer, not a stream.", param="return_token_ids")
+        if self.stream and self.extras:
+            raise RequestError(400, "route.extras needs a whole answer, not a stream.", param="route.extras")
         if self.min_tokens and self.tokens_wanted is not None and self.min_tokens > self.tokens_wanted:
             raise RequestError(400, "min_tokens may not exceed the most tokens wanted.", param="min_tokens")
 
@@ -351,6 +361,8 @@ class Request(BaseModel):
             told[Ability.SAMPLER] = vllm[0]
         if self.return_token_ids:
             told[Ability.WITH_IDS] = "return_token_ids"
+        if self.extras:
+            told[Ability.WITH_EXTRAS] = "route.extras"
         return told
 
     def fields_passed_on(self, needs: Mapping[Ability, str]) -> dict[str, Any]:  # noqa: ARG002  chats look at them

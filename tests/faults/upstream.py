@@ -53,6 +53,7 @@ class Plan:
     pause: before every event of a stream but the first, s.  repeat: how often the text is said.
     gate: held back until the test opens a gate of this name; before: so many events of a stream.
     calls: instead of the text, functions to be called, [name, arguments] each, if the request brought tools.
+    reasoning, stop_reason: as vLLM tells them.
     """
 
     fault: str = ""
@@ -65,6 +66,8 @@ class Plan:
     repeat: int = 1
     times: int | None = None
     calls: list[list[str]] = field(default_factory=list)
+    reasoning: Any = None
+    stop_reason: Any = None
     template_tokens: int = 0
     hold: Callable[[], Awaitable[None]] | None = field(default=None, init=False)
 
@@ -240,7 +243,7 @@ def completion(body: dict[str, Any], plan: Plan) -> dict[str, Any]:
     if "prompt" in body:
         return text_completion(body, plan, tokens)
     entries = [spoken(token, plan.nats, body.get("top_logprobs", 0)) for token in told]
-    message: dict[str, Any] = {"role": "assistant", "content": plan.text}
+    message: dict[str, Any] = {"role": "assistant", "content": plan.text, "reasoning": plan.reasoning}
     if body.get("tools") and plan.calls:
         message |= {"content": None, "tool_calls": called(plan)}
     return {
@@ -254,7 +257,7 @@ def completion(body: dict[str, Any], plan: Plan) -> dict[str, Any]:
                 "message": message,
                 "logprobs": {"content": entries} if body.get("logprobs") else None,
                 "finish_reason": "tool_calls" if message["content"] is None else "stop",
-                "stop_reason": None,
+                "stop_reason": plan.stop_reason,
                 **({"token_ids": [ord(token[-1]) for token in tokens]} if body.get("return_token_ids") else {}),
             }
         ],
@@ -285,7 +288,15 @@ def text_completion(body: dict[str, Any], plan: Plan, tokens: list[str]) -> dict
         "object": "text_completion",
         "created": 1,
         "model": body["model"],
-        "choices": [{"index": 0, "text": plan.text, "logprobs": None if k is None else told, "finish_reason": "stop"}],
+        "choices": [
+            {
+                "index": 0,
+                "text": plan.text,
+                "logprobs": None if k is None else told,
+                "finish_reason": "stop",
+                "stop_reason": plan.stop_reason,
+            }
+        ],
         "usage": {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 7 + len(tokens)},
     }
 

@@ -50,7 +50,7 @@ def watching(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def post(gateway: Gateway, body: dict[str, Any]) -> httpx2.Response:
-    return httpx2.post(f"{gateway.url}/v1/chat/completions", json=body | {"route": {"debug": True}}, timeout=PATIENCE)
+    return httpx2.post(f"{gateway.url}/v1/chat/completions", json={"route": {"debug": True}} | body, timeout=PATIENCE)
 
 
 def test_a_hopeless_answer_is_cancelled_and_the_next_tier_asked_at_once(watching: Gateway, upstream: Upstream) -> None:
@@ -107,6 +107,16 @@ def test_it_is_off_unless_a_policy_says_so(upstream: Upstream, tmp_path: Path) -
         answer = post(gateway, ask({"text": "a wrong one of six words", "nats": UNSURE}, {"text": "43"}))
     assert not answer.json()["route"]["hops"][0]["given_up"]
     assert not upstream.asked("small")[0].body["stream"]
+
+
+@pytest.mark.parametrize("wanted", [{"return_token_ids": True}, {"route": {"debug": True, "extras": ["reasoning"]}}])
+def test_what_only_a_whole_reply_tells_is_waited_for(
+    wanted: dict[str, Any], watching: Gateway, upstream: Upstream
+) -> None:
+    answer = post(watching, ask({"text": "one two three four", "nats": SURE, "reasoning": "well"}) | wanted)
+    assert [seen.body["stream"] for seen in upstream.asked("small")] == [False]
+    choice = answer.json()["choices"][0]
+    assert choice.get("token_ids") or choice["message"]["reasoning"] == "well"
 
 
 def test_an_answer_that_broke_off_was_paid_for_too(watching: Gateway) -> None:

@@ -201,6 +201,31 @@ def test_vllms_samplers_go_through_and_cost_the_confidence(
     assert wrong.json()["error"]["param"].split(".")[0] == name
 
 
+def test_what_the_server_told_beside_its_answer_is_told_on_demand(http: httpx2.Client, upstream: Upstream) -> None:
+    told = {"nats": SURE, "reasoning": "6 times 7", "stop_reason": "###"}
+    both = {"extras": ["reasoning", "stop_reason"]}
+    served = http.post("/v1/chat/completions", json=ask(told, route=both, n=2))
+    assert served.headers["x-route-reason"] == "confident", "it says nothing else about the answer"
+    for choice in served.json()["choices"]:
+        assert (choice["message"]["reasoning"], choice["stop_reason"]) == ("6 times 7", "###")
+    unasked = http.post("/v1/chat/completions", json=ask(told))
+    assert "6 times 7" not in unasked.text
+    assert "stop_reason" not in unasked.json()["choices"][0]
+    token = http.post("/v1/chat/completions", json=ask({"stop_reason": 7}, route={"extras": ["stop_reason"]})).json()
+    assert token["choices"][0]["stop_reason"] == 7
+    assert "reasoning" not in token["choices"][0]["message"]
+    odd = http.post("/v1/chat/completions", json=ask({"reasoning": {"x": 1}, "stop_reason": [1]}, route=both)).json()
+    assert (odd["choices"][0]["message"]["reasoning"], odd["choices"][0]["stop_reason"]) == (None, None)
+    text = json.dumps({"small": told})
+    raw = http.post("/v1/completions", json={"model": "cheap", "prompt": text, "route": both}).json()["choices"][0]
+    assert (raw["stop_reason"], "reasoning" in raw) == ("###", False)
+    for wrong in ({"stream": True, "route": both}, {"route": {"extras": ["kv_transfer_params"]}}):
+        refused = http.post("/v1/chat/completions", json=ask() | wrong)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"].startswith("route.extras")
+    assert not [seen for seen in upstream.asked("small") if "extras" in seen.body or "route" in seen.body]
+
+
 def test_token_ids_come_with_whole_answers_when_asked_for(http: httpx2.Client, upstream: Upstream) -> None:
     answer = http.post("/v1/chat/completions", json=ask({"nats": SURE}, return_token_ids=True))
     told = answer.json()
