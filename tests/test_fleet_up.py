@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,20 @@ def test_a_server_that_dies_is_started_again_and_the_others_are_left_alone(tmp_p
         assert "ended with 137; starting it again in 0.3 s" in fleet.said()
 
 
+def test_the_gateway_reads_its_file_again_when_told_and_is_started_again_when_it_dies(tmp_path: Path) -> None:
+    with up(tmp_path, config(1)) as fleet:
+        until(fleet.answers, "the gateway")
+        more = {"policies": fleet.written["policies"] | {"second": {"steps": [{"tier": "tier-0"}]}}}
+        (tmp_path / "cascade.yaml").write_text(json.dumps(fleet.written | more))
+        fleet.process.send_signal(signal.SIGHUP)
+        until(lambda: "auto:second" in httpx2.get(f"{fleet.gateway()}/v1/models", timeout=PATIENCE).text, "the reload")
+        keeper = re.findall(r"gateway: starting pid (\d+)", fleet.said())
+        os.kill(int(keeper[0]), signal.SIGKILL)
+        until(lambda: "gateway: ready" in fleet.said().partition("gateway: died")[2], "the gateway's restart")
+        assert fleet.answers()
+        assert len(fleet.pids()) == 1, "its server was left alone"
+
+
 def test_starts_that_fail_are_tried_again_with_growing_pauses(tmp_path: Path) -> None:
     count = str(tmp_path / "count")
     with up(tmp_path, config(1), "--no-gateway", STAND_IN_CRASHES="2", STAND_IN_COUNT=count) as fleet:
@@ -295,6 +309,38 @@ def test_whoever_takes_a_dead_servers_port_is_waited_for(tmp_path: Path) -> None
         "starting", "ready", "died", "died", "starting", "ready", "stopping", "stopped"
     ]  # fmt: skip
     assert f"cannot listen on 127.0.0.1:{job.port}" in seen[3]
+
+
+@pytest.mark.parametrize(("steady_seconds", "pauses"), [(0.0, ["0.1", "0.1", "0.1"]), (1e9, ["0.1", "0.2", "0.4"])])
+def test_a_server_that_ran_for_long_is_started_again_without_the_delay_of_earlier_deaths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steady_seconds: float, pauses: list[str]
+) -> None:
+    monkeypatch.setattr(supervise, "STEADY_SECONDS", steady_seconds)
+    told = tmp_path / "told"
+    job, stop, seen = kept(tmp_path, STAND_IN_TOLD=str(told)), asyncio.Event(), []
+
+    def note(_: str, event: str, detail: str) -> None:
+        if event == "died":
+            seen.append(detail.split()[-2])
+        if event == "ready" and len(seen) < 3:
+            os.kill(int(told.read_text().split()[-1]), signal.SIGKILL)
+        elif event == "ready":
+            stop.set()
+
+    asyncio.run(supervise.run([job], None, backoff=Backoff(0.1, 9), note=note, stop=stop, hangup=asyncio.Event()))
+    assert seen == pauses
+
+
+def test_a_server_that_serves_another_model_is_not_ready(tmp_path: Path) -> None:
+    job = replace(kept(tmp_path), lists="another", start_seconds=3.0, stop_seconds=0.1)
+    stop, backoff = asyncio.Event(), Backoff(0.1, 0.1)
+
+    def note(_: str, event: str, __: str) -> None:
+        if event == "ready":
+            stop.set()
+
+    with pytest.raises(supervise.StartFailed, match="tier-0 was not ready after 3 s"):
+        asyncio.run(supervise.run([job], None, backoff=backoff, note=note, stop=stop, hangup=asyncio.Event()))
 
 
 def test_whoever_waits_hears_how_long_and_what_the_log_says_last(

@@ -127,8 +127,9 @@ def place(wishes: Sequence[Wish], devices: Sequence[Device], headroom: float) ->
         return None
     servers = []
     for wish, need, positions in zip(wishes, needs, where, strict=True):
-        least = min(devices[position].total for position in positions)
-        share = math.floor((need.total - need.context) / least * 1e4) / 1e4
+        # One share for all its GPUs, which vLLM refuses to start without: no more than needed of the largest.
+        largest = max(devices[position].total for position in positions)
+        share = math.floor((need.total - need.context) / largest * 1e4) / 1e4
         gpus = tuple(devices[position].index for position in positions)
         servers.append(Placed(wish, need, gpus, max(share, 1e-4)))
     return Plan(tuple(devices), headroom, tuple(servers))
