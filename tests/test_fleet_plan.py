@@ -329,8 +329,10 @@ def test_twenty_tiers_on_eight_different_gpus_are_placed_or_refused_without_tryi
     (fewer,) = (remedy for remedy in refused.value.remedies if remedy.startswith("fewer tiers: without "))
     gone = fewer.removeprefix("fewer tiers: without ").split(", ")
     assert plan([w for w in wishes if w.tier not in gone], cards(*(20 + n / 10 for n in range(8))), headroom=0.05)
-    with pytest.raises(Unfit, match="fewer tiers: without"):
-        plan([w for w in wishes if w.tier.endswith("7B")] * 4, cards(22), headroom=0.05)
+    small, large = ([Wish(f"{size}-{n}", serve(), of(size)) for n in range(12)] for size in ("0.5B", "7B"))
+    room = sum(w.need.total for w in small) / GIB / 0.95 + 0.1
+    with pytest.raises(Unfit, match=r"fewer tiers: without 7B-0(, 7B-\d+){11}\n"):
+        plan([*small, *large], cards(room), headroom=0.05)
 
 
 def planned(file: str, **changes: Any) -> launching.Launch:

@@ -132,9 +132,20 @@ def up(folder: Path, written: dict[str, Any], *more: str, **env: str) -> Iterato
 
 
 def test_servers_become_ready_then_the_gateway_serves_and_all_end_in_order(tmp_path: Path) -> None:
-    with up(tmp_path, config(), STAND_IN_START="0.5", STAND_IN_DRAIN="0.5") as fleet:
+    written = config()
+    written["tiers"][0]["engine"]["confidence"] = "engine"
+    with up(tmp_path, written, STAND_IN_START="0.5", STAND_IN_DRAIN="0.5") as fleet:
         until(fleet.answers, "the gateway")
         assert len(fleet.pids("ready")) == 2
+        plugin = str(tmp_path / "logs" / "python")
+        found = {
+            name: Path(f"/proc/{pid}/environ").read_text() for name, event, pid in fleet.events() if event == "start"
+        }
+        assert {name: f"PYTHONPATH={plugin}" in said for name, said in found.items()} == {
+            "tier-0": True,
+            "tier-1": False,
+        }
+        assert Path(plugin, "gateway", "vllm_plugin", "middleware.py").is_file()
         listed = httpx2.get(f"{fleet.gateway()}/v1/models", timeout=PATIENCE).json()
         assert {"tier-0", "tier-1"} <= {model["id"] for model in listed["data"]}
         fleet.process.send_signal(signal.SIGTERM)
