@@ -142,8 +142,11 @@ async def take_hop(
     except EngineError as error:
         return failed(failure(error), error)
     threshold = None if last else tier.threshold
+    first_at = turns[-1].first_at
+    first_seconds = None if first_at is None else first_at - began
     if isinstance(completion, Stopped):
-        return replace(stopped(tier, completion), seconds=now() - began, retried=tuple(retried))
+        hop = stopped(tier, completion)
+        return replace(hop, seconds=now() - began, retried=tuple(retried), first_seconds=first_seconds)
     verdict = (judged or judge)(completion, tier, ask, earlier)
     other = None if judged is not None or tier.rival is None else tier.rival.tier
     return Hop(
@@ -161,6 +164,7 @@ async def take_hop(
         retried=tuple(retried),
         rival_id="" if other is None else other.calibrator_id,
         rival_p=None if other is None else judge(completion, other, ask, earlier).p_correct,
+        first_seconds=first_seconds,
     )
 
 

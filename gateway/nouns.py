@@ -566,6 +566,7 @@ class Hop:
     failed (see error) or its answer was given up before its end. retried: why second attempts were made.
 
     rival_id, rival_p: what the tier's rival makes of the same answer, which decided nothing; "" without one.
+    first_seconds: of an answer that was heard piece by piece, until the first of them.
     """
 
     tier: str
@@ -584,6 +585,7 @@ class Hop:
     given_up: bool = False
     rival_id: str = ""
     rival_p: float | None = None
+    first_seconds: float | None = None
 
 
 @noun(frozen=True, slots=True, eq=False)

@@ -126,6 +126,9 @@ class Meters:
             return meter.create_histogram(f"gen_ai.{name}", unit, told, explicit_bucket_boundaries_advisory=buckets)
 
         self._asking = histogram("client.operation.duration", "s", DURATIONS, "Duration of one tier's turn.")
+        self._chunk = histogram(
+            "client.operation.time_to_first_chunk", "s", DURATIONS, "From a tier's turn to its stream's first piece."
+        )
         self._tokens = histogram("client.token.usage", "{token}", TOKENS, "Tokens of one tier's turn, served or not.")
         self._serving = histogram("server.request.duration", "s", DURATIONS, "Duration of one request.")
         self._first = histogram("server.time_to_first_token", "s", FIRST_TOKEN, "Until a stream's first piece.")
@@ -140,6 +143,8 @@ class Meters:
             asked["gen_ai.request.model"] = hop.tier
             failed = {} if hop.error is None else {"error.type": type(hop.error).__name__}
             self._asking.record(hop.seconds, asked | failed)
+            if hop.first_seconds is not None:
+                self._chunk.record(hop.first_seconds, asked)
             if hop.cost.total_tokens:
                 self._tokens.record(hop.cost.prompt_tokens, asked | {"gen_ai.token.type": "input"})
                 self._tokens.record(hop.cost.completion_tokens, asked | {"gen_ai.token.type": "output"})

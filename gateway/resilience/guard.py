@@ -60,15 +60,19 @@ class Turn:
     """One attempt. fresh: whether it must take a new connection.
 
     prompt_tokens, tokens: of an answer that is heard piece by piece, so far; an attempt that fails was paid for, too.
+    first_at: when its first piece came, seconds on the loop's clock.
     """
 
     def __init__(self, limit: Limit, deadline: float, *, fresh: bool) -> None:
         self.fresh = fresh
         self._limit, self._deadline = limit, deadline
         self.prompt_tokens = self.tokens = 0
+        self.first_at: float | None = None
 
     def spent(self, prompt_tokens: int, tokens: int) -> None:
         """So much by now. prompt_tokens: 0 where the engine has not told."""
+        if self.first_at is None:
+            self.first_at = asyncio.get_running_loop().time()
         self.prompt_tokens, self.tokens = max(self.prompt_tokens, prompt_tokens), tokens
 
     def go_on(self) -> None:

@@ -148,6 +148,8 @@ def test_all_requests_and_turns_are_counted_by_the_names_that_others_use(upstrea
                 ("cheap", "input"): (1, 7), ("cheap", "output"): (1, 5),
                 ("dear", "input"): (2, 14), ("dear", "output"): (2, 3 + 5),
             }  # fmt: skip
+            [(dear, (one, _))] = counted(collector, "client.operation.time_to_first_chunk").items()
+            assert (dear, one) == (("dear",), 1)
             [(n, first)] = counted(collector, "server.time_to_first_token").values()
             [(also, per_token)] = counted(collector, "server.time_per_output_token").values()
             assert (n, also) == (1, 1)
