@@ -96,6 +96,15 @@ def ask(port: int, model: str, **more: Any) -> dict[str, Any]:
         return {"status": error.code, "told": error.read().decode("utf-8", "replace")[:500]}
 
 
+def version_of(port: int) -> str | None:
+    """vLLM's, as a server tells it: the Python that runs this script may not have it."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/version", timeout=30) as reply:
+            return str(json.load(reply).get("version"))
+    except OSError:
+        return None
+
+
 def smi(query: str, gpus: list[str]) -> list[list[str]]:
     """Rows that nvidia-smi prints of these GPUs, of all when none is named; nothing where there is none."""
     these = ["-i", ",".join(gpus)] if gpus else []
@@ -175,6 +184,7 @@ def main() -> None:
             model: ask(args.port + 1 + n, model, temperature=0, vllm_xargs={"confidence": 1})
             for n, model in enumerate(models if args.plugin else [])
         }
+        vllm = version_of(args.port + 1)
         used = smi("--query-gpu=index,memory.total,memory.used", gpus)
         processes = smi("--query-compute-apps=pid,used_memory", gpus)
         with ThreadPoolExecutor(1) as pool:
@@ -200,7 +210,7 @@ def main() -> None:
     left = [row for row in smi("--query-compute-apps=pid,used_memory", gpus) if row[0] in {pid for pid, _ in processes}]
     result = {
         "command": " ".join(["python", *sys.argv]),
-        "versions": {name: servers.installed(name) for name in ("vllm", "torch", "transformers")},
+        "versions": {"vllm": vllm} | {name: servers.installed(name) for name in ("torch", "transformers")},
         "python": platform.python_version(),
         "gpu": before,
         "seconds_until_ready": round(ready, 1),
