@@ -155,6 +155,7 @@ def test_servers_become_ready_then_the_gateway_serves_and_all_end_in_order(tmp_p
         assert not any(map(lives, fleet.pids()))
         said = fleet.said()
         assert said.index("gateway: stopped") < said.index("tier-0: stopping")
+        assert max(said.index(f"tier-{n}: ready") for n in (0, 1)) < said.index("gateway: starting")
     assert (tmp_path / "logs" / "tier-0.log").read_text().startswith("starting tier-0 on GPU 0")
 
 

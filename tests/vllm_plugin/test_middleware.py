@@ -130,6 +130,8 @@ def url(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     server.should_exit = True
     thread.join()
     assert not list((tmp_path / "channel").glob("*.sock")), "a socket was left behind"
+    inbox = app.middleware_stack.app._inbox  # type: ignore[union-attr]  inside Starlette's own
+    assert inbox is None or not inbox._waiting, "a request is remembered after its answer"
 
 
 def body(**more: Any) -> dict[str, Any]:
@@ -191,6 +193,12 @@ def test_every_choice_gets_its_own_and_the_token_ids_that_told_them_apart_are_ta
     assert [array(c["confidence"], "confidence")[0] for c in answer["choices"]] == [0.0, 100.0, 200.0]
     assert all("token_ids" not in choice for choice in answer["choices"])
     assert isinstance(engine.seen[0]["seed"], int), "the seed tells vLLM's choices apart"
+    whole(url, body(n=2, seed=7))
+    assert engine.seen[1]["seed"] == engine.seen[1]["vllm_xargs"]["confidence_seed"] == 7, "a client's own is kept"
+    asked = whole(url, body(n=2, return_token_ids=True))
+    assert [choice["token_ids"] for choice in asked["choices"]] == [[*range(TOKENS)]] * 2, (
+        "ids that he asked for are his"
+    )
 
 
 def test_pieces_of_a_preempted_request_are_put_together(url: str, engine: Engine) -> None:
