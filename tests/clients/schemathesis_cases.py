@@ -36,7 +36,8 @@ def operations(description: bytes) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=1000, help="at least so many requests, over all operations")
+    least = int(os.environ.get("CASES", "1000"))
+    parser.add_argument("--cases", type=int, default=least, help="at least so many requests, over all operations")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     wanted = parser.parse_args()
