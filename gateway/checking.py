@@ -16,6 +16,8 @@ from gateway.errors import ConfigError
 from gateway.http.auth import Keyring
 from gateway.monitor import reference as references
 from gateway.monitor import tested
+from gateway.places import Place
+from gateway.policy import first_tokens
 from gateway.snapshot import check_early_abort, early_abort, open_cascade, source
 
 Row = dict[str, Any]
@@ -32,13 +34,17 @@ def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
     tiers: list[Row] = []
     labels: dict[str, str] = {}
     for position, entry in enumerate(config.tiers):
-        row: Row = {"tier": entry.name, "engine": entry.engine.kind, "calibrator": "-", "withheld": None}
-        try:
-            row["calibrator"] = labels[entry.name] = label_of(entry, config)
-        except (artifacts.ArtifactError, ConfigError) as error:
-            line, where = configs.locate(text, path, ("tiers", position, "calibrator"))
-            mistakes.append(f"{path}:{line}: {where}: {error}")
-            row["withheld"] = str(error)
+        row: Row = {"tier": entry.name, "engine": entry.engine.kind, "calibrator": "-", "prefix_calibrator": "-"}
+        row["withheld"] = None
+        for key, label in (("calibrator", label_of), ("prefix_calibrator", prefix_label_of)):
+            try:
+                row[key] = label(entry, config)
+            except (artifacts.ArtifactError, ConfigError) as error:
+                line, where = configs.locate(text, path, ("tiers", position, key))
+                mistakes.append(f"{path}:{line}: {where}: {error}")
+                row["withheld"] = str(error)
+        if row["calibrator"] != "-":
+            labels[entry.name] = row["calibrator"]
         tiers.append(row)
     if mistakes and config.on_bad_artifact == "refuse":
         raise ConfigError("\n".join(mistakes))
@@ -68,12 +74,27 @@ def label_of(entry: TierEntry, config: Config) -> str:
     for what a policy wants of it that it has not learned."""
     if entry.calibrator is None:
         return "none"
-    artifact = artifacts.load(entry.calibrator, config.signers)
-    confidence.needs(artifact.features)
-    artifact.calibrator()
+    artifact = loaded(Place(entry.name, entry.name, entry.calibrator), config)
     known = early_abort(artifact)
     check_early_abort(config, entry.name, artifact.label, known, None if known is None else source(artifact))
     return artifact.label
+
+
+def prefix_label_of(entry: TierEntry, config: Config) -> str:
+    """The same of what judges first tokens, "none" without one."""
+    if entry.prefix_calibrator is None:
+        return "none"
+    place = Place(first_tokens(entry.name), entry.name, entry.prefix_calibrator, first=True)
+    return loaded(place, config).label
+
+
+def loaded(place: Place, config: Config) -> artifacts.Artifact:
+    """Raises ArtifactError, one for the other place's too, or ConfigError for an unknown feature."""
+    artifact = artifacts.load(place.calibrator, config.signers)
+    place.check(artifact)
+    confidence.needs(artifact.features)
+    artifact.calibrator()
+    return artifact
 
 
 async def open_once(config: Config) -> dict[str, str]:

@@ -84,6 +84,23 @@ def test_check_names_file_and_line_of_a_missing_artefact(tmp_path: Path) -> None
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("span", ["answer", "prefix-3"])
+def test_check_tells_what_judges_first_tokens_and_refuses_what_cannot(span: str, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    label = write_artifact(tmp_path / "first.json", span=span)
+    tiers = cascade("http://127.0.0.1:1/v1")["tiers"]
+    tiers[0]["prefix_calibrator"] = "first.json"
+    path = write(tmp_path, tiers=tiers)
+    code, out, err = confgate_ends("check", "-c", path, "--json")
+    if span == "answer":
+        line = next(n for n, row in enumerate(Path(path).read_text().splitlines(), 1) if '"prefix_calibrator"' in row)
+        assert (code, out) == (1, "")
+        assert f"cascade.yaml:{line}: tiers[0].prefix_calibrator: {label} was fitted on whole answers" in err
+    else:
+        assert code == 0
+        assert json.loads(out)["tiers"][0]["prefix_calibrator"] == label
+
+
 @pytest.mark.parametrize("key", ["reference", "card"])
 def test_check_names_what_monitors_cannot_read_with_its_line(key: str, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
