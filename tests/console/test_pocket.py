@@ -35,7 +35,7 @@ def test_it_shows_what_a_pocket_gateway_answered_and_what_became_of_it(context: 
         expect(rows).to_have_count(QUESTIONS)
         expect(rows.locator("td:last-child", has_text=re.compile("^right$"))).to_have_count(sum(right.values()))
         expect(page.locator("#monitors")).to_contain_text(re.compile(r"expected by 1,000 answers of the reference"))
-        expect(page.get_by_role("region", name="Rollout at pocket-nano")).to_contain_text("pocket-nano@")
+        expect(page.get_by_role("region", name="Rollout at pocket-nano", exact=True)).to_contain_text("pocket-nano@")
 
 
 def wanting(admin: str) -> int:
