@@ -170,7 +170,8 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
     if text is None and not calls and not thought(choice.message):
         raise EngineGarbled(engine, "a reply without a text")
     answered = assemble(text or "", entries, reason, reply.model, usage, ask, no_trace, engine, confidence, calls)
-    answered = with_extras(answered, thought(choice.message), choice.stop_reason)
+    if choice.stop_reason is not None or thought(choice.message):
+        answered = with_extras(answered, thought(choice.message), choice.stop_reason)
     return with_ids(answered, reply.prompt_token_ids, choice.token_ids)
 
 
@@ -184,8 +185,6 @@ def with_extras(answered: Answered, reasoning: object, stop_reason: object) -> A
     """The same with what the server told beside it, as far as that can be what it is said to be."""
     reasoning = reasoning if isinstance(reasoning, str) else ""
     stop_reason = stop_reason if isinstance(stop_reason, str | int) and not isinstance(stop_reason, bool) else None
-    if not reasoning and stop_reason is None:
-        return answered
     return msgspec.structs.replace(answered, reasoning=reasoning, stop_reason=stop_reason)
 
 

@@ -91,7 +91,8 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
     answered = _reply.assemble(
         choice.text, told, choice.finish_reason, reply.model, reply.usage or Usage(), ask, why, engine
     )
-    answered = _reply.with_extras(answered, None, choice.stop_reason)
+    if choice.stop_reason is not None:
+        answered = _reply.with_extras(answered, None, choice.stop_reason)
     return _reply.with_ids(answered, choice.prompt_token_ids, choice.token_ids)
 
 

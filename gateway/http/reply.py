@@ -148,11 +148,16 @@ def choice(number: int, completion: Completion, call: Call) -> Json:
     told = call.form.choice(number, completion, call.request)
     if call.request.return_token_ids:
         told["token_ids"] = completion.token_ids
-    for extra in call.request.extras:
-        if extra == "stop_reason":
-            told["stop_reason"] = completion.stop_reason
-        elif "message" in told:  # a raw prompt is gone on with, and nothing thought before
-            told["message"]["reasoning"] = completion.reasoning or None
+    if call.request.route is not None:
+        told |= extras(call.request.extras, completion, told)
+    return told
+
+
+def extras(wanted: Sequence[str], completion: Completion, choice: Json) -> Json:
+    """What the server told beside its answer. Where a raw prompt is gone on with, nothing was thought before."""
+    told: Json = {"stop_reason": completion.stop_reason} if "stop_reason" in wanted else {}
+    if "reasoning" in wanted and "message" in choice:
+        told["message"] = choice["message"] | {"reasoning": completion.reasoning or None}
     return told
 
 
