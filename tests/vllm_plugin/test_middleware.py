@@ -49,6 +49,7 @@ class Engine:
         self.silent = False
         self.pieces = [(0, TOKENS)]  # stays in the batch, as first token and one behind the last
         self.aborts = False
+        self.finish: tuple[str, str | int | None] = ("stop", None)  # finish and stop reason
         self.speculative_config: object | None = None  # as of vLLM's configuration, which the application's state holds
 
     async def chat(self, request: Request) -> Response:
@@ -80,7 +81,8 @@ class Engine:
         choices: list[dict[str, Any]] = []
         for index in range(n):
             message = {"role": "assistant", "content": "Größe ✓"}
-            choices.append({"index": index, "message": message, "finish_reason": "stop", "stop_reason": None})
+            finish, stop = self.finish
+            choices.append({"index": index, "message": message, "finish_reason": finish, "stop_reason": stop})
             if body.get("return_token_ids"):
                 choices[-1]["token_ids"] = list(range(TOKENS))
         usage = {"prompt_tokens": 3, "completion_tokens": TOKENS * n, "total_tokens": 3 + TOKENS * n}
@@ -171,6 +173,20 @@ def test_an_answer_carries_the_arrays_of_its_own_request_and_their_summary(url: 
         "mean": 1.5, "min": 0.0, "max": 3.0, "lowest_group": 1.5, "bottom_groups": 1.5, "tail": 1.5
     }, "the end token is no part of the text"  # fmt: skip
     assert answer["choices"][0]["message"]["content"] == "Größe ✓"
+
+
+@pytest.mark.parametrize(
+    ("finish", "ended"),
+    [(("stop", None), True), (("stop", 151645), True), (("stop", "\n\n"), False), (("length", None), False)],
+)
+def test_the_last_record_is_of_an_end_token_only_where_one_ended_the_answer(
+    url: str, engine: Engine, finish: tuple[str, str | int | None], ended: bool
+) -> None:
+    """A stop string and a full answer end with a token of the text."""
+    engine.finish = finish
+    told = whole(url, body())["choices"][0]["confidence"]
+    assert told["ended"] is ended
+    assert told["summary"]["confidence"]["mean"] == (1.5 if ended else 2.0)
 
 
 def test_who_does_not_ask_gets_vllms_bytes_and_vllm_gets_his(url: str, engine: Engine) -> None:
