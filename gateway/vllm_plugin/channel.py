@@ -37,6 +37,7 @@ SIZES = struct.Struct(">II")  # bytes of the header, bytes of the records
 LARGEST = 64 * 2**20
 ID = re.compile(r"^([0-9a-f]{16})-[0-9a-f]{1,16}$")
 SEND_SECONDS = 5.0
+FRAMES_A_TURN = 8
 
 
 def folder() -> Path:
@@ -136,11 +137,16 @@ class Inbox:
 
 
 class Frames(asyncio.Protocol):
-    """One worker's connection. Frames are taken as their bytes arrive: the loop of a busy server comes back late."""
+    """One worker's connection. Frames are taken as their bytes arrive: the loop of a busy server comes back late.
+
+    A crowd that ends at the same step arrives together. After every few frames the loop is given a turn, so that the
+    first replies leave, and the clients' next requests reach the engine, before the last replies are made.
+    """
 
     def __init__(self, take: Callable[[dict[str, Any], Records], None], open_: set[asyncio.BaseTransport]) -> None:
         self._take, self._open = take, open_
         self._pending = bytearray()
+        self._goes_on = False  # whether it will be this connection's turn again
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -151,22 +157,36 @@ class Frames(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._pending += data
+        if not self._goes_on:
+            self._take_some()
+
+    def _take_some(self) -> None:
+        self._goes_on = False
         try:
-            while len(self._pending) >= SIZES.size:
-                head, body = SIZES.unpack_from(self._pending)
-                if head + body > LARGEST:
-                    raise ValueError(f"a frame of {head + body} bytes")
-                end = SIZES.size + head + body
-                if len(self._pending) < end:
+            for _ in range(FRAMES_A_TURN):
+                if (frame := self._next()) is None:
                     return
-                frame = bytes(self._pending[SIZES.size : end])
-                del self._pending[:end]
-                self._take(
-                    msgspec.json.decode(frame[:head]), np.frombuffer(frame[head:], np.float32).reshape(-1, COLUMNS)
-                )
+                self._take(*frame)
         except (ValueError, KeyError, msgspec.DecodeError) as error:
             log.warning("confidence: a worker sent what is no frame (%s)", error)
             self._transport.close()
+            return
+        self._goes_on = True
+        asyncio.get_running_loop().call_soon(self._take_some)
+
+    def _next(self) -> tuple[dict[str, Any], Records] | None:
+        """The next whole frame, None if it is not there yet. Raises ValueError or DecodeError when it is none."""
+        if len(self._pending) < SIZES.size:
+            return None
+        head, body = SIZES.unpack_from(self._pending)
+        if head + body > LARGEST:
+            raise ValueError(f"a frame of {head + body} bytes")
+        end = SIZES.size + head + body
+        if len(self._pending) < end:
+            return None
+        frame = bytes(self._pending[SIZES.size : end])
+        del self._pending[:end]
+        return msgspec.json.decode(frame[:head]), np.frombuffer(frame[head:], np.float32).reshape(-1, COLUMNS)
 
 
 def frame(leaving: Leaving) -> bytes:
