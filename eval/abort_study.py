@@ -24,6 +24,7 @@ import typer
 
 from calibrators.scores import clopper_pearson
 from eval import card, early_abort, fit, paired, records, seal, stats, tables
+from eval.cli import as_command
 from eval.early_abort import CONFIDENCE
 from eval.fit import Fitting, How
 from eval.grade import Grade
@@ -231,4 +232,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    as_command(main)

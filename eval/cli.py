@@ -62,6 +62,18 @@ def one_line() -> Iterator[None]:
         raise GatewayError(f"{where}{error.strerror or error}") from error
 
 
+def as_command(main: Callable[..., None]) -> None:
+    """Run a study that is a module of its own: `python -m eval.x`. What is wrong is told in one line, on stderr."""
+    study = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    study.command()(main)
+    try:
+        with one_line():
+            study()
+    except GatewayError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(1)
+
+
 def listed(words: str | None) -> tuple[str, ...]:
     """ "a,b(c=1,d=2)" as ("a", "b(c=1,d=2)")."""
     return tuple(part.strip() for part in re.split(r",(?![^()]*\))", words or "") if part.strip())

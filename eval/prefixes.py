@@ -18,6 +18,7 @@ import numpy as np
 import typer
 
 from eval import fit, records, tables
+from eval.cli import as_command
 from eval.fit import Failed, How, Upstream
 from eval.tables import Table
 from gateway.errors import ConfigError
@@ -126,4 +127,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    as_command(main)

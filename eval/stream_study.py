@@ -27,7 +27,7 @@ import typer
 from calibrators.scores import wilson
 from eval import _questions, card, paired, records, stats
 from eval._server import gateway
-from eval.cli import one_line, share_cores
+from eval.cli import as_command, share_cores
 from eval.datasets import Question
 from eval.grade import Grade, grade
 from eval.paired import FALLS, RIGHT, sign
@@ -164,9 +164,10 @@ def ways(config: Config, policy: str, folder: Path, collected: Path) -> list[Way
 
     Raises ConfigError, ArtifactError.
     """
+    known = lengths(folder)
     manifests = [records.read_manifest(collected / MANIFEST)]
     found: list[Way] = []
-    for tokens, calibrators in lengths(folder).items():
+    for tokens, calibrators in known.items():
         route = asyncio.run(card.opened(deciding_on(config, calibrators), policy, manifests))
         if lacking := [tier.name for tier in route.tiers[:-1] if tier.prefix is None]:
             raise ConfigError(f"{folder} has no calibrator of {tokens} first tokens for {', '.join(lacking)}")
@@ -385,22 +386,21 @@ def main(
     out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/results/streams.md"),
 ) -> None:
     """Tell what streaming a policy costs and is worth, by mode and number of first tokens."""
-    with one_line():
-        settings = configs.read(config)
-        choice, test = (
-            replayed(collected, ways(settings, policy, calibrators, collected)) for collected in (choose_on, test_on)
-        )
-        share_cores(settings)
-        heard = live(config, policy, first(test_on, ask)) if ask else None
-        steps = ", then ".join(
-            step.tier + ("" if step.accept_at is None else f" (p >= {step.accept_at:g})")
-            for step in settings.policies[policy].steps
-        )
-        command = shlex.join(["python", "-m", "eval.stream_study", *sys.argv[1:]])
-        told = page(choice, test, heard, {"command": command, "policy": steps, "config": config.name})
+    settings = configs.read(config)
+    choice, test = (
+        replayed(collected, ways(settings, policy, calibrators, collected)) for collected in (choose_on, test_on)
+    )
+    share_cores(settings)
+    heard = live(config, policy, first(test_on, ask)) if ask else None
+    steps = ", then ".join(
+        step.tier + ("" if step.accept_at is None else f" (p >= {step.accept_at:g})")
+        for step in settings.policies[policy].steps
+    )
+    command = shlex.join(["python", "-m", "eval.stream_study", *sys.argv[1:]])
+    told = page(choice, test, heard, {"command": command, "policy": steps, "config": config.name})
     out.write_text(told, encoding="utf-8")
     typer.echo(told)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    as_command(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from gateway.answers import Rule
 from gateway.errors import ConfigError
 from gateway.nouns import Finish, Policy, Prefix, Prices, Source, Tier, TokenTrace
 from gateway.snapshot import with_calibrator
-from tests.faults.gateway import SURE, UNSURE, write_artifact
+from tests.faults.gateway import ROOT, SURE, UNSURE, write_artifact
 
 TOKENS, ALL = 3, 6
 PROMPT = 10
@@ -119,3 +121,12 @@ def test_the_page_says_whether_lots_between_the_other_modes_would_do_as_well() -
 def test_a_folder_without_calibrators_of_first_tokens_is_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="confgate fit --prefix"):
         stream_study.lengths(tmp_path)
+
+
+def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "eval.stream_study", "--calibrators", str(tmp_path), "--choose-on", str(tmp_path)]
+    done = subprocess.run([*command, "--test-on", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"{tmp_path} holds no calibrators of first tokens; `confgate fit --prefix` makes them"
+    ]
