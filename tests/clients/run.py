@@ -55,8 +55,7 @@ def environment(client: str) -> list[str]:
     if not made.exists() or made.read_text() != stamp:
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        pip = [str(place / "bin" / "python"), "-m", "pip", "install", "-q", "--no-compile"]
-        pip += ["--disable-pip-version-check"]
+        pip = [str(place / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         if client == "guidellm":
             subprocess.run([*pip, TORCH], check=True)
         subprocess.run([*pip, "-r", str(pins)], check=True)
