@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from gateway.errors import EngineFull, EngineRefused
 from gateway.nouns import Answer, Hop, Tier
+from gateway.tally import Count, Counts, Spread, Spreads
 
 log = logging.getLogger("gateway.hop")
 
@@ -40,14 +41,14 @@ BLANK = vars(logging.makeLogRecord({"name": log.name, "msg": "hop"}))  # what ev
 
 
 class TierSeries(NamedTuple):
-    """What every hop of a tier adds to. Looking them up in their families costs more than to count."""
+    """What every hop of a tier adds to."""
 
-    seconds: Histogram
-    confidence: Histogram
-    prompt_tokens: Counter
-    completion_tokens: Counter
-    usd: Counter
-    retries: Counter
+    seconds: Spread
+    confidence: Spread
+    prompt_tokens: Count
+    completion_tokens: Count
+    usd: Count
+    retries: Count
 
 
 class Telemetry:
@@ -62,27 +63,30 @@ class Telemetry:
         def histogram(name: str, told: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"{PREFIX}_{name}", told, labels, registry=registry, buckets=buckets)
 
+        def counts(name: str, told: str, *labels: str) -> Counts:
+            return Counts(f"{PREFIX}_{name}", told, labels, registry)
+
+        def spreads(name: str, told: str, bounds: tuple[float, ...], *labels: str) -> Spreads:
+            return Spreads(f"{PREFIX}_{name}", told, bounds, labels, registry)
+
         self._due: list[tuple[Callable[..., None], tuple[object, ...]]] = []
         self._waiting = False  # whether a loop will settle it
-        self._known: dict[tuple[object, ...], Counter] = {}
         self._tiers: dict[str, TierSeries] = {}
-        self._requests = counter(
-            "requests", "requests by HTTP status and why the answer was served", "status", "reason"
-        )
-        self._hops = counter("hops", "turns of tiers by how they ended", "tier", "reason")
+        self._requests = counts("requests", "requests by HTTP status and why the answer was served", "status", "reason")
+        self._hops = counts("hops", "turns of tiers by how they ended", "tier", "reason")
         self._escalated = counter("escalated_requests", "requests that more than one tier was asked for")
         self._nulls = counter("null_confidence", "answers without a confidence, by why", "tier", "reason")
         self._clamped = counter("clamped_tokens", "tokens whose log-prob was the engine's floor", "tier")
-        self._tokens = counter("tokens", "tokens by tier, rejected answers too", "tier", "kind")
-        self._usd = counter("cost_usd", "money by tier, rejected answers too", "tier")
-        self._confidence = histogram("confidence", "calibrated probability of each answer", SHARES, "tier")
-        self._hop_seconds = histogram("hop_seconds", "duration of one tier's turn", SECONDS, "tier")
-        self._seconds = histogram("request_seconds", "duration of one request", SECONDS)
+        self._tokens = counts("tokens", "tokens by tier, rejected answers too", "tier", "kind")
+        self._usd = counts("cost_usd", "money by tier, rejected answers too", "tier")
+        self._confidence = spreads("confidence", "calibrated probability of each answer", SHARES, "tier")
+        self._hop_seconds = spreads("hop_seconds", "duration of one tier's turn", SECONDS, "tier")
+        self._seconds = spreads("request_seconds", "duration of one request", SECONDS).of()
         self._given_up = counter("given_up_hops", "answers given up before their end", "tier")
         self._first = histogram(
             "first_token_seconds", "of a stream, from the request to the first piece passed on", SECONDS, "mode"
         )
-        self._retries = counter("retries", "second attempts on a new connection", "tier")
+        self._retries = counts("retries", "second attempts on a new connection", "tier")
         self._shed = counter("shed_requests", "turns refused because every seat of the tier was taken", "tier")
         self._guards = {
             name: Gauge(f"{PREFIX}_{name}", told, ["tier"], registry=registry)
@@ -140,25 +144,17 @@ class Telemetry:
     def _watch(self, gauge: str, tier: str, look: Callable[[], float]) -> None:
         self._guards[gauge].labels(tier).set_function(look)
 
-    def _series(self, family: Counter, *labels: str) -> Counter:
-        """One series of a family, remembered."""
-        key = (family, *labels)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = family.labels(*labels)
-        return known
-
     def _of(self, tier: str) -> TierSeries:
         """A tier's, remembered."""
         known = self._tiers.get(tier)
         if known is None:
             known = self._tiers[tier] = TierSeries(
-                self._hop_seconds.labels(tier),
-                self._confidence.labels(tier),
-                self._tokens.labels(tier, "prompt"),
-                self._tokens.labels(tier, "completion"),
-                self._usd.labels(tier),
-                self._retries.labels(tier),
+                self._hop_seconds.of(tier),
+                self._confidence.of(tier),
+                self._tokens.of(tier, "prompt"),
+                self._tokens.of(tier, "completion"),
+                self._usd.of(tier),
+                self._retries.of(tier),
             )
         return known
 
@@ -197,13 +193,13 @@ class Telemetry:
 
     def _note(self, hop: Hop, route_id: str, at: float) -> None:
         of = self._of(hop.tier)
-        self._series(self._hops, hop.tier, hop.reason).inc()
+        self._hops.of(hop.tier, hop.reason).total += 1
         of.seconds.observe(hop.seconds)
-        of.prompt_tokens.inc(hop.cost.prompt_tokens)
-        of.completion_tokens.inc(hop.cost.completion_tokens)
-        of.usd.inc(hop.cost.usd)
+        of.prompt_tokens.total += hop.cost.prompt_tokens
+        of.completion_tokens.total += hop.cost.completion_tokens
+        of.usd.total += hop.cost.usd
         if hop.retried:
-            of.retries.inc(len(hop.retried))
+            of.retries.total += len(hop.retried)
         if hop.given_up:
             self._given_up.labels(hop.tier).inc()
         if isinstance(hop.error, EngineFull):
@@ -224,7 +220,7 @@ class Telemetry:
             self._escalated.inc()
 
     def _ended(self, status: int, reason: str, seconds: float) -> None:
-        self._series(self._requests, str(status), reason).inc()
+        self._requests.of(str(status), reason).total += 1
         self._seconds.observe(seconds)
 
     def first_token(self, mode: str, seconds: float) -> None:

@@ -33,8 +33,9 @@ def exported() -> dict[str, set[str]]:
     found = {}
     for collector, names in telemetry.registry._collector_to_names.items():
         for family in collector.describe():
+            told = family if hasattr(family, "_labelnames") else collector  # our own collectors tell whole families
             for suffix in SUFFIXES[family.type]:
-                found[family.name + suffix] = {*collector._labelnames, *({"le"} if suffix == "_bucket" else ())}  # type: ignore[attr-defined]
+                found[family.name + suffix] = {*told._labelnames, *({"le"} if suffix == "_bucket" else ())}  # type: ignore[union-attr]
         assert names
     return found
 
