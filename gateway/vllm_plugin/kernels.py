@@ -51,7 +51,8 @@ def store_records(
     AT: tl.constexpr, WINDOW: tl.constexpr, CANDIDATES: tl.constexpr, LIMIT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """One row of the batch: its token's five signals, the confidence summed over its window, and whether that is under
-    its limit.  plan: (BLOCKS + blocks, width) as Plan has it.  host: the host's memory, which is written only."""
+    its limit.  plan: (BLOCKS + blocks, width) as Plan has it.  pool: (N, 2), of each record what later tokens ask for:
+    confidence and the window's sum.  host: (N, COLUMNS), the host's memory, which is written only."""
     nth = tl.program_id(0)
     column = plan + nth
     k = tl.load(column + CANDIDATES * width)
@@ -121,14 +122,15 @@ def store_records(
     window = tl.load(column + WINDOW * width)
     window_sum = confidence
     if at > 0:
-        window_sum += tl.load(pool + slot(column, width, at - 1, SHIFT, BLOCKS) * COLUMNS + 5)
+        window_sum += tl.load(pool + slot(column, width, at - 1, SHIFT, BLOCKS) * 2 + 1)
     if at >= window:
-        window_sum -= tl.load(pool + slot(column, width, at - window, SHIFT, BLOCKS) * COLUMNS)
+        window_sum -= tl.load(pool + slot(column, width, at - window, SHIFT, BLOCKS) * 2)
     limit = tl.load(column + LIMIT * width).to(tl.float64, bitcast=True)
     low = (window_sum < limit) & (at >= window - 1)
-    here = slot(column, width, at, SHIFT, BLOCKS) * COLUMNS
-    tl.store(pool + here + 0, confidence)  # of the device's own, what the next tokens ask for
-    tl.store(pool + here + 5, window_sum)
+    here = slot(column, width, at, SHIFT, BLOCKS)
+    tl.store(pool + here * 2, confidence)
+    tl.store(pool + here * 2 + 1, window_sum)
+    here *= COLUMNS
     tl.store(host + here + 0, confidence)
     tl.store(host + here + 1, -log_norm)
     tl.store(host + here + 2, tl.exp(-log_norm) - tl.exp(runner_up - peak - log_norm))
@@ -156,7 +158,7 @@ class TritonMeter:
     def __init__(self, pool: torch.Tensor, device: torch.device, *, max_rows: int) -> None:
         """pool: (N, COLUMNS) of the host, pinned.  max_rows: requests a step can hold."""
         self._host = pool
-        self._pool = torch.zeros_like(pool, device=device)
+        self._pool = torch.zeros((len(pool), 2), device=device)
         self._flags = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self._compiled: Any = None
         self._compiled_for: tuple[int, ...] = ()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gateway.vllm_plugin.plan import BLOCK, SHIFT, Plan
-from gateway.vllm_plugin.signals import ABORTED, COLUMNS, TorchMeter
+from gateway.vllm_plugin.signals import ABORTED, COLUMNS, CONFIDENCE, WINDOW_SUM, TorchMeter
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,7 +38,7 @@ def meters() -> tuple[Any, TorchMeter, torch.Tensor, torch.Tensor]:
     pool = torch.rand((BLOCKS << SHIFT, COLUMNS))
     got, want = pool.pin_memory(), pool.cuda()
     kernels = TritonMeter(got, want.device, max_rows=64)
-    kernels._pool.copy_(pool)
+    kernels._pool.copy_(pool[:, [CONFIDENCE, WINDOW_SUM]])
     return kernels, TorchMeter(want), got, want
 
 
