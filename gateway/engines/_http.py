@@ -279,6 +279,7 @@ class Reply:
     async def rest(self) -> None:
         """Until all of the body is there. Raises what `whole` does."""
         self._all_wanted = True
+        self._go_on()
         while not self._complete:
             await self._more()
 
@@ -294,10 +295,14 @@ class Reply:
 
     def _taken(self) -> bytes:
         pieces, self._pieces, self.waiting_bytes = self._pieces, [], 0
+        self._go_on()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _go_on(self) -> None:
+        """Read on, where the server was slowed down."""
         if self._paused:
             self._paused = False
             self._connection.pause(paused=False)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _more(self) -> asyncio.Future[None]:
         """For something new to have come in."""

@@ -158,6 +158,20 @@ def test_a_body_that_nobody_reads_slows_its_server_down() -> None:
     asyncio.run(with_server(said, work, most_bytes=2**24))
 
 
+def test_a_body_of_which_much_came_before_it_was_asked_for_comes_whole() -> None:
+    """As on a busy loop, which hears of a long reply's head together with so much of its body that reading stops."""
+
+    async def work(client: _http.Client) -> None:
+        with await client.ask(client.request("GET", "/")) as reply:
+            await reply.head()
+            while reply.waiting_bytes <= _http.MAX_WAITING_BYTES:  # noqa: ASYNC110  nobody is told of them
+                await asyncio.sleep(0.01)
+            assert len(await reply.whole()) == 2**24
+
+    said = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (2**24) + BIG * 16
+    asyncio.run(with_server(said, work, most_bytes=2**24))
+
+
 def test_a_header_that_would_end_the_line_is_refused() -> None:
     with pytest.raises(ValueError, match="Authorization"):
         _http.Client("http://x", {"Authorization": "Bearer a\r\nx: y"}, connect_seconds=1, most_bytes=1)
