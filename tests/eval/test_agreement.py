@@ -26,7 +26,7 @@ from gateway.nouns import Mix, Policy
 POCKET = Path(__file__).parents[2] / "deploy/pocket"
 TIERS = ("pocket-nano", "pocket-micro")  # the larger ones would take longer than all of these
 N = 32
-MIXED = 8  # of them through a mix as well
+MIXED = N  # through a mix as well; that chance sends all of them one way happens once in ten million runs
 
 
 def decided(**changes: Any) -> Decided:
