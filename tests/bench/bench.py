@@ -303,6 +303,8 @@ def main() -> None:
     os.sched_setaffinity(0, {LOAD_CORE})
     gc.disable()  # a look through our own ten thousand connections would be a pause that no server made
     began = time.monotonic()
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)  # now, and not when all has been measured
     with tempfile.TemporaryDirectory() as folder:
         found = uvloop.run(measure(args, Path(folder)))
     found["seconds"] = round(time.monotonic() - began)
