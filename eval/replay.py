@@ -122,8 +122,8 @@ def questions(records: Iterable[Record], names: Collection[str]) -> Iterator[dic
 
     records: rows of one question one after another, as collecting writes them.
     """
-    groups = groupby(records, key=lambda record: (record.split, record.question))
-    return (told for told in (asked(rows) for _, rows in groups) if told.keys() >= set(names))
+    wanted, groups = set(names), groupby(records, key=lambda record: (record.split, record.question))
+    return (told for told in (asked(rows) for _, rows in groups) if wanted <= told.keys())
 
 
 def asked(rows: Iterable[Record]) -> dict[str, Record]:

@@ -23,7 +23,7 @@ NCCL_BYTES = 1 * GIB  # communicators and buffers of the custom all-reduce, on e
 # What the sampler holds for each request and word of the vocabulary at its worst (top-p, top-k and log-probs wanted):
 # logits in 2 bytes and in 4, log-softmax twice, a sort's values and 8-byte positions, the softmax of what is left.
 SAMPLER_BYTES = 2 + 4 + 4 + 4 + 4 + 8 + 4
-PLUGIN_BYTES = 16 * MIB  # from above: our plugin's kernels, tables and flags; its records lie in the host's memory
+PLUGIN_BYTES = 16 * MIB  # from above: our plugin's kernels, tables, and two numbers a token; records lie on the host
 GRAPH_LAYER_BYTES = 128 * 1024  # each captured batch size costs about so much per layer
 
 
