@@ -32,7 +32,7 @@ from tests.bench import load, servers
 from tests.bench.answers import KINDS, TOKENS, body, question
 from tests.bench.servers import FEATURES, ROOT, Server
 
-SERVER_CORE, LOAD_CORE = 0, 1
+SERVER_CORE, LOAD_CORE = servers.two_cores()
 CONNECTIONS = 16
 IDLE = 10_000
 SHARE = 0.6  # of what a server can do, for latencies

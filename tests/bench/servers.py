@@ -46,6 +46,13 @@ def core(number: int | None) -> Any:
     return lambda: os.sched_setaffinity(0, wanted)
 
 
+def two_cores() -> tuple[int, int]:
+    """The first two that this process may use: `taskset -c 4,6 python -m tests.bench.bench` names others. The same one
+    twice where there is only one."""
+    mine = sorted(os.sched_getaffinity(0))
+    return mine[0], mine[:2][-1]
+
+
 def stolen_seconds(cores: Iterable[int]) -> float:
     """What the hypervisor has kept of these cores since the start, in steps of 10 ms (Linux)."""
     lines = {line.split()[0]: line.split() for line in Path("/proc/stat").read_text().splitlines()}

@@ -24,7 +24,7 @@ from tests.bench import servers
 from tests.bench.answers import MODEL
 from tests.bench.servers import Server, free_port
 
-SERVER_CORE, LOAD_CORE = 0, 1
+SERVER_CORE, LOAD_CORE = servers.two_cores()
 CHUNKS = 200
 PAUSE_SECONDS = 0.01  # between two events of one stream
 KINDS = {"chosen": 0, "top-5": 5}
