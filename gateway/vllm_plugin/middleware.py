@@ -9,6 +9,7 @@ streams carry it in the event with the choice's finish reason, which waits for i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
@@ -30,7 +31,9 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 ROUTES = ("/v1/chat/completions", "/v1/completions")
 # Records leave a worker one step after the last token; but a loop that builds large replies comes late to read them.
-ARRIVAL_SECONDS, FIRST_ARRIVAL_SECONDS = 15.0, 3.0
+# So long they are waited for while no worker ever sent any, and so much longer once one did.
+FIRST_ARRIVAL_SECONDS, ARRIVAL_SECONDS = 3.0, 12.0
+LATE_SECONDS = 0.05  # for a loop that came late to what had arrived in time
 SEEDS = 2**31
 
 
@@ -81,8 +84,7 @@ class ConfidenceMiddleware:
             changed = msgspec.json.encode(body)
             inner = {**scope, "headers": with_length(scope["headers"], len(changed))}
             first: Message = {"type": "http.request", "body": changed, "more_body": False}
-            seconds = ARRIVAL_SECONDS if inbox.delivered else FIRST_ARRIVAL_SECONDS
-            reply = Reply(send, waiting, wanted, stripper, seconds)
+            reply = Reply(send, inbox, waiting, wanted, stripper)
             await self._app(inner, replay([first], receive), reply)
         finally:
             inbox.forget(waiting)
@@ -127,9 +129,8 @@ class Stripper:
 class Reply:
     """`send` for the inner application: holds back what must carry the confidence."""
 
-    def __init__(self, send: Send, waiting: Waiting, wanted: params.Wanted, stripper: Stripper, seconds: float) -> None:
-        self._send, self._waiting, self._wanted, self._stripper = send, waiting, wanted, stripper
-        self._seconds = seconds
+    def __init__(self, send: Send, inbox: Inbox, waiting: Waiting, wanted: params.Wanted, stripper: Stripper) -> None:
+        self._send, self._inbox, self._waiting, self._wanted, self._stripper = send, inbox, waiting, wanted, stripper
         self._start: Message | None = None
         self._streams = self._plain = False
         self._body = b""
@@ -229,15 +230,22 @@ class Reply:
             return "the answer has no tokens"
         if (found := self._waiting.records(choice, tokens)) is not None:
             return found
-        try:
-            async with asyncio.timeout(self._seconds):
-                while (found := self._waiting.records(choice, tokens)) is None:
-                    self._waiting.came.clear()
-                    await self._waiting.came.wait()
+        waited = 0.0
+        for seconds in (FIRST_ARRIVAL_SECONDS, ARRIVAL_SECONDS):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while (found := self._waiting.records(choice, tokens)) is None:
+                        self._waiting.came.clear()
+                        await self._waiting.came.wait()
+                    return found
+            waited += seconds
+            await asyncio.sleep(LATE_SECONDS)
+            if (found := self._waiting.records(choice, tokens)) is not None:
                 return found
-        except TimeoutError:
-            log.warning("confidence: records did not arrive within %s s", self._seconds)
-            return f"the engine sent no records within {self._seconds:g} s; is its logits processor loaded?"
+            if not self._inbox.delivered:
+                break
+        log.warning("confidence: records did not arrive within %s s", waited)
+        return f"the engine sent no records within {waited:g} s; is its logits processor loaded?"
 
 
 async def read_body(receive: Receive) -> tuple[list[Message], bytes]:

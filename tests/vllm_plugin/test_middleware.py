@@ -8,6 +8,7 @@ import json
 import math
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Engine:
         self.seen: list[dict[str, Any]] = []
         self.outbox = Outbox()
         self.silent = False
+        self.late_seconds = self.stalled_seconds = 0.0  # of the records of "late"; of the loop, once it has answered
         self.pieces = [(0, TOKENS)]  # stays in the batch, as first token and one behind the last
         self.aborts = False
         self.finish: tuple[str, str | int | None] = ("stop", None)  # finish and stop reason
@@ -62,7 +64,11 @@ class Engine:
             return JSONResponse({"error": {"message": "no"}}, 400)
         n = body.get("n", 1)
         if not body.get("stream"):
-            self.work(body)
+            if body.get("model") == "late":
+                threading.Timer(self.late_seconds, self.work, [body]).start()
+                asyncio.get_running_loop().call_later(0.05, time.sleep, self.stalled_seconds)
+            else:
+                self.work(body)
             return JSONResponse(self.answer(body, n))
         return StreamingResponse(self.events(body, n), media_type="text/event-stream")
 
@@ -279,6 +285,31 @@ def test_records_that_never_come_are_called_missing_soon_while_no_worker_ever_se
     engine.silent = True
     told = whole(url, body())["choices"][0]["confidence"]
     assert told["missing"] == "the engine sent no records within 0.5 s; is its logits processor loaded?"
+
+
+def test_records_that_come_in_time_count_though_the_loop_looks_late(
+    url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "FIRST_ARRIVAL_SECONDS", 0.5)
+    engine.late_seconds, engine.stalled_seconds = 0.2, 1.0
+    assert "summary" in whole(url, body(model="late"))["choices"][0]["confidence"]
+
+
+def test_records_are_waited_for_longer_once_a_worker_has_sent_any(
+    url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "FIRST_ARRIVAL_SECONDS", 0.5)
+    engine.late_seconds = 1.5
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(post(url, body(model="late")), post(url, body()))
+
+    for _, raw in asyncio.run(both()):
+        assert "summary" in json.loads(raw)["choices"][0]["confidence"]
+    engine.silent = True
+    monkeypatch.setattr(middleware, "ARRIVAL_SECONDS", 0.25)
+    told = whole(url, body())["choices"][0]["confidence"]
+    assert told["missing"] == "the engine sent no records within 0.75 s; is its logits processor loaded?"
 
 
 @pytest.mark.parametrize(
