@@ -55,7 +55,7 @@ KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so tha
 class Berth:
     """What one of several workers gets from its supervisor, whose end is seen when `lifeline` can be read from.
 
-    ready: what to write to stdout once clients are let in.
+    ready: what to write to stdout once clients are let in.  hold: returns when they may be; called in a thread.
     """
 
     listener: socket.socket
@@ -63,6 +63,7 @@ class Berth:
     lasting: Lasting
     ready: str
     lifeline: int | None = None
+    hold: Callable[[], object] | None = None
 
 
 def run(read: Callable[[], Config], berth: Berth | None = None) -> None:
@@ -137,6 +138,8 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
         group = await enter(asyncio.TaskGroup())
         endless = [live.heal(), on_hangup_signal(live, group)]
         endless += [one.run() for one in (desk, explorer, rolling) if one is not None]
+        if berth.hold is not None:
+            await asyncio.to_thread(berth.hold)
         await enter(at_work(group, endless))
         await enter(tied(berth.lifeline, stop))
         if berth.admin is not None:

@@ -62,6 +62,7 @@ PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
     "x-content-type-options",
     "x-request-id",
 )
+OPEN = "open"
 KILL_SECONDS = 5.0  # beyond the grace, for a worker that does not end
 
 Json = dict[str, Any]
@@ -70,7 +71,8 @@ Told = tuple[int, Response]  # a worker's seat, and its answer
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a worker is told, as JSON on its standard input; that this ends tells it that the supervisor has."""
+    """What a worker is told, as JSON on its standard input; a second line, that it may let clients in. That this ends
+    tells it that the supervisor has."""
 
     config: str
     given: Json
@@ -113,24 +115,33 @@ def supervise(path: Path, given: Json, log_level: str) -> None:
 
 
 class Worker:
-    """One place among the workers, and the process that has it now. admin_port: 0 until it is ready."""
+    """One place among the workers, and the process that has it now. admin_port: 0 until it has loaded."""
 
     def __init__(self, orders: Orders) -> None:
         self.orders, self.admin_port, self.ended = orders, 0, False
         self.process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> bool:
-        """Whether it has come up."""
+    async def load(self) -> bool:
+        """Whether it has come so far that it could let clients in."""
         command = (sys.executable, *(f"-W{option}" for option in sys.warnoptions), "-m", "gateway.workers")
         self.process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
-        assert self.process.stdin is not None, "asked for above"
-        assert self.process.stdout is not None, "asked for above"
-        self.process.stdin.write(json.dumps(asdict(self.orders)).encode() + b"\n")
-        told = await self.process.stdout.readline()
+        told = await self._say(json.dumps(asdict(self.orders)))
         self.admin_port = json.loads(told)["admin_port"] if told else 0
         return bool(told)
+
+    async def open(self) -> bool:
+        """Whether it lets clients in."""
+        return bool(await self._say(OPEN))
+
+    async def _say(self, line: str) -> bytes:
+        """What it says to that, nothing if it has ended."""
+        assert self.process is not None, "it was started"
+        assert self.process.stdin is not None, "asked for"
+        assert self.process.stdout is not None, "asked for"
+        self.process.stdin.write(line.encode() + b"\n")
+        return await self.process.stdout.readline()
 
     def tell(self, number: int) -> None:
         if self.process is not None and self.process.returncode is None:
@@ -153,9 +164,10 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         async with aiohttp.ClientSession(trust_env=False) as self._http:
             try:
-                up = await asyncio.gather(*(worker.start() for worker in self._workers))
-                if not all(up) and not self._ending:
-                    raise ConfigError("a worker could not start; what it found wrong stands above")
+                for step in (Worker.load, Worker.open):  # all of them first: the first to listen would get everybody
+                    up = await asyncio.gather(*(step(worker) for worker in self._workers))
+                    if not all(up) and not self._ending:
+                        raise ConfigError("a worker could not start; what it found wrong stands above")
                 beside = Beside(settings(self.app(), self._config.server))
                 serving = asyncio.ensure_future(beside.serve([admin]))
                 sys.stdout.write(ready)
@@ -200,7 +212,8 @@ class Supervisor:
                 worker.ended = True
                 return
             began = now()
-            await worker.start()
+            if await worker.load():
+                await worker.open()
             if self._ending:
                 worker.tell(signal.SIGTERM)
 
@@ -337,8 +350,15 @@ def work() -> None:
             listen("127.0.0.1", 0) as admin,
         ):
             lasting = Lasting(bytes.fromhex(orders.spare), Ledger(Path(orders.ledger), orders.seat))
-            ready = json.dumps({"admin_port": admin.getsockname()[1]}) + "\n"
-            run(lambda: written(Path(orders.config), given), Berth(listener, admin, lasting, ready, sys.stdin.fileno()))
+            loaded = json.dumps({"admin_port": admin.getsockname()[1]}) + "\n"
+
+            def hold() -> None:
+                sys.stdout.write(loaded)
+                sys.stdout.flush()
+                sys.stdin.readline()
+
+            berth = Berth(listener, admin, lasting, OPEN + "\n", sys.stdin.fileno(), hold)
+            run(lambda: written(Path(orders.config), given), berth)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         sys.stderr.flush()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +215,42 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
     except FileNotFoundError:
         return False
+
+
+LATE = """
+import contextlib, os, sys, time
+if "gateway.workers" in sys.orig_argv:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir({folder!r})
+        time.sleep({seconds})
+"""
+
+
+def test_nobody_is_let_in_before_all_workers_can_let_him_in(upstream: Upstream, tmp_path: Path) -> None:
+    """Else the first to listen gets all who have waited, more than its part of the seats."""
+    late = tmp_path / "late"
+    late.mkdir()
+    (late / "sitecustomize.py").write_text(LATE.format(folder=str(tmp_path / "one"), seconds=3))
+    write_artifact(tmp_path / "cheap.json")
+    plan = cascade(upstream.url, admin={"port": free_port(), "allow_anonymous": True})
+    plan["server"] |= {"workers": 2, "port": free_port()}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        listening = pool.submit(listeners_when_first_let_in, plan["server"]["port"])
+        with running(tmp_path, plan, PYTHONPATH=str(late)):
+            assert listening.result(PATIENCE) == 2
+
+
+def listeners_when_first_let_in(port: int) -> int:
+    """How many sockets listen there a moment after the first connection was taken."""
+    until(lambda: taken(port))
+    time.sleep(0.5)
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+
+
+def taken(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_workers_need_an_admin_listener_and_a_good_start(upstream: Upstream, tmp_path: Path) -> None:
