@@ -22,6 +22,8 @@ from urllib.parse import unquote, urlsplit
 import httptools
 from aiohappyeyeballs import start_connection
 
+from gateway.resilience.limit import Limit
+
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_WAITING_BYTES = 2**18  # of a body that nobody has read yet, before the server is slowed down
 STAGGER_SECONDS = 0.25  # what an address gets before the next is tried beside it: RFC 8305, section 5
@@ -116,7 +118,7 @@ class Client:
         found = None if self._literal else await self._addresses(loop)
         where: dict[str, Any] = {"host": self._host, "port": self._port}
         try:
-            async with asyncio.timeout(self._connect_seconds):
+            with Limit(loop.time() + self._connect_seconds):
                 if found is not None:  # uvloop would try them in turn, and wait for a dead one until the time is up
                     where = {"sock": await start_connection(found, happy_eyeballs_delay=STAGGER_SECONDS)}
                 _, connection = await loop.create_connection(

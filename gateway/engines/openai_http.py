@@ -203,30 +203,29 @@ class OpenAIHttp:
         body = request_body(ask, self._options) | streamed(self._options)
         assembly = _stream.Assembly(ask, self.name) if ask.prompt is None else _text.Assembly(ask, self.name)
         options, now = self._options, asyncio.get_running_loop().time
-        limit = asyncio.timeout(options.first_byte_seconds)  # while we wait for the server, never for who hears
+        limit = Limit(now() + options.first_byte_seconds)  # while we wait for the server, never for who hears
         begun = False
         told = self._client.request("POST", self._at(ask), msgspec.json.encode(body), self._told(ask))
         try:
-            async with limit:
-                with await self._client.ask(told, fresh=ask.fresh) as reply:
-                    await reply.head()
-                    await self._check(reply, "text/event-stream")
-                    async for raw in reply.pieces():
-                        piece = assembly.take(raw)
-                        if piece is not None:
-                            begun = True
-                            limit.reschedule(None)
-                            await hear(piece)
-                        if assembly.done:
-                            break
-                        if begun:
-                            limit.reschedule(now() + options.idle_seconds)
-                    answered, end = assembly.finished()
-                    limit.reschedule(None)
-                    if end is not None:
+            with limit, await self._client.ask(told, fresh=ask.fresh) as reply:
+                await reply.head()
+                await self._check(reply, "text/event-stream")
+                async for raw in reply.pieces():
+                    piece = assembly.take(raw)
+                    if piece is not None:
                         begun = True
-                        await hear(end)
-                    await drain(reply)
+                        limit.reschedule(None)
+                        await hear(piece)
+                    if assembly.done:
+                        break
+                    if begun:
+                        limit.reschedule(now() + options.idle_seconds)
+                answered, end = assembly.finished()
+                limit.reschedule(None)
+                if end is not None:
+                    begun = True
+                    await hear(end)
+                await drain(reply)
         except _http.Trouble as error:
             raise self._translated(error, begun=begun) from error
         except EngineDown as error:

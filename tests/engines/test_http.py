@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ async def with_server(
     *,
     closes: bool = False,
     most_bytes: int = 2**19,
+    connect_seconds: float = PATIENCE,
 ) -> int:
     """How many connections a server took that says the same to every request; closes: and then hangs up."""
     taken = 0
@@ -46,7 +48,7 @@ async def with_server(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    client = _http.Client(f"http://127.0.0.1:{port}/v1", {}, connect_seconds=PATIENCE, most_bytes=most_bytes)
+    client = _http.Client(f"http://127.0.0.1:{port}/v1", {}, connect_seconds=connect_seconds, most_bytes=most_bytes)
     try:
         await asyncio.wait_for(work(client), PATIENCE)
     finally:
@@ -181,6 +183,14 @@ def test_a_server_that_is_not_there_is_unreachable() -> None:
     client = _http.Client("http://127.0.0.1:9", {}, connect_seconds=PATIENCE, most_bytes=1)
     with pytest.raises(_http.Unreachable):
         asyncio.run(get(client))
+
+
+def test_a_connection_that_was_made_in_time_is_one_though_we_stood_still() -> None:
+    async def work(client: _http.Client) -> None:
+        asyncio.get_running_loop().call_soon(time.sleep, 1.0)
+        assert await get(client) == (200, b"ok")
+
+    assert uvloop.run(with_server(OK, work, connect_seconds=0.5)) == 1
 
 
 @contextlib.contextmanager

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 
 import pytest
+import uvloop
 
 from gateway.resilience.limit import Limit
 
@@ -75,6 +79,43 @@ def test_more_time_can_be_given_and_only_before_it_is_up() -> None:
                 await asyncio.sleep(60)
             limit.reschedule(soon(60))
             raise asyncio.CancelledError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(work())
+
+
+def test_what_came_in_time_counts_though_the_loop_stood_still() -> None:
+    async def work() -> bytes:
+        loop = asyncio.get_running_loop()
+        here, there = socket.socketpair()
+        with here, there:
+            here.setblocking(False)
+            loop.call_soon(time.sleep, 0.5)
+            threading.Timer(0.1, there.send, [b"in time"]).start()
+            with Limit(soon(0.2)):
+                return await loop.sock_recv(here, 7)
+
+    assert uvloop.run(work()) == b"in time"
+
+
+def test_a_loop_that_stood_still_makes_no_time_endless() -> None:
+    async def work() -> float:
+        began = soon(0)
+        asyncio.get_running_loop().call_soon(time.sleep, 0.5)
+        with pytest.raises(TimeoutError), Limit(soon(0.2)):
+            await asyncio.sleep(60)
+        return soon(0) - began
+
+    assert uvloop.run(work()) < 5
+
+
+def test_without_a_time_there_is_none_until_it_is_given() -> None:
+    async def work() -> None:
+        with Limit(soon(0.05)) as limit:
+            limit.reschedule(None)
+            await asyncio.sleep(0.15)
+            limit.reschedule(soon(0.05))
+            await asyncio.sleep(60)
 
     with pytest.raises(TimeoutError):
         asyncio.run(work())
