@@ -37,6 +37,7 @@ CONNECTIONS = 16
 IDLE = 10_000
 SHARE = 0.6  # of what a server can do, for latencies
 TURN_SECONDS = 0.5  # of latencies: short, so that some turns meet nobody else
+PACE_SECONDS = 0.25  # before it: what the server can do at this moment
 CALM_SHARE = 0.02  # of a turn, at most, that others had of the cores in a calm one; one step of the clock of steal
 REST_SECONDS = 0.004  # of CPU in a fifth of a second: a server that does nothing
 ENOUGH = 200  # latencies, to tell a 99th percentile of
@@ -140,9 +141,10 @@ def quantile_ms(timed: load.Timed, at: int) -> float | None:
     return 1e3 * float(np.percentile(timed.seconds, at)) if len(timed.seconds) >= ENOUGH else None
 
 
-async def latencies(one: Subject, bare: Server, upstream: Server, per_second: float, seconds: float) -> Json:
+async def latencies(one: Subject, bare: Server, upstream: Server, seconds: float) -> Json:
     """Through a server, through the bare pass-through and straight to the upstream in turn, all at the same rate: what
-    the server adds, and what the least Python proxy on this machine would.
+    the server adds, and what the least Python proxy on this machine would. The rate is a share of what the server can
+    do, looked up anew for each turn: with neighbours a core does twice in one minute what it does in the next.
 
     The machine is in it, too: a hypervisor that keeps a core for 20 ms makes every p99. So what it took is measured,
     and quantiles are told once of all turns, and once of those in which it took next to nothing.
@@ -154,11 +156,15 @@ async def latencies(one: Subject, bare: Server, upstream: Server, per_second: fl
         "straight": (upstream, direct),
     }
     seen = {name: Seen() for name in asked}
+    rates = []
     for turn in range(max(1, round(seconds / TURN_SECONDS))):
+        answered, took = await load.closed_loop(one.server.port, one.told, CONNECTIONS, PACE_SECONDS)
+        rates.append(per_second := SHARE * answered / took)
         for name, (server, told) in asked.items():
             await seen[name].turn(server, told, per_second, seed=turn)
     told_of: Json = {
-        "per_second": per_second,
+        "per_second": statistics.median(rates),
+        "busy_share": seen["through"].cpu_seconds / (seen["through"].turns * TURN_SECONDS),
         "n": len(seen["through"].all.seconds),
         "n_calm": len(seen["through"].calm.seconds),
         "turns": seen["through"].turns,
@@ -266,9 +272,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> Json:
         found = await costs(asked, args.rounds, args.seconds)
         for one in asked:
             if one.server.name == "gateway" or one.kind == "plain":
-                rate = SHARE * found[one.name]["per_second"]["median"]
-                seconds = args.rounds * args.seconds
-                found[one.name]["added"] = await latencies(one, others[0], upstream, rate, seconds)
+                found[one.name]["added"] = await latencies(one, others[0], upstream, args.rounds * args.seconds)
         told = {
             "command": f"python -m tests.bench.bench {' '.join(sys.argv[1:])}",
             "machine": machine(peers),

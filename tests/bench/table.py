@@ -58,23 +58,25 @@ QUEUE_P99 = 5.5  # of an M/D/1 queue at 60 %, in service times: what arrivals by
 def latencies(found: Json) -> Iterator[str]:
     """What servers add, beside what the machine itself makes of the least proxy there can be."""
     yield (
-        "Added latency: quantiles at 60 % of the server's own requests/s, less those straight to the upstream at the "
-        "same rate; `bare` is what the bare pass-through adds at that rate, in turn with it. Others' share: what the "
+        "Added latency: quantiles at 60 % of the server's own requests/s, looked up anew before each turn, less those "
+        "straight to the upstream at the same rate; `bare` is what the bare pass-through adds at it, in turn with "
+        "it. Busy: what the server used of its core meanwhile. Others' share: what the "
         "hypervisor kept of both cores and what other processes had of the server's, in seconds per second. `calm` "
         "are turns of half a second with at most 2 % of that. Queue: what Poisson arrivals make of a server that takes "
         f"its CPU per request for each and never pauses ({QUEUE_P99:g} times that, M/D/1 at 60 %)."
     )
     yield ""
     yield (
-        "| server, evidence | per second | added p50 | added p99 | bare p99 | others' share | calm turns | "
+        "| server, evidence | per second | busy | added p50 | added p99 | bare p99 | others' share | calm turns | "
         "p99, calm | bare p99, calm | queue p99 | n (calm) |"
     )
-    yield "| --- |" + " --: |" * 10
+    yield "| --- |" + " --: |" * 11
     for name, one in found["figures"].items():
         added = one.get("added")
         if added:
             yield (
-                f"| {name} | {added['per_second']:.0f} | {ms(added['p50_ms'])} | {ms(added['p99_ms'])} | "
+                f"| {name} | {added['per_second']:.0f} | {added['busy_share']:.0%} | "
+                f"{ms(added['p50_ms'])} | {ms(added['p99_ms'])} | "
                 f"{ms(added['bare_p99_ms'])} | {added['taken_share']:.0%} | "
                 f"{added['calm_turns']} of {added['turns']} | "
                 f"{ms(added['p99_calm_ms'])} | {ms(added['bare_p99_calm_ms'])} | "
