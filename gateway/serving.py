@@ -8,6 +8,7 @@ import errno
 import gc
 import json
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -49,14 +50,16 @@ FAREWELL_SECONDS = 1.0  # the end of the grace, in which those whose time is up 
 # at often, they are few each time; after 20 rounds, those of ten thousand took 60 ms in which nobody was answered.
 GC_THRESHOLD = (10_000, 2, 100)
 SWITCH_SECONDS = 0.0005  # until a thread that computes, as monitors do, lets the loop on; Python's own are 5 ms
+OPEN = "open\n"  # a supervisor's word to its workers, and theirs when it is done
 KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so that they, not we, close first
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Berth:
-    """What one of several workers gets from its supervisor, whose end is seen when `lifeline` can be read from.
+    """What one of several workers gets from its supervisor.
 
-    ready: what to write to stdout once clients are let in.  hold: returns when they may be; called in a thread.
+    ready: what to write to stdout once clients are let in.  loaded: what to write once they could be; whether they may
+    is then told on `lifeline`, and that the supervisor has ended, too.
     """
 
     listener: socket.socket
@@ -64,7 +67,7 @@ class Berth:
     lasting: Lasting
     ready: str
     lifeline: int | None = None
-    hold: Callable[[], object] | None = None
+    loaded: str = ""
 
 
 def run(read: Callable[[], Config], berth: Berth | None = None) -> None:
@@ -139,9 +142,9 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
         group = await enter(asyncio.TaskGroup())
         endless = [live.heal(), on_hangup_signal(live, group)]
         endless += [one.run() for one in (desk, explorer, rolling) if one is not None]
-        if berth.hold is not None:
-            await asyncio.to_thread(berth.hold)
         await enter(at_work(group, endless))
+        if berth.lifeline is not None:
+            await allowed(berth.lifeline, berth.loaded)
         await enter(tied(berth.lifeline, stop))
         if berth.admin is not None:
             private = create_admin(
@@ -223,6 +226,19 @@ async def at_work(group: asyncio.TaskGroup, endless: Sequence[Coroutine[None, No
     yield
     for job in jobs:
         job.cancel()
+
+
+async def allowed(lifeline: int, loaded: str) -> None:
+    """Say that all is loaded, and wait for the supervisor's word, or its end."""
+    sys.stdout.write(loaded)
+    sys.stdout.flush()
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(lifeline, told.set)
+    try:
+        await told.wait()
+    finally:
+        loop.remove_reader(lifeline)
+    os.read(lifeline, len(OPEN))
 
 
 @contextlib.asynccontextmanager

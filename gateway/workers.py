@@ -38,7 +38,7 @@ from gateway.http.errors import Problem
 from gateway.http.live import Lasting
 from gateway.monitor.telling import joined
 from gateway.resilience.ledger import Ledger
-from gateway.serving import Berth, Beside, invitation, listen, new_loop, run, settings, url
+from gateway.serving import OPEN, Berth, Beside, invitation, listen, new_loop, run, settings, url
 from gateway.telemetry import MEDIA_TYPE, PREFIX, log_to_stderr
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,6 @@ PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
     "x-content-type-options",
     "x-request-id",
 )
-OPEN = "open"
 KILL_SECONDS = 5.0  # beyond the grace, for a worker that does not end
 
 Json = dict[str, Any]
@@ -127,7 +126,7 @@ class Worker:
         self.process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
-        told = await self._say(json.dumps(asdict(self.orders)))
+        told = await self._say(json.dumps(asdict(self.orders)) + "\n")
         self.admin_port = json.loads(told)["admin_port"] if told else 0
         return bool(told)
 
@@ -140,7 +139,7 @@ class Worker:
         assert self.process is not None, "it was started"
         assert self.process.stdin is not None, "asked for"
         assert self.process.stdout is not None, "asked for"
-        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.write(line.encode())
         return await self.process.stdout.readline()
 
     def tell(self, number: int) -> None:
@@ -351,13 +350,7 @@ def work() -> None:
         ):
             lasting = Lasting(bytes.fromhex(orders.spare), Ledger(Path(orders.ledger), orders.seat))
             loaded = json.dumps({"admin_port": admin.getsockname()[1]}) + "\n"
-
-            def hold() -> None:
-                sys.stdout.write(loaded)
-                sys.stdout.flush()
-                sys.stdin.readline()
-
-            berth = Berth(listener, admin, lasting, OPEN + "\n", sys.stdin.fileno(), hold)
+            berth = Berth(listener, admin, lasting, OPEN, sys.stdin.fileno(), loaded)
             run(lambda: written(Path(orders.config), given), berth)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
