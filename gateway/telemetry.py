@@ -380,3 +380,4 @@ def log_to_stderr(level: str) -> None:
     lines = Together(sys.stderr)
     lines.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[lines], force=True)
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # a line a second; that the store is gone is told by us
