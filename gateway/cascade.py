@@ -85,7 +85,7 @@ async def with_siblings(found: Answer, ask: Ask, choices: int, note: Observer = 
     for hop in siblings:
         note(hop)
         if hop.error is not None:
-            raise hop.error
+            raise hop.error.bare()
     return replace(found, siblings=siblings)
 
 
@@ -122,7 +122,7 @@ async def take_hop(
         tier.patience_seconds,
         ask.deadline,
         must=must,
-        retried=retried.append,
+        retried=lambda error: retried.append(error.bare()),
     )
     needed = as_needed(ask, tier)
     put = attempt or as_due(tier, ask, last=last)
@@ -133,7 +133,9 @@ async def take_hop(
 
     def failed(reason: Reason, error: EngineError) -> Hop:
         cost = sum((charge(turn.prompt_tokens, turn.tokens, tier.prices) for turn in turns), Cost())
-        return Hop(tier.name, reason, now() - began, tier.threshold, error=error, cost=cost, retried=tuple(retried))
+        return Hop(
+            tier.name, reason, now() - began, tier.threshold, error=error.bare(), cost=cost, retried=tuple(retried)
+        )
 
     try:
         completion = await tier.guard.take(once, call)
@@ -274,7 +276,7 @@ def ends_the_request(hop: Hop) -> bool:
     Raises the engine's error when it found the request itself at fault.
     """
     if isinstance(hop.error, EngineRefused) and hop.error.status in (400, 422):
-        raise hop.error
+        raise hop.error.bare()
     return hop.reason is Reason.DEADLINE or isinstance(hop.error, EngineFull)
 
 
@@ -310,12 +312,12 @@ def fall_back(hops: Sequence[Hop], route: Policy) -> Answer:
         best = max(answered, key=lambda hop: (hop.p_correct is not None, hop.p_correct or 0.0))
         return Answer(tuple(hops), best, Reason.DEADLINE if out_of_time else Reason.FALLBACK, route)
     if isinstance(hops[-1].error, EngineFull):
-        raise hops[-1].error
+        raise hops[-1].error.bare()
     if out_of_time:
         raise DeadlinePassed(sum(hop.seconds for hop in hops))
     too_small = [hop.error for hop in hops if isinstance(hop.error, EngineTooSmall)]
     if len(too_small) == len(hops):
-        raise max(too_small, key=lambda error: error.window_tokens)
+        raise max(too_small, key=lambda error: error.window_tokens).bare()
     pauses = [hop.error.retry_after_seconds for hop in hops if isinstance(hop.error, EngineRefused | EngineBarred)]
     soonest = min((pause for pause in pauses if pause is not None), default=None)
     raise NoTierLeft([(hop.tier, hop.reason) for hop in hops], soonest)

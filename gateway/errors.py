@@ -6,7 +6,8 @@ The HTTP door maps every leaf to a status (`gateway/http/errors.py`); a test pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 
 class GatewayError(Exception):
@@ -119,6 +120,11 @@ class EngineError(GatewayError):
     def __init__(self, engine: str, message: str) -> None:
         super().__init__(f"{engine}: {message}")
         self.engine = engine
+
+    def bare(self) -> Self:
+        """The same without the frames that it came through. To be kept, or raised again where it is: an error holds the
+        variables of its frames, and those that hold it in turn are left to the garbage collector."""
+        return copy(self)
 
 
 class EngineDown(EngineError):

@@ -123,7 +123,7 @@ def passed(hops: Sequence[Hop], route: Policy, listener: Listener, reason: Reaso
         return None
     hop = hops[-1]
     if hop.error is not None:
-        raise hop.error
+        raise hop.error.bare()
     told = served_reason(hop, route)
     return Answer(tuple(hops), hop, told if told is Reason.ABSTAINED else reason, route)
 

@@ -57,11 +57,13 @@ def garbage(gateway: Gateway, told: Path) -> int:
         ask(),
         ask({"nats": -0.8}),
         ask({"fault": "500"}),
+        ask({"fault": "500"}, {"fault": "500"}),
+        ask({"fault": "bad_request"}),
         ask(stream=True),
         ask() | {"model": "dear"},
         ask() | {"model": "nobody"},
     ],
-    ids=["whole", "escalated", "a tier broken", "stream", "bypass", "refused"],
+    ids=["whole", "escalated", "a tier broken", "all broken", "at fault", "stream", "bypass", "refused"],
 )
 def test_a_request_leaves_nothing_in_a_cycle(body: dict[str, Any], counted: tuple[Gateway, Path]) -> None:
     gateway, _ = counted
