@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -149,8 +150,9 @@ def test_an_announced_giant_is_refused_before_it_comes(gateway: Gateway) -> None
 def test_an_endless_body_is_refused_once_it_is_too_long(gateway: Gateway) -> None:
     with gateway.connect() as raw:
         raw.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
-        for _ in range(5):
-            raw.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+        with contextlib.suppress(ConnectionError):  # it may have refused the rest by now
+            for _ in range(5):
+                raw.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
 
 
