@@ -182,7 +182,7 @@ def test_a_bad_calibrator_promoted_by_hand_is_rolled_back_by_its_labels_and_no_r
 
 def test_a_better_calibrator_goes_by_shadow_and_canary_to_live_on_its_evidence(run: Run) -> None:
     old = run.ask()["x-route-calibrator"]
-    new = run.put("new", intercept=2.7)  # .85 where the old one says .95; in truth it is .7
+    new = run.put("new", intercept=2.45)  # .81 where the old one says .95; in truth it is .8
     run.act("shadow", artefact=new).raise_for_status()
     assert (run.told()["stage"], run.told()["candidate"]) == ("shadow", new)
     arms, asked, told = set(), 0, run.told()
@@ -194,7 +194,7 @@ def test_a_better_calibrator_goes_by_shadow_and_canary_to_live_on_its_evidence(r
             headers = run.ask(SURE, right=right, say=f"a {asked}")
             arms.add((told["stage"], headers["x-route-calibrator"]))
         told = run.told()
-        assert asked < 2000, told["evidence"]
+        assert (told["stage"] != "none" or told["live"] == new) and asked < 2000, told
     assert run.told()["live"] == new
     assert [event["action"] for event in run.told()["history"]] == ["begin", "shadow", "canary", "promote"]
     assert {("canary", new), ("canary", old)} <= arms
