@@ -36,7 +36,10 @@ from gateway.nouns import (
     Prices,
     Reason,
     Source,
+    Summary,
+    Summed,
     Tier,
+    TokenTrace,
     Verdict,
 )
 from gateway.resilience.guard import Call, Turn
@@ -192,14 +195,15 @@ def stopped(tier: Tier, given_up: Stopped) -> Hop:
 
 def as_needed(ask: Ask, tier: Tier) -> Ask:
     """The ask with the evidence that the tier's calibrators and the client need between them, and no more."""
-    top_k, calibrated = tier.top_k, tier.calibrator is not None
+    top_k, calibrated, window = tier.top_k, tier.calibrator is not None, tier.window
     if tier.rival is not None:
         other = tier.rival.tier
         top_k, calibrated = max(top_k, other.top_k), calibrated or other.calibrator is not None
-    top_k, evidence = max(ask.top_k, top_k), ask.texts or calibrated
-    if top_k == ask.top_k and evidence == ask.evidence:
+        window = window if window == other.window else 0
+    top_k, wanted = max(ask.top_k, top_k), ask.texts or calibrated
+    if (top_k, wanted, window) == (ask.top_k, ask.evidence, ask.window):
         return ask
-    return ask.wanting(top_k, evidence=evidence)
+    return ask.wanting(top_k, evidence=wanted, window=window)
 
 
 def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:
@@ -215,15 +219,14 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
         return Verdict(null_reason=Reason.UNCALIBRATED, note=note)
     if not ask.sampling.draws_like(tier.sampling):
         return Verdict(null_reason=Reason.SAMPLER_CHANGED, note="the calibrator was fitted under another sampler")
-    trace = completion.trace
-    if trace is None:
+    seen = completion.seen
+    if seen is None:
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=completion.no_trace)
-    if tier.source is not None and not serves(trace.source, tier.source):
-        note = f"the calibrator was fitted on {tier.source}, the engine sent {trace.source}"
+    if tier.source is not None and not serves(seen.source, tier.source):
+        note = f"the calibrator was fitted on {tier.source}, the engine sent {seen.source}"
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=note)
     try:
-        evidence = Evidence(trace, completion.text, in_order(earlier, tier.after))
-        features = confidence.measure(tier.features, confidence.cut_after_answer(evidence) if tier.cut else evidence)
+        features = confidence.measure(tier.features, evidence(seen, completion.text, tier, earlier))
     except BadTrace as error:
         return Verdict(null_reason=Reason.NO_EVIDENCE, note=str(error))
     try:
@@ -237,6 +240,15 @@ def judge(completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlie
 
 
 Judge = Callable[[Completion, Tier, Ask, Sequence[Earlier]], Verdict]
+
+
+def evidence(seen: Summary | TokenTrace, text: str, tier: Tier, earlier: Sequence[Earlier]) -> Evidence | Summed:
+    """What a tier's calibrator may look at. Raises BadTrace where that ends with a final number that is not found."""
+    before = in_order(earlier, tier.after)
+    if isinstance(seen, Summary):
+        return Summed(seen, text, before)
+    whole = Evidence(seen, text, before)
+    return confidence.cut_after_answer(whole) if tier.cut else whole
 
 
 def serves(sent: Source, fitted: Source) -> bool:

@@ -15,11 +15,12 @@ from enum import StrEnum
 from typing import Any
 
 from calibrators import artifact as artifacts
+from gateway import cascade, confidence
 from gateway.config import Config, TierEntry
 from gateway.engines._replicas import Replicas
-from gateway.errors import EngineError, EngineRefused
+from gateway.errors import BadTrace, EngineError, EngineRefused
 from gateway.http.auth import Keyring
-from gateway.nouns import GREEDY, Ask, Completion, Engine, Message, Sampling, Tier
+from gateway.nouns import GREEDY, Ask, Completion, Engine, Message, Sampling, Summary, Tier, TokenTrace
 from gateway.resilience.ledger import Ledger
 from gateway.snapshot import TOLD_BY_OTHERS, Snapshot, open_cascade
 
@@ -139,7 +140,7 @@ class Look:
         if not await self._reachable():
             return
         answered = await self._log_probs()
-        if answered is not None and answered.trace is not None:
+        if answered is not None and answered.seen is not None:
             await self._choices(answered)
             await self._raw()
 
@@ -169,7 +170,7 @@ class Look:
         k = self._wanted.top_k
         needed = Verdict.BAD if self._wanted.calibrator is not None else Verdict.WARN
         try:
-            answered = await self._ask(GREEDY, k)
+            answered = await self._ask(GREEDY, k, window=self._wanted.window)
         except EngineRefused as error:
             try:
                 await self._ask(GREEDY, 0, evidence=False)
@@ -183,11 +184,25 @@ class Look:
             self.say("answers", Verdict.BAD, str(error))
             return None
         self.say("answers", Verdict.GOOD, f"{answered.completion_tokens} tokens in {answered.seconds:.2f} s")
-        if answered.trace is None:
+        if answered.seen is None:
             self.say("log-probs", needed, answered.no_trace)
+        elif why := self._unmeasured(answered.seen, answered.text):
+            self.say("log-probs", needed, why)
         else:
-            self.say("log-probs", Verdict.GOOD, f"{answered.trace.source}, {k} candidates per token")
+            summed = isinstance(answered.seen, Summary)
+            told = "its summary of each answer" if summed else f"{k} candidates per token"
+            self.say("log-probs", Verdict.GOOD, f"{answered.seen.source}, {told}")
         return answered
+
+    def _unmeasured(self, seen: Summary | TokenTrace, text: str) -> str:
+        """What the calibrator lacks in such evidence, "" for nothing."""
+        if self._wanted.cut:  # what such a one needs is in an answer that comes to a number, which this need not
+            return ""
+        try:
+            confidence.measure(self._wanted.features, cascade.evidence(seen, text, self._wanted, ()))
+        except BadTrace as error:
+            return str(error)
+        return ""
 
     async def _choices(self, answered: Completion) -> None:
         """A greedy choice that is not the likeliest token was changed by a penalty that we did not ask for."""
@@ -226,7 +241,9 @@ class Look:
         else:
             self.say("raw", Verdict.GOOD, "a tiny top_p does not show in the log-probs")
 
-    async def _ask(self, sampling: Sampling, k: int, *, evidence: bool = True, texts: bool = False) -> Completion:
+    async def _ask(
+        self, sampling: Sampling, k: int, *, evidence: bool = True, texts: bool = False, window: int = 0
+    ) -> Completion:
         deadline = asyncio.get_running_loop().time() + SECONDS
-        ask = Ask(QUESTION, deadline, max_tokens=TOKENS, sampling=sampling, top_k=k, evidence=evidence)
+        ask = Ask(QUESTION, deadline, max_tokens=TOKENS, sampling=sampling, top_k=k, evidence=evidence, window=window)
         return await self._engine.complete(replace(ask, texts=texts))

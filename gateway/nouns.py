@@ -166,6 +166,7 @@ class Ask:
     top_k: how many most-likely tokens per position the engine must report (0: the chosen token alone).
     texts: the candidates' texts are wanted too (a client asked for log-probs); features never need them.
     evidence: whether log-probs are needed at all; a server is a third faster without.
+    window: of the groups in an engine's own Summary of the answer, where that is all that is needed; 0 where it is not.
     fresh: an engine on a network takes a new connection, because those it holds may all have died at once.
     decision: names what is being decided; a policy that is a mix draws by it, so the same decision draws alike.
     prompt: a raw text to go on with, instead of messages.
@@ -190,8 +191,9 @@ class Ask:
     trace: str = ""
     salt: str = ""
     priority: int = 0
+    window: int = 0
 
-    def wanting(self, top_k: int, *, evidence: bool) -> Ask:
+    def wanting(self, top_k: int, *, evidence: bool, window: int = 0) -> Ask:
         """The same for other evidence. Every tier needs its own, and `replace` takes three times as long."""
         return Ask(
             self.messages,
@@ -209,6 +211,7 @@ class Ask:
             self.trace,
             self.salt,
             self.priority,
+            window,
         )
 
     @property
@@ -276,17 +279,37 @@ class TokenTrace:
         )
 
 
+@noun(frozen=True, slots=True, eq=False)
+class Summary:
+    """What an engine made of one answer's tokens itself, the end token apart; their own numbers stayed with it.
+
+    length: T >= 1 tokens.  k: candidates in its mean of the largest log-probs.  window: tokens in a group, all of an
+    answer that is shorter.  views: finite numbers by signal (`top1` is the chosen tokens' log-prob) and by name: mean,
+    min, max, tail, of groups the lowest and the mean of the lowest tenth, of tokens the mean of the lowest tenth.
+    end_nats: log-prob of the end token, None when the answer was cut.
+    """
+
+    source: Source
+    length: int
+    k: int
+    window: int
+    views: Mapping[str, Mapping[str, float]]
+    end_nats: float | None = None
+
+
 def finite(values: Floats) -> bool:
     """Whether all are. values: (T,). The sum of squares tells it at once, but for one that overflows."""
     return math.isfinite(values.dot(values)) or bool(np.isfinite(values).all())
 
 
+SLACK_NATS = 1e-4  # engines compute in 32 or 16 bits, so a certain token may come as +1e-7; more is no log-prob
+
+
 def _check_nats(name: str, nats: Floats) -> None:
-    """Engines compute in 32 or 16 bits, so a certain token may come as +1e-7; more than that is no log-prob."""
     lowest, highest = nats.item(nats.argmin()), nats.item(nats.argmax())  # both NaN where one is
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise BadTrace(f"{name} log-probs hold NaN or infinity; is the server in a raw log-prob mode?")
-    if highest > 1e-4:
+    if highest > SLACK_NATS:
         raise BadTrace(f"{name} log-probs must be <= 0, got {highest:.4g}")
     nats.setflags(write=False)
 
@@ -295,7 +318,8 @@ def _check_nats(name: str, nats: Floats) -> None:
 class Completion:
     """One engine's answer to one Ask.
 
-    trace is None when the engine gave no usable evidence; `no_trace` then says why in words.
+    trace and summary are None when the engine gave no usable evidence; `no_trace` then says why in words.
+    summary: where the Ask wanted no more; a trace beside it is of the log-probs that a client asked for.
     model: id@revision of what actually answered.  seconds: from the call to the last token.
     clamped_tokens: how many tokens carry the engine's floor instead of a log-prob (vLLM sends -9999 for -infinity).
     calls: what the model wants called; the trace is then of all that it wrote, not of the text alone.
@@ -319,6 +343,12 @@ class Completion:
     token_ids: tuple[int, ...] = ()
     reasoning: str = ""
     stop_reason: str | int | None = None
+    summary: Summary | None = None
+
+    @property
+    def seen(self) -> Summary | TokenTrace | None:
+        """What confidence is measured on."""
+        return self.summary or self.trace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -355,6 +385,15 @@ class Evidence:
     """All a confidence feature may look at: the trace, the text it belongs to, and the tiers that answered before."""
 
     trace: TokenTrace
+    text: str
+    earlier: tuple[Earlier, ...] = ()
+
+
+@noun(frozen=True, slots=True, eq=False)
+class Summed:
+    """Evidence of an answer whose tokens stayed in the engine; what it is, is as in Evidence."""
+
+    summary: Summary
     text: str
     earlier: tuple[Earlier, ...] = ()
 
@@ -453,7 +492,8 @@ class Tier:
     features: names the calibrator was fitted on.  threshold: accept at p_correct >= threshold; None on a last tier.
     calibrator_id: id@first-12-hex-of-sha256, or "none".  patience_seconds: how long one attempt may take.
     source, sampling: what the calibrator was fitted under; other evidence or another sampler costs the confidence.
-    top_k: candidates per token the features need.  guard: its breaker, seats and retries, the same in every policy.
+    top_k: candidates per token the features need.  window: of groups, where an engine's Summary tells them all; else 0.
+    guard: its breaker, seats and retries, the same in every policy.
     after: names of the earlier tiers, in order, that the calibrator was fitted after, when it looks at what they said.
     cut: the calibrator was fitted on answers cut behind their final number, and measures no others.
     prefix: what decides on an answer's first tokens; a calibrator of whole answers never does.
@@ -471,6 +511,7 @@ class Tier:
     source: Source | None = None
     sampling: Sampling = GREEDY
     top_k: int = 0
+    window: int = 0
     threshold: float | None = None
     prices: Prices = Prices()
     patience_seconds: float = 60.0

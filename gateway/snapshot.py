@@ -33,7 +33,18 @@ TOLD_BY_OTHERS = frozenset({"source", "k", "sampling", "prompt_template", "span"
 
 
 # What of a tier comes with its calibrator; see with_calibrator
-BROUGHT = ("features", "calibrator", "calibrator_id", "source", "top_k", "after", "cut", "fitted_for", "early_abort")
+BROUGHT = (
+    "features",
+    "calibrator",
+    "calibrator_id",
+    "source",
+    "top_k",
+    "window",
+    "after",
+    "cut",
+    "fitted_for",
+    "early_abort",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,15 +254,17 @@ def with_calibrator(tier: Tier, artifact: artifacts.Artifact, served: Mapping[st
     silent = [field for field in unverified if field not in TOLD_BY_OTHERS]
     if silent:
         log.warning("fingerprint incomplete", extra={"tier": tier.name, "unverified": silent})
+    seen, cut = source(artifact), artifact.fingerprint.get("span") == "answer"
     return replace(
         tier,
         features=artifact.features,
         calibrator=artifact.calibrator(),
         calibrator_id=artifact.label,
-        source=source(artifact),
+        source=seen,
         top_k=confidence.needs(artifact.features).top_k,
+        window=confidence.window(artifact.features) if seen is Source.PLUGIN and not cut else 0,
         after=after(artifact),
-        cut=artifact.fingerprint.get("span") == "answer",
+        cut=cut,
         fitted_for=fitted_for(artifact),
         early_abort=early_abort(artifact),
     )

@@ -240,8 +240,8 @@ def test_a_tier_gets_the_candidates_its_features_or_the_client_need() -> None:
 
 def test_an_ask_for_other_evidence_is_otherwise_the_same() -> None:
     every: dict[str, Any] = {one.name: object() for one in fields(Ask)}
-    told = Ask(**every).wanting(3, evidence=False)
-    assert {name: getattr(told, name) for name in every} == every | {"top_k": 3, "evidence": False}
+    told = Ask(**every).wanting(3, evidence=False, window=16)
+    assert {name: getattr(told, name) for name in every} == every | {"top_k": 3, "evidence": False, "window": 16}
 
 
 def test_every_hop_is_noted_failed_ones_too() -> None:
@@ -324,6 +324,17 @@ def test_a_rival_is_heard_where_the_one_in_service_has_nothing_to_say_and_is_giv
     assert (answer.hops[0].p_correct, answer.hops[0].rival_p) == (None, pytest.approx(0.45))
     [asked] = first.engine.asked  # type: ignore[attr-defined]
     assert (asked.top_k, asked.evidence) == (5, True)
+
+
+@pytest.mark.parametrize(("window", "others", "asked_for"), [(32, 32, 32), (32, 16, 0), (32, 0, 0), (0, 32, 0)])
+def test_an_engines_summary_is_enough_where_both_calibrators_are_told_by_the_same(
+    window: int, others: int, asked_for: int
+) -> None:
+    rival = Rival(tier("a", said(), calibrator_id="new@2", window=others))
+    first = tier("a", said(0.9), 0.8, window=window, rival=rival)
+    run(lambda ask: cascade.answer(ask, Policy("p", (first, tier("b", said())))))
+    [asked] = first.engine.asked  # type: ignore[attr-defined]
+    assert asked.window == asked_for
 
 
 def test_a_rival_without_evidence_says_nothing() -> None:

@@ -29,13 +29,27 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from gateway.confidence import _summary
 from gateway.confidence._cut import cut_after_answer, first_tokens
 from gateway.errors import BadTrace, ConfigError
-from gateway.nouns import Evidence, Features
+from gateway.nouns import Evidence, Features, Summed
 
-__all__ = ["Feature", "Higher", "Needs", "cut_after_answer", "find", "first_tokens", "measure", "names", "needs"]
+__all__ = [
+    "Feature",
+    "Higher",
+    "Needs",
+    "cut_after_answer",
+    "find",
+    "first_tokens",
+    "measure",
+    "names",
+    "needs",
+    "window",
+]
 
 SPEC = re.compile(r"^(?P<name>[a-z][a-z0-9_]*)(?:\((?P<params>[^()]*)\))?$")
+
+WINDOW = 32  # tokens in a group, where no feature says
 
 # Inclusive. Names of parameters mean the same in every feature; a parameter not listed here takes any finite number.
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -82,12 +96,17 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One feature with its parameters bound. `spec` is its canonical spelling."""
+    """One feature with its parameters bound. `spec` is its canonical spelling.
+
+    read: from an engine's own summary of an answer; None where that does not tell it.
+    """
 
     spec: str
     needs: Needs
     higher: Higher
     measure: Callable[[Evidence], float]
+    bound: Mapping[str, float]
+    read: Callable[[Summed], float] | None
 
 
 def names() -> list[str]:
@@ -115,6 +134,8 @@ def find(spec: str) -> Feature:
         _bind_needs(module.NEEDS, bound),
         module.HIGHER,
         partial(function, **bound),
+        bound,
+        _summary.reader(name, function, bound),
     )
 
 
@@ -126,15 +147,29 @@ def needs(specs: Iterable[str]) -> Needs:
     return total
 
 
-def measure(specs: Iterable[str], evidence: Evidence) -> Features:
+def window(specs: Iterable[str]) -> int:
+    """Of how many tokens an engine's groups must be for its summary of an answer to tell all these features; 0 where no
+    summary does."""
+    features = [find(spec) for spec in specs]
+    if any(feature.read is None for feature in features):
+        return 0
+    windows = {int(feature.bound["window"]) for feature in features if "window" in feature.bound} or {WINDOW}
+    return windows.pop() if len(windows) == 1 else 0
+
+
+def measure(specs: Iterable[str], evidence: Evidence | Summed) -> Features:
     """Measure the named features on one answer, in the order given. values: (F,), NaN where undefined, never infinite.
 
-    Raises BadTrace when the trace lacks what a feature needs, ConfigError on a wrong name.
+    Raises BadTrace when the trace, or the engine's summary, lacks what a feature needs, ConfigError on a wrong name.
     """
     found = _find_all(tuple(specs))
-    trace = evidence.trace
-    _check_needs(found, 0 if trace.top is None else trace.top.shape[1], tuple(trace.signals), bool(trace.tokens))
-    values = [measure(evidence) for measure in found.measures]
+    if isinstance(evidence, Summed):
+        summary = evidence.summary
+        values = [read(evidence) for read in _readers(found, summary.k, summary.window)]
+    else:
+        trace = evidence.trace
+        _check_needs(found, 0 if trace.top is None else trace.top.shape[1], tuple(trace.signals), bool(trace.tokens))
+        values = [measure(evidence) for measure in found.measures]
     if any(map(math.isinf, values)):
         raise BadTrace(f"infinite: {', '.join(n for n, v in zip(found.names, values, strict=True) if math.isinf(v))}")
     return Features(found.names, np.array(values, dtype=np.float64))
@@ -144,6 +179,7 @@ def measure(specs: Iterable[str], evidence: Evidence) -> Features:
 class _Found:
     """Features that are measured together. demanding: those that need more than the chosen tokens."""
 
+    features: tuple[Feature, ...]
     names: tuple[str, ...]
     measures: tuple[Callable[[Evidence], float], ...]
     demanding: tuple[Feature, ...]
@@ -151,8 +187,9 @@ class _Found:
 
 @lru_cache(maxsize=256)
 def _find_all(specs: tuple[str, ...]) -> _Found:
-    found = [find(spec) for spec in specs]
+    found = tuple(find(spec) for spec in specs)
     return _Found(
+        found,
         tuple(feature.spec for feature in found),
         tuple(feature.measure for feature in found),
         tuple(feature for feature in found if feature.needs != Needs()),
@@ -172,6 +209,21 @@ def _check_needs(found: _Found, have_k: int, signals: tuple[str, ...], tokens: b
             raise BadTrace(f"{feature.spec} needs the engine's {', '.join(missing)}")
         if wants.tokens and not tokens:
             raise BadTrace(f"{feature.spec} needs the tokens' texts, the engine reported none")
+
+
+@lru_cache(maxsize=1024)  # summaries of one engine are made alike
+def _readers(found: _Found, k: int, window: int) -> tuple[Callable[[Summed], float], ...]:
+    """Raises BadTrace for what a summary lacks. k, window: what it was made with."""
+    readers = []
+    for feature in found.features:
+        if feature.read is None:
+            raise BadTrace(f"{feature.spec} needs the numbers of every token, the engine told its summary alone")
+        for name, have in (("k", k), ("window", window)):
+            want = feature.bound.get(name, have)
+            if want != have:
+                raise BadTrace(f"{feature.spec} needs a {name} of {want:g}, the engine's summary was made with {have}")
+        readers.append(feature.read)
+    return tuple(readers)
 
 
 def _bind_needs(needs: Needs, bound: Mapping[str, float]) -> Needs:

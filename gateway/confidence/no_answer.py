@@ -2,13 +2,13 @@
 
 from gateway.confidence import Higher, Needs
 from gateway.confidence._answer import final_answer
-from gateway.nouns import Evidence
+from gateway.nouns import Evidence, Summed
 
 NEEDS = Needs()
 HIGHER = Higher.DOUBTFUL
 
 
-def feature(evidence: Evidence) -> float:
+def feature(evidence: Evidence | Summed) -> float:
     """1 without a readable final number, else 0; tells why the answer-span features are undefined.
 
     Formula: 1 if no rule finds one number, else 0

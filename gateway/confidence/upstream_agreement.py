@@ -4,13 +4,13 @@ import math
 
 from gateway.confidence import Higher, Needs
 from gateway.confidence._answer import final_answer
-from gateway.nouns import Evidence
+from gateway.nouns import Evidence, Summed
 
 NEEDS = Needs(earlier=True)
 HIGHER = Higher.SURER
 
 
-def feature(evidence: Evidence, *, back: int = 1) -> float:
+def feature(evidence: Evidence | Summed, *, back: int = 1) -> float:
     """1 when the two final numbers are equal, else 0; back = 1 is the tier asked just before. Models of one
     family share errors, so what agreement is worth is fitted, never assumed.
 

@@ -3,14 +3,14 @@
 import math
 
 from gateway.confidence import Higher, Needs
-from gateway.nouns import Evidence
+from gateway.nouns import Evidence, Summed
 
 NEEDS = Needs(earlier=True)
 HIGHER = Higher.SURER
 P_MIN = 1e-6  # a tier that claims certainty must not outweigh every other feature
 
 
-def feature(evidence: Evidence, *, back: int = 1) -> float:
+def feature(evidence: Evidence | Summed, *, back: int = 1) -> float:
     """Low confidence upstream means a hard question; back = 1 is the tier asked just before, 2 the one before it.
 
     Formula: ln(p / (1 - p)), p of the tier asked `back` tiers earlier, within +-13.8

@@ -1,7 +1,8 @@
 """The `confidence` object that our vLLM plugin adds to a choice: five numbers a token, computed inside the engine.
 
 Schema `confgate.confidence/1`; gateway/vllm_plugin/summary.py writes it. Two bytes a number instead of a hundred of
-JSON per candidate: what an answer of 200 tokens weighs falls from 231 kB with 20 candidates to 3 kB.
+JSON per candidate: what an answer of 200 tokens weighs falls from 231 kB with 20 candidates to 3 kB. Where a calibrator
+looks at nothing that the object's summary does not tell, the numbers stay in the engine altogether.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 
 from gateway.errors import BadTrace
-from gateway.nouns import Ask, Floats, Source, TokenTrace
+from gateway.nouns import SLACK_NATS, Ask, Floats, Source, Summary, TokenTrace
 
 SCHEMA = "confgate.confidence/1"
 
@@ -31,47 +32,84 @@ class Arrays(msgspec.Struct):
 READ_ARRAYS = msgspec.json.Decoder(Arrays | None)
 
 
+Views = dict[str, dict[str, float]]
+READ_SUMMARY = msgspec.json.Decoder(Views)
+
+
 class Confidence(msgspec.Struct):
-    """arrays: Arrays, read apart: what is wrong in them costs the confidence alone."""
+    """arrays: Arrays, summary: Views, read apart: what is wrong in them costs the confidence alone."""
 
     schema: str
     missing: str = ""
     tokens: int = 0
     k: int = 0
     greedy: bool = False
+    window: int = 0
     ended: bool = False
     arrays: msgspec.Raw = msgspec.Raw(b"null")
+    summary: msgspec.Raw = msgspec.Raw(b"null")
 
 
-def wish(k: int) -> dict[str, Any]:
-    """What a request adds to its body for the plugin to report. k: candidates in its mean of the largest log-probs."""
-    return {"vllm_xargs": {"confidence": 1, "confidence_k": k, "confidence_arrays": 1}}
+def wish(k: int, window: int) -> dict[str, Any]:
+    """What a request adds to its body for the plugin to report. k: candidates in its mean of the largest log-probs.
+    window: tokens in a group of its summary; 0 for the numbers of every token."""
+    more = {"confidence_window": window} if window else {"confidence_arrays": 1}
+    return {"vllm_xargs": {"confidence": 1, "confidence_k": k, **more}}
 
 
-def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | None) -> TokenTrace:
-    """The plugin's evidence for an answer of so many tokens, the end token counted. Raises BadTrace with the reason.
-
-    over_http: the same answer's log-probs, when a client asked for them too; they stay in the trace beside the signals.
-    """
+def check(told: Confidence | None, tokens: int, k: int) -> Confidence:
+    """That the plugin's object is what was asked for, about an answer of so many tokens, the end token counted. Raises
+    BadTrace with the reason."""
     if told is None:
         raise BadTrace("the engine sent no confidence; is it vLLM with our plugin's middleware and processor?")
     if told.schema != SCHEMA:
         raise BadTrace(f"confidence of the schema {told.schema[:40]!r}, this gateway reads {SCHEMA}")
-    arrays = None if told.missing else unpacked(told.arrays)
-    if arrays is None:
-        raise BadTrace(f"the engine sent no confidence: {told.missing[:200] or 'no arrays'}")
+    if told.missing:
+        raise BadTrace(f"the engine sent no confidence: {told.missing[:200]}")
     if told.k != k:
         raise BadTrace(f"asked for the {k} most likely tokens, the engine's confidence is of {told.k}")
     if not told.greedy:
         raise BadTrace("the engine's confidence does not tell the chosen tokens' log-probs unless sampling is greedy")
     if told.tokens != tokens:
         raise BadTrace(f"the engine's confidence is of {told.tokens} tokens, the answer has {tokens}")
+    if told.tokens == told.ended:
+        raise BadTrace("the answer has no tokens")
+    return told
+
+
+def summary(told: Confidence | None, tokens: int, k: int, window: int) -> Summary:
+    """The plugin's summary of such an answer. Raises BadTrace with the reason."""
+    told = check(told, tokens, k)
+    if told.window != window:
+        raise BadTrace(f"asked for groups of {window} tokens, the engine's are of {told.window}")
+    try:
+        views: Views = READ_SUMMARY.decode(told.summary)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadTrace(f"the engine's summary cannot be read ({error})") from None
+    nats = views.get("top1", {})
+    if (highest := nats.get("max", 0.0)) > SLACK_NATS:
+        raise BadTrace(f"chosen log-probs must be <= 0, got {highest:.4g}")
+    end = nats.get("end") if told.ended else None
+    if told.ended and end is None:
+        raise BadTrace(
+            "the engine's summary does not tell the end token's log-prob: is the plugin older than this gateway?"
+        )
+    return Summary(Source.PLUGIN, tokens - told.ended, k, window, views, end)
+
+
+def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | None) -> TokenTrace:
+    """The plugin's numbers of every token of such an answer. Raises BadTrace with the reason.
+
+    over_http: the same answer's log-probs, when a client asked for them too; they stay in the trace beside the signals.
+    """
+    told = check(told, tokens, k)
+    arrays = unpacked(told.arrays)
+    if arrays is None:
+        raise BadTrace("the engine sent no confidence: no arrays")
     if arrays.dtype != "float16":
         raise BadTrace(f"confidence arrays of {arrays.dtype[:20]!r}, this gateway reads float16")
     rows = numbers(arrays, tokens)
-    length = tokens - 1 if told.ended else tokens
-    if length == 0:
-        raise BadTrace("the answer has no tokens")
+    length = tokens - told.ended
     end_nats = rows.item(0, -1) if told.ended else None
     chosen, group, margin, entropy, certainty = rows[:, :length]
     signals = {f"confidence_k{k}": group, "margin": margin, "entropy": entropy, "self_certainty": certainty}

@@ -27,7 +27,19 @@ from gateway.errors import (
     EngineSlow,
     EngineTooSmall,
 )
-from gateway.nouns import GREEDY, TOLD_WHOLE, Ability, Ask, Completion, Hear, Message, Piece, Sampling, TokenTrace
+from gateway.nouns import (
+    GREEDY,
+    TOLD_WHOLE,
+    Ability,
+    Ask,
+    Completion,
+    Hear,
+    Message,
+    Piece,
+    Sampling,
+    Summary,
+    TokenTrace,
+)
 from gateway.resilience.limit import Limit
 from gateway.written import SecretReference, read_secret, wrong
 
@@ -177,9 +189,9 @@ class OpenAIHttp:
         return self._completion(answered, ask, loop.time() - began)
 
     def _completion(self, answered: _reply.Answered, ask: Ask, seconds: float) -> Completion:
-        trace, no_trace = evidence(answered, ask, self._options)
+        trace, summary, no_trace = evidence(answered, ask, self._options)
         if answered.model != self._options.model:
-            trace, no_trace = None, f"another model answered than the configured {self._options.model}"
+            trace, summary, no_trace = None, None, f"another model answered than the configured {self._options.model}"
         return Completion(
             answered.text,
             answered.finish,
@@ -196,6 +208,7 @@ class OpenAIHttp:
             answered.token_ids,
             answered.reasoning,
             answered.stop_reason,
+            summary,
         )
 
     async def _listen(self, ask: Ask, hear: Hear) -> _reply.Answered:
@@ -373,7 +386,7 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
     if ask.texts or (ask.evidence and not in_engine):
         body |= {"logprobs": ask.top_k} if raw else {"logprobs": True, "top_logprobs": ask.top_k}
     if in_engine and _compact.wanted(ask):
-        body |= _compact.wish(options.confidence_k)
+        body |= _compact.wish(options.confidence_k, ask.window)
     if ask.max_tokens is not None:
         body["max_tokens"] = ask.max_tokens
     if sampling.seed is not None:
@@ -414,15 +427,18 @@ def vllm_sampler(sampling: Sampling) -> dict[str, Any]:
     return {name: getattr(sampling, name) for name in names if getattr(sampling, name) != getattr(GREEDY, name)}
 
 
-def evidence(answered: _reply.Answered, ask: Ask, options: Options) -> tuple[TokenTrace | None, str]:
-    """The trace of an answer, or why there is none. Never one source in another's place: the calibrator is of one."""
+def evidence(answered: _reply.Answered, ask: Ask, options: Options) -> tuple[TokenTrace | None, Summary | None, str]:
+    """The trace and the engine's summary of an answer, or why there is none. Never one source in another's place: the
+    calibrator is of one."""
     if options.confidence == "logprobs" or ask.prompt is not None or not _compact.wanted(ask):
-        return answered.trace, answered.no_trace
+        return answered.trace, None, answered.no_trace
+    told, tokens, k = answered.confidence, answered.completion_tokens, options.confidence_k
     try:
-        told = _compact.read(answered.confidence, answered.completion_tokens, options.confidence_k, answered.trace)
-        return told, ""
+        if ask.window:
+            return answered.trace, _compact.summary(told, tokens, k, ask.window), ""
+        return _compact.read(told, tokens, k, answered.trace), None, ""
     except BadTrace as error:
-        return answered.trace, str(error)  # log-probs that a client asked for are his all the same
+        return answered.trace, None, str(error)  # log-probs that a client asked for are his all the same
 
 
 def streamed(options: Options) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def route(answer: Answer, call: Call) -> Json:
         "threshold": served.threshold,
         "calibrator": served.calibrator_id,
         "null_reason": served.null_reason,
-        "source": served.completion.trace.source if served.completion and served.completion.trace else None,
+        "source": served.completion.seen.source if served.completion and served.completion.seen else None,
         "hops": turns(answer.hops),
         "siblings": turns(answer.siblings),
         "usage_total": {

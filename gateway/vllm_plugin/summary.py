@@ -15,7 +15,7 @@ from gateway.vllm_plugin.signals import ABORTED, SIGNALS
 SCHEMA = "confgate.confidence/1"
 BOTTOM = 0.1  # DeepConf's share of the least sure groups
 DECIMALS = 6
-VIEWS = ("mean", "min", "max", "lowest_group", "bottom_groups", "tail")
+VIEWS = ("mean", "min", "max", "lowest_group", "bottom_groups", "tail", "bottom_tokens")
 
 
 def missing(why: str) -> dict[str, Any]:
@@ -32,10 +32,15 @@ def confidence(records: Records, wanted: Wanted, *, greedy: bool, ended: bool) -
     """records: (T >= 1, COLUMNS) float32 of an answer's tokens, the end token among them when `ended`.
 
     greedy: `top1` is the log-prob of the emitted tokens.  Summaries are of the text's tokens, without the end token,
-    unless that is the only one; groups are sliding windows of wanted.window tokens (the whole answer, if shorter).
+    unless that is the only one; its own values are `end`. Groups are sliding windows of wanted.window tokens (the whole
+    answer, if shorter).
     """
     values = records[:, : len(SIGNALS)]
     length = len(records) - 1 if ended and len(records) > 1 else len(records)
+    views = summary(values[:length], wanted.window)
+    if length < len(records):
+        for signal, value in zip(SIGNALS, np.round(values[-1].astype(np.float64), DECIMALS).tolist(), strict=True):
+            views[signal]["end"] = value
     told = {
         "schema": SCHEMA,
         "tokens": len(records),
@@ -44,7 +49,7 @@ def confidence(records: Records, wanted: Wanted, *, greedy: bool, ended: bool) -
         "greedy": greedy,
         "ended": ended,
         "aborted": aborted(records),
-        "summary": summary(values[:length], wanted.window),
+        "summary": views,
     }
     if wanted.arrays:
         halves = np.ascontiguousarray(values.T, dtype="<f2")
@@ -54,7 +59,8 @@ def confidence(records: Records, wanted: Wanted, *, greedy: bool, ended: bool) -
 
 
 def summary(values: npt.NDArray[np.float32], window: int) -> dict[str, dict[str, float]]:
-    """Of each signal, (T, 5): DeepConf's mean, lowest group, mean of the lowest 10 % of groups and tail; and extremes.
+    """Of each signal, (T, 5): DeepConf's mean, lowest group, mean of the lowest 10 % of groups and tail; extremes; and
+    the mean of the lowest 10 % of tokens.
 
     Ufuncs alone, for all five at once: this runs in the loop of vLLM's API server, where a crowd of answers that end
     together waits for it one by one.
@@ -66,7 +72,9 @@ def summary(values: npt.NDArray[np.float32], window: int) -> dict[str, dict[str,
     groups = total[:, window - 1 :].copy()  # of all full sliding windows, at least one
     groups[:, 1:] -= total[:, :-window]
     least = max(1, int(BOTTOM * groups.shape[1]))
-    mean, smallest, largest, lowest_group, bottom_groups, tail = told = np.empty((len(VIEWS), len(SIGNALS)))
+    tokens = -(-length // 10)
+    told = np.empty((len(VIEWS), len(SIGNALS)))
+    mean, smallest, largest, lowest_group, bottom_groups, tail, bottom_tokens = told
     mean[:] = total[:, -1]
     np.minimum.reduce(rows, axis=1, out=smallest)
     np.maximum.reduce(rows, axis=1, out=largest)
@@ -75,6 +83,8 @@ def summary(values: npt.NDArray[np.float32], window: int) -> dict[str, dict[str,
     bottom = groups[:, :least]
     np.minimum.reduce(bottom, axis=1, out=lowest_group)
     np.add.reduce(bottom, axis=1, out=bottom_groups)
-    told /= np.array((length, 1, 1, window, least * window, window))[:, None]
+    rows.partition(tokens - 1, axis=1)
+    np.add.reduce(rows[:, :tokens], axis=1, out=bottom_tokens)
+    told /= np.array((length, 1, 1, window, least * window, window, tokens))[:, None]
     by_signal = np.round(told.T, DECIMALS).tolist()
     return {signal: dict(zip(VIEWS, row, strict=True)) for signal, row in zip(SIGNALS, by_signal, strict=True)}

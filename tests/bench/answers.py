@@ -22,7 +22,11 @@ QUESTION = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. Each clip cost her "
     "3 cents to make, and she sold them at 10 cents in April and at 12 cents in May. How much did she earn altogether?"
 )
-KINDS = ("plain", "compact", "chosen", "top-5", "top-20")
+KINDS = ("plain", "compact", "arrays", "chosen", "top-5", "top-20")
+XARGS = {
+    "compact": {"confidence": 1, "confidence_k": 20, "confidence_window": 32},
+    "arrays": {"confidence": 1, "confidence_k": 20, "confidence_arrays": 1},
+}
 CANDIDATES = {"chosen": 0, "top-5": 5, "top-20": 20}
 RIVALS = "the of and she sold clips in each then half more than that costs friends April May total so a"
 VOCABULARY = RIVALS.split()
@@ -63,7 +67,7 @@ def entries(told: Sequence[str], values: np.ndarray[Any, Any], candidates: int) 
     return [entry(place) for place in range(len(told))]
 
 
-def compact(values: np.ndarray[Any, Any]) -> Json:
+def compact(values: np.ndarray[Any, Any], *, arrays: bool) -> Json:
     """What the plugin inside vLLM adds, written by the plugin's own code."""
     rows = values.astype(np.float32)
     p = np.exp(rows)
@@ -77,7 +81,7 @@ def compact(values: np.ndarray[Any, Any]) -> Json:
     records = np.zeros((len(rows), COLUMNS), dtype=np.float32)
     for place, name in enumerate(SIGNALS):
         records[:, place] = columns[name]
-    return confidence(records, Wanted(k=20, arrays=True), greedy=True, ended=True)
+    return confidence(records, Wanted(k=20, arrays=arrays), greedy=True, ended=True)
 
 
 def body(kind: str, rng: np.random.Generator) -> bytes:
@@ -92,8 +96,8 @@ def body(kind: str, rng: np.random.Generator) -> bytes:
     }
     if kind in CANDIDATES:
         choice["logprobs"] = {"content": entries([*told, "<|im_end|>"], values, CANDIDATES[kind])}
-    if kind == "compact":
-        choice["confidence"] = compact(values)
+    if kind in XARGS:
+        choice["confidence"] = compact(values, arrays=kind == "arrays")
     reply = {
         "id": "chatcmpl-5a9e26a7b0f64a3c9a1d1a6c4b1a7a55",
         "object": "chat.completion",
@@ -108,7 +112,7 @@ def body(kind: str, rng: np.random.Generator) -> bytes:
 def kind_of(asked: bytes) -> str:
     """Which kind of reply a request is for, by what it asks for. Cheap: this is the upstream's whole work."""
     if b'"vllm_xargs"' in asked:
-        return "compact"
+        return "arrays" if b'"confidence_arrays"' in asked else "compact"
     for kind, wanted in (("top-20", b'"top_logprobs":20'), ("top-5", b'"top_logprobs":5')):
         if wanted in asked.replace(b" ", b""):
             return kind
@@ -120,6 +124,6 @@ def question(kind: str, model: str = MODEL) -> Json:
     told: Json = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0.0}
     if kind in CANDIDATES:
         told |= {"logprobs": True, "top_logprobs": CANDIDATES[kind]}
-    if kind == "compact":
-        told["vllm_xargs"] = {"confidence": 1, "confidence_k": 20, "confidence_arrays": 1}
+    if kind in XARGS:
+        told["vllm_xargs"] = XARGS[kind]
     return told

@@ -29,7 +29,7 @@ import numpy as np
 import uvloop
 
 from tests.bench import load, servers
-from tests.bench.answers import KINDS, TOKENS, body, question
+from tests.bench.answers import KINDS, TOKENS, XARGS, body, question
 from tests.bench.servers import FEATURES, ROOT, Server
 
 SERVER_CORE, LOAD_CORE = servers.two_cores()
@@ -62,7 +62,7 @@ def subjects(ours: Server, others: Sequence[Server], host: str = "localhost") ->
     made = [Subject(ours, kind, load.request(question("plain", f"auto:{kind}"), host)) for kind in FEATURES]
     for server in others:
         for kind in KINDS:
-            if server.name == "litellm" and kind == "compact":
+            if server.name == "litellm" and kind in XARGS:
                 continue  # it has no such thing; `plain` is what it is held against
             made.append(Subject(server, kind, load.request(question(kind), host)))
     return made

@@ -22,8 +22,8 @@ from calibrators import artifact, logistic
 from calibrators.base import FitData
 from gateway import confidence
 from gateway.engines import _compact, _reply
-from gateway.nouns import Ask, Evidence
-from tests.bench.answers import CANDIDATES, MODEL, body
+from gateway.nouns import Ask, Evidence, Summed
+from tests.bench.answers import CANDIDATES, MODEL, XARGS, body
 from tests.bench.load import KEY
 
 ROOT = Path(__file__).parents[2]
@@ -33,11 +33,18 @@ START_SECONDS = 300.0  # LiteLLM takes minutes on a machine that is busy
 PLAIN = ("lp_mean", "lp_bottom", "lp_quantile(q=0)", "lp_tail", "end_lp", "length")
 FEATURES = {
     "compact": (*PLAIN, "deepconf_average", "deepconf_bottom", "margin_min", "entropy_mean"),
+    "arrays": (*PLAIN, "deepconf_average", "deepconf_bottom", "margin_quantile", "entropy_mean"),
     "chosen": (*PLAIN, "calc_min", "ans_min"),
     "top-5": (*PLAIN, "calc_min", "ans_min", "deepconf_average(k=5)", "margin_min"),
     "top-20": (*PLAIN, "calc_min", "ans_min", "deepconf_average", "margin_min"),
 }
-SOURCES = {"compact": "plugin", "chosen": "chosen", "top-5": "top_logprobs", "top-20": "top_logprobs"}
+SOURCES = {
+    "compact": "plugin",
+    "arrays": "plugin",
+    "chosen": "chosen",
+    "top-5": "top_logprobs",
+    "top-20": "top_logprobs",
+}
 
 
 def core(number: int | None) -> Any:
@@ -186,10 +193,13 @@ def calibrator(kind: str, path: Path) -> None:
 
 
 def measured(kind: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    ask = Ask(messages=(), deadline=0.0, top_k=CANDIDATES.get(kind, 0), evidence=kind != "compact")
+    ask = Ask(messages=(), deadline=0.0, top_k=CANDIDATES.get(kind, 0), evidence=kind not in XARGS)
     answered = _reply.read(body(kind, rng), ask, "bench")
     trace = answered.trace
     if kind == "compact":
+        summary = _compact.summary(answered.confidence, answered.completion_tokens, 20, confidence.WINDOW)
+        return confidence.measure(FEATURES[kind], Summed(summary, answered.text)).values
+    if kind == "arrays":
         trace = _compact.read(answered.confidence, answered.completion_tokens, 20, None)
     assert trace is not None, answered.no_trace
     return confidence.measure(FEATURES[kind], Evidence(trace, answered.text)).values
@@ -200,7 +210,7 @@ def cascade(upstream: str, port: int) -> dict[str, Any]:
 
     def tier(kind: str) -> dict[str, Any]:
         engine = {"kind": "openai_http", "url": upstream, "model": MODEL}
-        if kind == "compact":
+        if kind in XARGS:
             engine["confidence"] = "engine"
         prices = {"usd_per_mtok_in": 1, "usd_per_mtok_out": 2}
         return {"name": kind, "engine": engine, "calibrator": f"{kind}.json", "prices": prices}

@@ -43,14 +43,15 @@ def write_artifact(
     early_abort: dict[str, Any] | None = None,
     slope: float = 10.0,
     intercept: float = 4.0,
+    feature: str = "lp_mean",
     **fingerprint: str,
 ) -> str:
-    """A calibrator of the mean log-prob. Returns its label."""
-    pre = Preprocess(("lp_mean",), (Missing.REFUSE,), np.zeros(1), np.ones(1), np.array([-20.0]), np.zeros(1))
+    """A calibrator of the mean log-prob, or of another feature in nats. Returns its label."""
+    pre = Preprocess((feature,), (Missing.REFUSE,), np.zeros(1), np.ones(1), np.array([-20.0]), np.zeros(1))
     sealed = artifact.Artifact.seal(
         id=path.stem,
         kind="platt",
-        features=["lp_mean"],
+        features=[feature],
         params=Platt(Linear(pre, np.array([slope]), intercept)).to_params(),
         fingerprint={"model": "small", "source": "chosen", "sampling": "greedy"} | fingerprint,
         fit={

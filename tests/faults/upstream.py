@@ -259,11 +259,29 @@ def completion(body: dict[str, Any], plan: Plan) -> dict[str, Any]:
                 "finish_reason": "tool_calls" if message["content"] is None else "stop",
                 "stop_reason": plan.stop_reason,
                 **({"token_ids": [ord(token[-1]) for token in tokens]} if body.get("return_token_ids") else {}),
+                **in_engine(body, plan, len(tokens)),
             }
         ],
         "usage": usage(plan, tokens),
         **({"prompt_token_ids": [1, 2, 3]} if body.get("return_token_ids") else {}),
     }
+
+
+def in_engine(body: dict[str, Any], plan: Plan, tokens: int) -> dict[str, Any]:
+    """What our plugin adds for who asks for it, written by the plugin's own code, which needs PyTorch."""
+    if "vllm_xargs" not in body:
+        return {}
+    import numpy as np
+
+    from gateway.vllm_plugin import params
+    from gateway.vllm_plugin.signals import COLUMNS, TOP1
+    from gateway.vllm_plugin.summary import confidence
+
+    wanted = params.read(body["vllm_xargs"])
+    assert wanted is not None
+    records = np.zeros((tokens, COLUMNS), dtype=np.float32)
+    records[:, TOP1] = plan.nats
+    return {"confidence": confidence(records, wanted, greedy=True, ended=True)}
 
 
 def usage(plan: Plan, tokens: list[str]) -> dict[str, int]:
@@ -641,6 +659,12 @@ def first(told: dict[str, Any]) -> dict[str, Any]:
     return next(iter(logprobs(told)), {"logprob": 0.0})
 
 
+def older_plugin(told: dict[str, Any]) -> None:
+    summary = choice(told).get("confidence", {}).get("summary", {})
+    for views in summary.values():
+        del views["bottom_tokens"], views["end"]
+
+
 def processed(told: dict[str, Any]) -> None:
     """Log-probs as they are after a tiny top_p."""
     for entry in logprobs(told):
@@ -651,6 +675,7 @@ def processed(told: dict[str, Any]) -> None:
 
 EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "processed": processed,
+    "older_plugin": older_plugin,
     "penalised": lambda told: first(told).update(logprob=first(told)["logprob"] - 1),
     "no_choices": lambda told: told.update(choices=[]),
     "null_content": lambda told: choice(told)["message"].update(content=None),

@@ -67,6 +67,11 @@ def logprobs(raw: bytes) -> None:
         sound(answered.trace)
         with contextlib.suppress(BadTrace):
             sound(_compact.read(answered.confidence, answered.completion_tokens, 20, answered.trace))
+        with contextlib.suppress(BadTrace):
+            summed = _compact.summary(answered.confidence, answered.completion_tokens, 20, 32)
+            assert summed.length > 0
+            assert all(math.isfinite(number) for views in summed.views.values() for number in views.values())
+            assert summed.views.get("top1", {}).get("max", 0.0) <= 1e-4
 
 
 def sound(trace: TokenTrace | None) -> None:
@@ -134,7 +139,8 @@ def entry(text: str, nats: float) -> dict[str, Any]:
 def reply() -> dict[str, Any]:
     entries = [entry(text, -0.1) for text in ("Hé", " 4", "2", "<|im_end|>")]
     arrays = dict.fromkeys(_compact.NAMES, "ALAAsACwALA=")
-    confidence = {"schema": _compact.SCHEMA, "tokens": 4, "k": 20, "greedy": True, "ended": True}
+    confidence = {"schema": _compact.SCHEMA, "tokens": 4, "k": 20, "window": 32, "greedy": True, "ended": True}
+    summary = {"top1": {"mean": -0.1, "max": -0.05, "bottom_tokens": -0.2, "end": -0.1}, "margin": {"min": 0.5}}
     return {
         "model": "m",
         "choices": [
@@ -143,7 +149,7 @@ def reply() -> dict[str, Any]:
                 "message": {"role": "assistant", "content": "Hé 42"},
                 "logprobs": {"content": entries},
                 "finish_reason": "stop",
-                "confidence": confidence | {"arrays": {"dtype": "float16"} | arrays},
+                "confidence": confidence | {"arrays": {"dtype": "float16"} | arrays, "summary": summary},
             }
         ],
         "usage": {"prompt_tokens": 3, "completion_tokens": 4},

@@ -72,6 +72,7 @@ def test_what_it_begins_with_is_sound() -> None:
     answered = _reply.read(json.dumps(reply()).encode(), ASKS[2], "fuzz")
     assert answered.trace is not None
     assert _compact.read(answered.confidence, 4, 20, answered.trace).signals
+    assert _compact.summary(answered.confidence, 4, 20, 32).views
     for raw in seeds("artefact"):
         assert artifact.Artifact._from_document(artifact._parse(raw, "seed"), "seed").calibrator()
     for raw in seeds("configuration"):

@@ -183,8 +183,9 @@ def test_an_answer_carries_the_arrays_of_its_own_request_and_their_summary(url: 
     for nth, name in enumerate(SIGNALS):
         np.testing.assert_allclose(array(told, name), np.arange(TOKENS) + nth / 8, rtol=1e-3)
     assert told["summary"]["confidence"] == {
-        "mean": 1.5, "min": 0.0, "max": 3.0, "lowest_group": 1.5, "bottom_groups": 1.5, "tail": 1.5
-    }, "the end token is no part of the text"  # fmt: skip
+        "mean": 1.5, "min": 0.0, "max": 3.0, "lowest_group": 1.5, "bottom_groups": 1.5, "tail": 1.5,
+        "bottom_tokens": 0.0, "end": 4.0,
+    }, "the end token is no part of the text, and stands by itself"  # fmt: skip
     assert answer["choices"][0]["message"]["content"] == "Größe ✓"
 
 
@@ -200,6 +201,7 @@ def test_the_last_record_is_of_an_end_token_only_where_one_ended_the_answer(
     told = whole(url, body())["choices"][0]["confidence"]
     assert told["ended"] is ended
     assert told["summary"]["confidence"]["mean"] == (1.5 if ended else 2.0)
+    assert ("end" in told["summary"]["top1"]) is ended
 
 
 def test_who_does_not_ask_gets_vllms_bytes_and_vllm_gets_his(url: str, engine: Engine) -> None:
