@@ -15,7 +15,7 @@ from gateway.vllm_plugin.signals import ABORTED, SIGNALS
 SCHEMA = "confgate.confidence/1"
 BOTTOM = 0.1  # DeepConf's share of the least sure groups
 DECIMALS = 6
-VIEWS = ("mean", "min", "max", "lowest_group", "bottom_groups", "tail", "bottom_tokens")
+VIEWS = ("mean", "min", "max", "lowest_group", "bottom_groups", "tail", "bottom_tokens", "end")
 
 
 def missing(why: str) -> dict[str, Any]:
@@ -37,10 +37,6 @@ def confidence(records: Records, wanted: Wanted, *, greedy: bool, ended: bool) -
     """
     values = records[:, : len(SIGNALS)]
     length = len(records) - 1 if ended and len(records) > 1 else len(records)
-    views = summary(values[:length], wanted.window)
-    if length < len(records):
-        for signal, value in zip(SIGNALS, np.round(values[-1].astype(np.float64), DECIMALS).tolist(), strict=True):
-            views[signal]["end"] = value
     told = {
         "schema": SCHEMA,
         "tokens": len(records),
@@ -49,7 +45,7 @@ def confidence(records: Records, wanted: Wanted, *, greedy: bool, ended: bool) -
         "greedy": greedy,
         "ended": ended,
         "aborted": aborted(records),
-        "summary": views,
+        "summary": summary(values[:length], wanted.window, values[length:]),
     }
     if wanted.arrays:
         halves = np.ascontiguousarray(values.T, dtype="<f2")
@@ -58,9 +54,9 @@ def confidence(records: Records, wanted: Wanted, *, greedy: bool, ended: bool) -
     return told
 
 
-def summary(values: npt.NDArray[np.float32], window: int) -> dict[str, dict[str, float]]:
-    """Of each signal, (T, 5): DeepConf's mean, lowest group, mean of the lowest 10 % of groups and tail; extremes; and
-    the mean of the lowest 10 % of tokens.
+def summary(values: npt.NDArray[np.float32], window: int, end: npt.NDArray[np.float32]) -> dict[str, dict[str, float]]:
+    """Of each signal, (T, 5): DeepConf's mean, lowest group, mean of the lowest 10 % of groups and tail; extremes;
+    the mean of the lowest 10 % of tokens; and the end token's, (1, 5), where there is one.
 
     Ufuncs alone, for all five at once: this runs in the loop of vLLM's API server, where a crowd of answers that end
     together waits for it one by one.
@@ -73,8 +69,9 @@ def summary(values: npt.NDArray[np.float32], window: int) -> dict[str, dict[str,
     groups[:, 1:] -= total[:, :-window]
     least = max(1, int(BOTTOM * groups.shape[1]))
     tokens = -(-length // 10)
-    told = np.empty((len(VIEWS), len(SIGNALS)))
-    mean, smallest, largest, lowest_group, bottom_groups, tail, bottom_tokens = told
+    told = np.concatenate((np.empty((len(VIEWS) - 1, len(SIGNALS))), end.astype(np.float64)))
+    views = told[: len(VIEWS) - 1]
+    mean, smallest, largest, lowest_group, bottom_groups, tail, bottom_tokens = views
     mean[:] = total[:, -1]
     np.minimum.reduce(rows, axis=1, out=smallest)
     np.maximum.reduce(rows, axis=1, out=largest)
@@ -85,6 +82,7 @@ def summary(values: npt.NDArray[np.float32], window: int) -> dict[str, dict[str,
     np.add.reduce(bottom, axis=1, out=bottom_groups)
     rows.partition(tokens - 1, axis=1)
     np.add.reduce(rows[:, :tokens], axis=1, out=bottom_tokens)
-    told /= np.array((length, 1, 1, window, least * window, window, tokens))[:, None]
+    views /= np.array((length, 1, 1, window, least * window, window, tokens))[:, None]
     by_signal = np.round(told.T, DECIMALS).tolist()
-    return {signal: dict(zip(VIEWS, row, strict=True)) for signal, row in zip(SIGNALS, by_signal, strict=True)}
+    # strict=False: without an end token its view, the last one, is left out
+    return {signal: dict(zip(VIEWS, row, strict=False)) for signal, row in zip(SIGNALS, by_signal, strict=True)}
