@@ -10,6 +10,7 @@ import asyncio
 import re
 import uuid
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 128
 MAX_FRAMING = 8  # bytes on the wire for one of a body: chunks of a single byte take six
 MAX_PIPELINED = 16  # requests waiting for the answer to an earlier one of their connection
+LINGER_SECONDS = 5.0  # for who is answered while he sends
 
 # The wish for another protocol than ours, as Java's client has it. In JSON no line begins so.
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
@@ -47,6 +49,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*arguments, **more)
         self._receive_seconds, self._max_body_bytes = receive_seconds, max_body_bytes
         self._receiving: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # of a head that is not complete
         self._bytes = 0  # since the latest request began, whatever they are
         self._arriving = self._in_head = self._refused = False  # arriving: a request that is not complete
@@ -54,6 +57,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._exit = Exit(transport, self._leave)
         self._wait_for_a_request()
 
     def _wait_for_a_request(self) -> None:
@@ -68,6 +72,8 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._stop_receiving()
+        if self._lingering is not None:
+            self._lingering.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -128,6 +134,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
+        cycle.transport = self._exit
         cycle.scope["extensions"] = {LINE: Wire(cycle)}
         super()._start_asgi_task(cycle, app)
 
@@ -145,6 +152,19 @@ class Protocol(HttpToolsProtocol):
         else:
             self._refuse(TOO_LATE)
 
+    def _leave(self) -> None:
+        """Close behind an answer. Where the client is still sending, a closed socket would meet his bytes with a reset,
+        and that may take the answer from him before he has read it: so we say that nothing more will come, and for a
+        moment read on and forget."""
+        if not self._arriving or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._refused = True
+        self._stop_receiving()
+        self.pipeline.clear()
+        self.transport.write_eof()
+        self._lingering = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words, in plain text
         self._refuse(BAD_REQUEST)
 
@@ -153,7 +173,8 @@ class Protocol(HttpToolsProtocol):
         if self._refused:
             return
         self._refused = True
-        if self._arriving and not self._in_head:
+        sending = self._arriving
+        if sending and not self._in_head:
             self._end_unread()
         self._stop_receiving()
         if self.transport.is_closing():
@@ -161,11 +182,12 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False  # the last good request's answer closes the connection
             return
+        self._arriving = sending
         headers = told.headers | {"content-length": str(len(told.body)), "x-request-id": uuid.uuid4().hex}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         start = f"HTTP/1.1 {told.status} {PHRASES[told.status]}\r\n{lines}\r\n"
         self.transport.write(start.encode("latin-1") + told.body)
-        self.transport.close()
+        self._leave()
 
     def _end_unread(self) -> None:
         """The latest request ends here: of its body the rest will never be had."""
@@ -177,6 +199,15 @@ class Protocol(HttpToolsProtocol):
         else:
             self.cycle.disconnected = self.cycle.response_complete = True
             self.cycle.message_event.set()
+
+
+class Exit:
+    """A connection's transport as the answer to one request sees it: it writes, and leaves by `close`."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, leave: Callable[[], None]) -> None:
+        self.write, self.is_closing, self.close = transport.write, transport.is_closing, leave
 
 
 class Wire(Line):

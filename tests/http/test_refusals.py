@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from gateway.http.auth import Keyring
 from gateway.http.errors import TABLE, problem
 from gateway.http.journal import Journal
 from gateway.http.live import Generation, Lasting, Live
+from gateway.http.protocol import LINGER_SECONDS
 from gateway.ids import Seal
 from gateway.resilience.ledger import Ledger
 from gateway.snapshot import open_cascade
@@ -150,10 +151,34 @@ def test_an_announced_giant_is_refused_before_it_comes(gateway: Gateway) -> None
 def test_an_endless_body_is_refused_once_it_is_too_long(gateway: Gateway) -> None:
     with gateway.connect() as raw:
         raw.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
-        with contextlib.suppress(ConnectionError):  # it may have refused the rest by now
-            for _ in range(5):
-                raw.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+        for _ in range(5):
+            raw.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("size", [300_000, 5_000_000])
+def test_who_reads_only_when_he_has_sent_everything_is_told_too(size: int, gateway: Gateway) -> None:
+    """A closed socket would have met his bytes with a reset."""
+    with gateway.connect() as raw:
+        raw.sendall(HEAD + b"content-length: %d\r\n\r\n" % size + b"x" * size)
+        told = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert told.startswith(b"HTTP/1.1 413")
+    assert told.endswith(b"}")
+
+
+def test_who_sends_for_ever_is_heard_for_a_moment(gateway: Gateway) -> None:
+    with gateway.connect() as raw:
+        raw.sendall(HEAD + b"content-length: 10737418240\r\n\r\n")
+        began = time.monotonic()
+
+        def send() -> None:
+            while time.monotonic() - began < PATIENCE:
+                raw.sendall(b"x" * 0x10000)
+                time.sleep(0.05)
+
+        with pytest.raises(ConnectionError):
+            send()
+        assert time.monotonic() - began >= LINGER_SECONDS - 0.5
 
 
 def test_keys_open_the_public_routes_and_nothing_else_does(upstream: Upstream, tmp_path: Path) -> None:
