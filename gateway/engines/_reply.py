@@ -38,7 +38,6 @@ LOGPROBS_BEGIN = spaced(b'"logprobs"', b":", b"")
 # What most servers write around the list of a reply's log-probs; nothing else can be read into it.
 LIST_BEGIN = spaced(b'"logprobs"', b":", rb"(?P<logprobs>\{", b'"content"', b":", b")")
 LIST_END = spaced(b"(?P<logprobs>", b"(?:,", b'"refusal"', b":", b"null", rb")?\})", b",", b'"finish_reason"')
-NEAR_BYTES = 64  # before the last "finish_reason", to look for that end in
 MARK = b'"log-probs stood here"'
 LONG_BYTES = 2**13  # a reply for which it pays to guess where its log-probs end
 NULL = msgspec.Raw(b"null")
@@ -63,10 +62,15 @@ class NamedCandidate(msgspec.Struct, gc=False):
     bytes: msgspec.Raw = NULL
 
 
-class Entry(msgspec.Struct, gc=False):
+class ChosenEntry(msgspec.Struct, gc=False):
+    """A token where nobody asked for candidates."""
+
     logprob: float
     token: str
     bytes: msgspec.Raw = NULL  # a list of ints, read only where the token's text does not do
+
+
+class Entry(ChosenEntry, gc=False):
     top_logprobs: tuple[Candidate, ...] = ()
 
 
@@ -135,6 +139,7 @@ T = TypeVar("T")
 READ_REPLY = msgspec.json.Decoder(Reply)
 READ_LEAN = msgspec.json.Decoder(Logprobs | None)
 READ_NAMED = msgspec.json.Decoder(NamedLogprobs | None)
+READ_CHOSEN_LIST = msgspec.json.Decoder(list[ChosenEntry])
 READ_LEAN_LIST = msgspec.json.Decoder(list[Entry])
 READ_NAMED_LIST = msgspec.json.Decoder(list[NamedEntry])
 READ_BYTES = msgspec.json.Decoder(list[int])
@@ -265,14 +270,17 @@ def decode_parts(body: bytes, ask: Ask) -> tuple[Reply, Sequence[Entry], str] | 
     begin = LIST_BEGIN.search(body)
     if begin is None:
         return None
-    last = body.rfind(b'"finish_reason"')
-    end = LIST_END.search(body, max(begin.end(), last - NEAR_BYTES))
-    if end is None:
+    last = body.rfind(b"]", begin.end(), body.rfind(b'"finish_reason"'))
+    end = LIST_END.match(body, last + 1)
+    if last < 0 or end is None:
         return None
+    decoder: msgspec.json.Decoder[Any] = READ_LEAN_LIST if ask.top_k else READ_CHOSEN_LIST
+    if ask.texts:
+        decoder = READ_NAMED_LIST
     told = memoryview(body)[begin.end() : end.start()]
     rest = body[: begin.start("logprobs")] + MARK + body[end.end("logprobs") :]
     try:
-        reply, entries = READ_REPLY.decode(rest), (READ_NAMED_LIST if ask.texts else READ_LEAN_LIST).decode(told)
+        reply, entries = READ_REPLY.decode(rest), decoder.decode(told)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     if not reply.choices or bytes(reply.choices[0].logprobs) != MARK:

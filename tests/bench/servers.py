@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,23 +226,38 @@ def cascade(upstream: str, port: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def gateway(upstream: str, on_core: int | None, folder: Path, **more: Any) -> Iterator[Server]:
-    """Ours, as users start it, with what it logs by default going to a file. more: changes to its configuration."""
+def gateway(
+    upstream: str, on_core: int | None, folder: Path, *, under: Sequence[str] = (), **more: Any
+) -> Iterator[Server]:
+    """Ours, as users start it, with what it logs by default going to a file. under: a program that runs it.
+    more: changes to its configuration."""
     for kind in FEATURES:
         calibrator(kind, folder / f"{kind}.json")
     port = free_port()
     config = cascade(upstream, port)
     config |= {key: config.get(key, {}) | value for key, value in more.items()}
     (folder / "cascade.yaml").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "gateway", "serve", "--config", str(folder / "cascade.yaml")]
+    command = [*under, sys.executable, "-m", "gateway", "serve", "--config", str(folder / "cascade.yaml")]
     with running("gateway", command, port, on_core, folder / "gateway.log") as server:
         yield server
 
 
 @contextlib.contextmanager
-def uvicorn(name: str, python: str, module: str, upstream: str, on_core: int, folder: Path) -> Iterator[Server]:
+def uvicorn(
+    name: str, python: str, module: str, upstream: str, on_core: int, folder: Path, *, under: Sequence[str] = ()
+) -> Iterator[Server]:
     port = free_port()
-    command = [python, "-m", "uvicorn", f"tests.bench.peers.{module}:app", "--port", str(port), "--loop", "uvloop"]
+    command = [
+        *under,
+        python,
+        "-m",
+        "uvicorn",
+        f"tests.bench.peers.{module}:app",
+        "--port",
+        str(port),
+        "--loop",
+        "uvloop",
+    ]
     command += ["--http", "httptools", "--no-access-log", "--log-level", "warning"]
     with running(name, command, port, on_core, folder / f"{name}.log", BENCH_UPSTREAM=upstream) as server:
         yield server
