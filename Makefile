@@ -1,6 +1,6 @@
 # Every target does all of its own set-up: a virtual environment in .venv, what it needs installed in it, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench bench-offline soak drill pictures clean
+.PHONY: help demo serve test test-clients lint lock sbom pocket rehearsal test-cluster bench bench-instructions bench-offline soak drill pictures clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -14,7 +14,7 @@ LOCKED := $(foreach extra,cli calibrate eval report local demo sign postgres ote
 TORCH  ?= torch==2.13.0
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 demo: $(VENV)/.run ## ask the pocket cascade 48 held-out questions over HTTP; no GPU, no model hub
 	$(BIN)/confgate demo
@@ -71,6 +71,9 @@ test-cluster: ## collect on a Ray cluster of two nodes and kill one
 
 bench: $(VENV)/.test .bench/.done ## what a decision costs beside other gateways (10 minutes, 1 GB; writes docs/results/bench.md)
 	$(BIN)/python -m tests.bench.bench --peers .bench --out docs/results
+
+bench-instructions: $(VENV)/.test ## the same in instructions, which a busy machine does not change (five minutes; needs valgrind)
+	$(BIN)/python -m tests.bench.instructions --out docs/results
 
 bench-offline: $(VENV)/.test ## how fast fits, predictions, grades and sweeps are (half a minute; writes docs/results/offline.md)
 	$(BIN)/python -m tests.bench.offline --out docs/results

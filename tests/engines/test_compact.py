@@ -97,7 +97,7 @@ def test_the_plugins_summary_is_enough_where_no_more_is_asked_for() -> None:
     trace, summary, why = evidence(_reply.read(reply(summed()), asked, "e"), asked, OPTIONS)
     assert summary is not None, why
     assert (trace, summary.source, summary.length, summary.k, summary.window) == (None, Source.PLUGIN, 5, 20, 32)
-    made = records().astype(np.float64)
+    made = records().astype(np.float16).astype(np.float64)
     assert summary.end_nats == pytest.approx(made[-1, 1], abs=1e-6)
     assert summary.views["confidence"]["mean"] == pytest.approx(made[:-1, 0].mean(), abs=1e-6)
     assert summary.views["top1"]["bottom_tokens"] == pytest.approx(made[:-1, 1].min(), abs=1e-6)
