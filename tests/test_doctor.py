@@ -58,19 +58,19 @@ def test_what_no_server_tells_is_unknown_and_not_good(server: Upstream, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("breaks", "feature", "verdict", "told"),
+    ("older", "feature", "verdict", "told"),
     [
-        ("", "lp_bottom", "good", "plugin, its summary of each answer"),
-        ("", "lp_quantile", "good", "plugin, 0 candidates per token"),
-        ("older_plugin", "lp_bottom", "bad", "is the plugin older than this gateway?"),
-        ("older_plugin", "lp_quantile", "good", "plugin"),
-        ("", "deepconf_average(k=5)", "bad", "a k of 5"),
+        (False, "lp_bottom", "good", "plugin, its summary of each answer"),
+        (False, "lp_quantile", "good", "plugin, 0 candidates per token"),
+        (True, "lp_bottom", "bad", "is the plugin older than this gateway?"),
+        (True, "lp_quantile", "good", "plugin"),
+        (False, "deepconf_average(k=5)", "bad", "a k of 5"),
     ],
 )
 def test_a_servers_plugin_is_asked_for_what_the_calibrator_looks_at(
-    breaks: str, feature: str, verdict: str, told: str, server: Upstream, tmp_path: Path
+    older: bool, feature: str, verdict: str, told: str, server: Upstream, tmp_path: Path
 ) -> None:
-    server.breaks = breaks
+    server.older_plugin = older
     write_artifact(tmp_path / "cheap.json", feature=feature, source="plugin")
     plan = cascade(server.url)
     plan["tiers"][0]["engine"]["confidence"] = "engine"

@@ -69,6 +69,7 @@ class Plan:
     reasoning: Any = None
     stop_reason: Any = None
     template_tokens: int = 0
+    older_plugin: bool = False
     hold: Callable[[], Awaitable[None]] | None = field(default=None, init=False)
 
 
@@ -85,6 +86,7 @@ class Upstream:
     max_logprobs: int = 20
     swapped_nats: float = 0.0  # other weights behind the same name: every log-prob is so much lower
     template_tokens: int = 0  # another chat template: every prompt is so much longer
+    older_plugin: bool = False  # its summaries tell less than today's
     opened: set[str] = field(default_factory=set)  # gates
     _connections: int = 0
     _open: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
@@ -182,6 +184,7 @@ class Upstream:
         plan.fault = self.breaks or plan.fault
         plan.nats -= self.swapped_nats
         plan.template_tokens = self.template_tokens
+        plan.older_plugin |= self.older_plugin
         if plan.times is not None and sum(other.body == seen.body for other in self.seen) > plan.times:
             plan.fault = ""
         if plan.seconds:
@@ -281,7 +284,10 @@ def in_engine(body: dict[str, Any], plan: Plan, tokens: int) -> dict[str, Any]:
     assert wanted is not None
     records = np.zeros((tokens, COLUMNS), dtype=np.float32)
     records[:, TOP1] = plan.nats
-    return {"confidence": confidence(records, wanted, greedy=True, ended=True)}
+    told = confidence(records, wanted, greedy=True, ended=True)
+    for views in told["summary"].values() if plan.older_plugin else ():
+        del views["bottom_tokens"], views["end"]
+    return {"confidence": told}
 
 
 def usage(plan: Plan, tokens: list[str]) -> dict[str, int]:
@@ -659,12 +665,6 @@ def first(told: dict[str, Any]) -> dict[str, Any]:
     return next(iter(logprobs(told)), {"logprob": 0.0})
 
 
-def older_plugin(told: dict[str, Any]) -> None:
-    summary = choice(told).get("confidence", {}).get("summary", {})
-    for views in summary.values():
-        del views["bottom_tokens"], views["end"]
-
-
 def processed(told: dict[str, Any]) -> None:
     """Log-probs as they are after a tiny top_p."""
     for entry in logprobs(told):
@@ -675,7 +675,6 @@ def processed(told: dict[str, Any]) -> None:
 
 EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "processed": processed,
-    "older_plugin": older_plugin,
     "penalised": lambda told: first(told).update(logprob=first(told)["logprob"] - 1),
     "no_choices": lambda told: told.update(choices=[]),
     "null_content": lambda told: choice(told)["message"].update(content=None),

@@ -62,8 +62,8 @@ def test_a_client_who_asks_for_log_probs_gets_the_servers_beside_it(policy: str,
 
 
 def test_a_plugin_that_tells_less_than_is_needed_costs_the_confidence_and_the_reason_is_told(served: Gateway) -> None:
-    route = told(served, "summed", {"nats": SURE, "fault": "older_plugin"})["route"]
+    route = told(served, "summed", {"nats": SURE, "older_plugin": True})["route"]
     assert route["tier"] == "dear"
     assert route["hops"][0]["null_reason"] == "no_evidence"
     assert served.logged(lambda line: "older than this gateway" in line.get("why", ""))
-    assert told(served, "whole", {"nats": SURE, "fault": "older_plugin"})["route"]["tier"] == "whole"
+    assert told(served, "whole", {"nats": SURE, "older_plugin": True})["route"]["tier"] == "whole"
