@@ -49,7 +49,7 @@ __all__ = [
 
 SPEC = re.compile(r"^(?P<name>[a-z][a-z0-9_]*)(?:\((?P<params>[^()]*)\))?$")
 
-WINDOW = 32  # tokens in a group, where no feature says
+WINDOW, MOST_WINDOW = 32, 4096  # tokens in a group: where no feature says, and the most that our plugin sums up
 
 # Inclusive. Names of parameters mean the same in every feature; a parameter not listed here takes any finite number.
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -154,7 +154,7 @@ def window(specs: Iterable[str]) -> int:
     if any(feature.read is None for feature in features):
         return 0
     windows = {int(feature.bound["window"]) for feature in features if "window" in feature.bound} or {WINDOW}
-    return windows.pop() if len(windows) == 1 else 0
+    return min(windows) if len(windows) == 1 and min(windows) <= MOST_WINDOW else 0
 
 
 def measure(specs: Iterable[str], evidence: Evidence | Summed) -> Features:

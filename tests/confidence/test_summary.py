@@ -70,6 +70,8 @@ def test_each_is_told_by_a_number_of_its_own() -> None:
         (["lp_mean", "length", "margin_min"], confidence.WINDOW),
         (["lp_tail(window=16)", "deepconf_bottom(k=5,window=16)"], 16),
         (["lp_tail(window=16)", "deepconf_bottom"], 0),  # one summary has one window
+        (["lp_tail(window=4096)"], params.WINDOW_MAX),
+        (["lp_tail(window=4097)"], 0),  # the plugin would refuse the request
         (["lp_mean", "lp_quantile"], 0),  # of a tenth, not the least
         (["lp_bottom(share=0.2)"], 0),
         (["lp_mean", "ans_min"], 0),
