@@ -221,15 +221,18 @@ async def idle(one: Subject, per_second: float, rounds: int, seconds: float) -> 
 
 
 @contextlib.contextmanager
-def everything(peers: Path | None, folder: Path) -> Iterator[tuple[Server, list[Server], Server]]:
-    """Ours, the others with the bare one first, and the upstream."""
+def everything(
+    peers: Path | None, folder: Path, *, under: Sequence[str] = (), **more: Any
+) -> Iterator[tuple[Server, list[Server], Server]]:
+    """Ours, the others with the bare one first, and the upstream. under, more: as of servers.gateway; the bare one runs
+    under it, too."""
     port = servers.free_port()
     command = [sys.executable, "-m", "tests.bench.upstream", str(port)]
     with contextlib.ExitStack() as stack:
         upstream = stack.enter_context(servers.running("upstream", command, port, LOAD_CORE, folder / "upstream.log"))
         url = f"http://127.0.0.1:{port}/v1"
-        ours = stack.enter_context(servers.gateway(url, SERVER_CORE, folder))
-        bare = servers.uvicorn("pass-through", sys.executable, "passthrough", url, SERVER_CORE, folder)
+        ours = stack.enter_context(servers.gateway(url, SERVER_CORE, folder, under=under, **more))
+        bare = servers.uvicorn("pass-through", sys.executable, "passthrough", url, SERVER_CORE, folder, under=under)
         others = [stack.enter_context(bare)]
         if peers is not None:
             python = str(peers / "bin" / "python")

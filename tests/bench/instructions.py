@@ -10,19 +10,17 @@ process while it answers, and nothing else; monitors rest. The bare pass-through
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 
-from tests.bench import load, servers
-from tests.bench.bench import CONNECTIONS, LOAD_CORE, SERVER_CORE, Json, Subject, look, machine, subjects
+from tests.bench import load
+from tests.bench.bench import CONNECTIONS, LOAD_CORE, Json, Subject, everything, look, machine, subjects
 from tests.bench.servers import FEATURES, Server
 
 ROUNDS = 3
@@ -30,7 +28,7 @@ ROUNDS = 3
 
 def callgrind(folder: Path) -> list[str]:
     """Nothing is counted until it is told to."""
-    out = f"--callgrind-out-file={folder / 'counted'}"
+    out = f"--callgrind-out-file={folder / 'counted.%p'}"
     return ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--quiet", out]
 
 
@@ -39,9 +37,10 @@ def control(server: Server, wish: str) -> None:
     subprocess.run(told, check=True, capture_output=True)
 
 
-def counted(folder: Path) -> int:
-    """Instructions since the last look, in the newest file that callgrind has written."""
-    newest = max(folder.glob("counted.*"), key=lambda path: int(path.suffix[1:]))
+def counted(server: Server, folder: Path) -> int:
+    """Instructions since the last look, in the newest file that callgrind has written of the server."""
+    written = folder.glob(f"counted.{server.process.pid}.*")
+    newest = max(written, key=lambda path: int(path.suffix[1:]))
     found = re.search(rb"^totals: (\d+)$", newest.read_bytes(), re.MULTILINE)
     assert found is not None, newest
     return int(found[1])
@@ -53,41 +52,20 @@ async def instructions(one: Subject, folder: Path, seconds: float) -> tuple[int,
     answered, _ = await load.closed_loop(one.server.port, one.told, CONNECTIONS, seconds)
     control(one.server, "--instr=off")
     control(one.server, "--dump")
-    return counted(folder), answered
-
-
-@contextlib.contextmanager
-def everything(folder: Path) -> Iterator[dict[Path, Server]]:
-    """By the folder that its counts go to: ours, and the bare one."""
-    port = servers.free_port()
-    command = [sys.executable, "-m", "tests.bench.upstream", str(port)]
-    places = {name: folder / name for name in ("gateway", "pass-through")}
-    for place in places.values():
-        place.mkdir()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(servers.running("upstream", command, port, LOAD_CORE, folder / "upstream.log"))
-        url, (ours, bare) = f"http://127.0.0.1:{port}/v1", places.values()
-        quiet = {"monitors": {"every_seconds": 3600}}
-        mine = servers.gateway(url, SERVER_CORE, ours, under=callgrind(ours), **quiet)
-        other = servers.uvicorn(
-            "pass-through", sys.executable, "passthrough", url, SERVER_CORE, bare, under=callgrind(bare)
-        )
-        yield {ours: stack.enter_context(mine), bare: stack.enter_context(other)}
+    return counted(one.server, folder), answered
 
 
 async def measure(folder: Path, seconds: float, kinds: Sequence[str]) -> dict[str, list[float]]:
     """Millions of instructions a request, by subject, a number per round."""
-    with everything(folder) as found:
-        (_, ours), (_, bare) = found.items()
-        place = {server.name: path for path, server in found.items()}
-        asked = [one for one in subjects(ours, [bare]) if one.kind in kinds]
+    with everything(None, folder, under=callgrind(folder), monitors={"every_seconds": 3600}) as (ours, others, _):
+        asked = [one for one in subjects(ours, others) if one.kind in kinds]
         for one in asked:
             await look(one)
             await load.closed_loop(one.server.port, one.told, CONNECTIONS, seconds)  # warm
         rounds: dict[str, list[float]] = {one.name: [] for one in asked}
         for number in range(ROUNDS):
             for one in asked:
-                total, answered = await instructions(one, place[one.server.name], seconds)
+                total, answered = await instructions(one, folder, seconds)
                 rounds[one.name].append(total / answered / 1e6)
             print(f"round {number + 1} of {ROUNDS}", flush=True)
         return rounds

@@ -247,18 +247,8 @@ def uvicorn(
     name: str, python: str, module: str, upstream: str, on_core: int, folder: Path, *, under: Sequence[str] = ()
 ) -> Iterator[Server]:
     port = free_port()
-    command = [
-        *under,
-        python,
-        "-m",
-        "uvicorn",
-        f"tests.bench.peers.{module}:app",
-        "--port",
-        str(port),
-        "--loop",
-        "uvloop",
-    ]
-    command += ["--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    command = [*under, python, "-m", "uvicorn", f"tests.bench.peers.{module}:app", "--port", str(port)]
+    command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
     with running(name, command, port, on_core, folder / f"{name}.log", BENCH_UPSTREAM=upstream) as server:
         yield server
 

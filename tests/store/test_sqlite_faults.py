@@ -184,6 +184,11 @@ def test_a_gateway_starts_on_a_broken_store_and_while_it_serves_survives_another
     def laid_aside() -> int:
         return len([one for one in tmp_path.glob("store.db.broken-*") if one.name.count("-") == 2])
 
+    def labelled(client: httpx2.Client) -> str:
+        number = minted()
+        until(lambda: said(client, {"id": number, "label": True}).status_code in (200, 201))
+        return number
+
     write_artifact(tmp_path / "cheap.json")
     (tmp_path / "store.db").write_bytes(b"rubbish " * 1000)
     with Upstream() as upstream:
@@ -193,15 +198,12 @@ def test_a_gateway_starts_on_a_broken_store_and_while_it_serves_survives_another
             httpx2.Client(base_url=gateway.url, headers=bearer("alice"), timeout=PATIENCE) as client,
         ):
             until(lambda: alarms(plan) == [("store", "broken")])
-            first = minted()
-            until(lambda: said(client, {"id": first, "label": True}).status_code in (200, 201))
+            labelled(client)
             while laid_aside() < 2:  # what SQLite has in its log or its cache it never looks for in the file
                 with (tmp_path / "store.db").open("r+b") as file:
                     file.write(b"rubbish " * 1000)
-                latest = minted()
-                until(lambda label=latest: said(client, {"id": label, "label": True}).status_code in (200, 201))  # type: ignore[misc]
-            label = minted()
-            until(lambda: said(client, {"id": label, "label": True}).status_code in (200, 201))
+                labelled(client)
+            label = labelled(client)
             assert client.post("/v1/chat/completions", json=ask(small={"nats": SURE})).status_code == 200
             assert client.get(f"/v1/feedback/{label}").json()["data"][0]["label"] is True
             assert alarms(plan) == [("store", "broken")]

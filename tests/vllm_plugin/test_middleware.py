@@ -214,7 +214,7 @@ def test_who_does_not_ask_gets_vllms_bytes_and_vllm_gets_his(url: str, engine: E
 def test_a_summary_alone_is_small(url: str) -> None:
     told = whole(url, body(vllm_xargs={"confidence": 1}))["choices"][0]["confidence"]
     assert "arrays" not in told
-    assert len(json.dumps(told)) < 1600
+    assert len(json.dumps(told)) < 1200
 
 
 def test_every_choice_gets_its_own_and_the_token_ids_that_told_them_apart_are_taken_out(
