@@ -34,6 +34,7 @@ from tests.bench.servers import FEATURES, ROOT, Server
 
 SERVER_CORE, LOAD_CORE = servers.two_cores()
 CONNECTIONS = 16
+PACED_CONNECTIONS = 64  # for latencies, so that hardly ever a request waits for one
 IDLE = 10_000
 SHARE = 0.6  # of what a server can do, for latencies
 TURN_SECONDS = 0.5  # of latencies: short, so that some turns meet nobody else
@@ -121,11 +122,14 @@ class Seen:
 
     async def turn(self, server: Server, told: bytes, per_second: float, seed: int) -> None:
         """One more."""
+        connections = await load.warmed(server.port, told, PACED_CONNECTIONS)
         used = server.cpu_seconds
         before = servers.stolen_seconds((SERVER_CORE, LOAD_CORE)) + server.waited_seconds
-        timed = await load.at_rate(server.port, told, per_second, TURN_SECONDS, seed)
+        timed = await load.at_rate(connections, told, per_second, TURN_SECONDS, seed)
         taken = servers.stolen_seconds((SERVER_CORE, LOAD_CORE)) + server.waited_seconds - before
         self.cpu_seconds += server.cpu_seconds - used
+        for connection in connections:
+            connection.close()
         calm = taken <= CALM_SHARE * TURN_SECONDS
         for into in (self.all, self.calm) if calm else (self.all,):
             into.seconds += timed.seconds

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,6 +78,15 @@ async def connect(port: int, count: int) -> list[Connection]:
     return made
 
 
+async def warmed(port: int, told: bytes, count: int) -> list[Connection]:
+    """Connections that have each been answered once: taking a new one is work, which those who are there already would
+    wait for."""
+    made = await connect(port, count)
+    for connection in made:
+        check(await connection.ask(told))
+    return made
+
+
 def check(reply: bytes) -> None:
     if not reply.startswith(b"HTTP/1.1 200"):
         raise ConnectionError(f"not a 200: {reply[:600]!r}")
@@ -115,12 +125,13 @@ class Timed:
     late: int = 0
 
 
-async def at_rate(port: int, told: bytes, per_second: float, seconds: float, seed: int, connections: int = 64) -> Timed:
+async def at_rate(
+    connections: Sequence[Connection], told: bytes, per_second: float, seconds: float, seed: int
+) -> Timed:
     """Poisson arrivals; one that finds no free connection waits for one, and its wait counts."""
     loop = asyncio.get_running_loop()
     gaps = np.random.default_rng(seed).exponential(1 / per_second, size=max(1, int(per_second * seconds)))
-    free = deque(await connect(port, connections))
-    all_of_them = list(free)
+    free = deque(connections)
     freed = asyncio.Event()
     timed = Timed()
 
@@ -142,6 +153,4 @@ async def at_rate(port: int, told: bytes, per_second: float, seconds: float, see
                 await asyncio.sleep(due - loop.time())
             timed.late += loop.time() - due > 0.001
             group.create_task(one(due))
-    for connection in all_of_them:
-        connection.close()
     return timed
