@@ -394,19 +394,19 @@ def spell(entries: Sequence[Entry], text: str, finish: Finish) -> tuple[tuple[by
     stick out of the text's end when a stop string cut it; it still is one of the text's.
     """
     words = [entry.token for entry in entries]
-    tokens = encoded(words)
-    over = sum(map(len, words)) - len(text)
-    if over in (0, len(words[-1])) and words[-1] and "".join(words).startswith(text):
-        return tokens[: len(tokens) - (over > 0)], True  # nearly always: the text, and at most one token more
-    return spell_bytes(entries, tokens, text.encode("utf-8", "replace"), finish)
+    told = "".join(words)
+    over = len(told) - len(text)
+    if over in (0, len(words[-1])) and words[-1] and told.startswith(text):
+        return encoded(words[: len(words) - (over > 0)]), True  # nearly always: the text, and at most one token more
+    return spell_bytes(entries, encoded(words), text.encode("utf-8", "replace"), finish)
 
 
 def encoded(words: Sequence[str]) -> tuple[bytes, ...]:
-    """Each in UTF-8."""
-    try:
-        return tuple([word.encode() for word in words])  # nearly always, and in half the time
-    except UnicodeEncodeError:  # half a character
+    """Each in UTF-8, and "?" for half a character."""
+    tokens = "\0".join(words).encode("utf-8", "replace").split(b"\0")  # in two thirds of the time of one by one
+    if len(tokens) != len(words):  # a zero in one of them, or none at all
         return tuple([word.encode("utf-8", "replace") for word in words])
+    return tuple(tokens)
 
 
 def spell_bytes(
