@@ -31,16 +31,13 @@ class Spelling:
     ends: Sequence[int]
     reading: Reading
 
-    def tokens(self, start: int, end: int) -> slice:
+    def tokens(self, start: int, end: int) -> range:
         """The tokens that overlap text[start:end], end > start."""
-        first_byte = self._bytes(0, start)
-        last_byte = first_byte + self._bytes(start, end)
-        return slice(bisect_right(self.ends, first_byte), bisect_left(self.ends, last_byte) + 1)
-
-    def _bytes(self, start: int, end: int) -> int:
-        if self.text.isascii():
-            return end - start
-        return len(self.text[start:end].encode(errors="surrogateescape"))
+        if not self.text.isascii():  # from characters to bytes
+            length = len(self.text[start:end].encode(errors="surrogateescape"))
+            start = len(self.text[:start].encode(errors="surrogateescape"))
+            end = start + length
+        return range(bisect_right(self.ends, start), bisect_left(self.ends, end) + 1)
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +57,10 @@ def answer_tokens(trace: TokenTrace) -> slice | None:
     """The tokens that overlap the final number, None when the text has none. "\\boxed{1,234}": from the 1 to the 4."""
     spelled = spelling(trace)
     number = spelled.reading.number
-    return None if number is None else spelled.tokens(number.start, number.end)
+    if number is None:
+        return None
+    span = spelled.tokens(number.start, number.end)
+    return slice(span.start, span.stop)
 
 
 @lru_cache(maxsize=8)
@@ -71,5 +71,4 @@ def result_tokens(trace: TokenTrace) -> npt.NDArray[np.intp]:
     plain = one_for_one(spelled.text)
     end = len(plain) if number is None else number.start
     spans = [spelled.tokens(*match.span("digits")) for match in _AFTER_EQUALS.finditer(plain, 0, end)]
-    places = {place for span in spans for place in range(span.start, span.stop)}
-    return np.array(sorted(places), dtype=np.intp)
+    return np.array(sorted(set().union(*spans)), dtype=np.intp)
