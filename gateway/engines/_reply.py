@@ -62,12 +62,19 @@ class NamedCandidate(msgspec.Struct, gc=False):
     bytes: msgspec.Raw = NULL
 
 
-class ChosenEntry(msgspec.Struct, gc=False):
-    """A token where nobody asked for candidates."""
+class ChosenText(msgspec.Struct, gc=False):
+    """A token where nobody asked for candidates, without its bytes: its text does for nearly every answer."""
 
     logprob: float
     token: str
-    bytes: msgspec.Raw = NULL  # a list of ints, read only where the token's text does not do
+
+
+class ChosenEntry(ChosenText, gc=False):
+    bytes: msgspec.Raw = NULL  # a list of ints
+
+
+class EntryText(ChosenText, gc=False):
+    top_logprobs: list[Candidate] = []
 
 
 class Entry(ChosenEntry, gc=False):
@@ -139,6 +146,8 @@ T = TypeVar("T")
 READ_REPLY = msgspec.json.Decoder(Reply)
 READ_LEAN = msgspec.json.Decoder(Logprobs | None)
 READ_NAMED = msgspec.json.Decoder(NamedLogprobs | None)
+READ_CHOSEN_TEXTS = msgspec.json.Decoder(list[ChosenText])
+READ_LEAN_TEXTS = msgspec.json.Decoder(list[EntryText])
 READ_CHOSEN_LIST = msgspec.json.Decoder(list[ChosenEntry])
 READ_LEAN_LIST = msgspec.json.Decoder(list[Entry])
 READ_NAMED_LIST = msgspec.json.Decoder(list[NamedEntry])
@@ -167,7 +176,18 @@ class Answered(msgspec.Struct, frozen=True):
 
 def read(body: bytes, ask: Ask, engine: str) -> Answered:
     """Raises EngineGarbled when the body is no finished chat completion."""
-    reply, entries, no_trace = decode(body, ask, engine)
+    try:
+        return answered_by(*decode(body, ask, engine), ask, engine)
+    except Unspelled:
+        return answered_by(*decode(body, ask, engine, spelled=True), ask, engine)
+
+
+class Unspelled(Exception):
+    """A token's bytes are needed, and were not read."""
+
+
+def answered_by(reply: BareReply, entries: Sequence[Entry], no_trace: str, ask: Ask, engine: str) -> Answered:
+    """What is left to do with a reply that was decoded. Raises EngineGarbled, and Unspelled if it was without bytes."""
     choice = reply.choices[0]
     usage = reply.usage or Usage()
     confidence = getattr(choice, "confidence", None)
@@ -235,10 +255,10 @@ def assemble(
     return Answered(text, finish, model, usage.prompt_tokens, tokens, trace, no_trace, confidence, calls)
 
 
-def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, Sequence[Entry], str]:
+def decode(body: bytes, ask: Ask, engine: str, *, spelled: bool = False) -> tuple[BareReply, Sequence[Entry], str]:
     """The reply, which has a choice, the first one's log-probs, and why these could not be read ("" when they could, or
-    when there are none)."""
-    if len(body) > LONG_BYTES and (parts := decode_parts(body, ask)) is not None:
+    when there are none). spelled: with the tokens' bytes, even if their texts seem to do."""
+    if len(body) > LONG_BYTES and (parts := decode_parts(body, ask, spelled=spelled)) is not None:
         return parts
     trouble, raw = "", NULL
     reply: BareReply | None = None
@@ -260,7 +280,7 @@ def decode(body: bytes, ask: Ask, engine: str) -> tuple[BareReply, Sequence[Entr
     return reply, (told and told.content) or (), trouble
 
 
-def decode_parts(body: bytes, ask: Ask) -> tuple[Reply, Sequence[Entry], str] | None:
+def decode_parts(body: bytes, ask: Ask, *, spelled: bool = False) -> tuple[Reply, Sequence[Entry], str] | None:
     """The same for a proper reply whose log-probs stand as most servers write them; None for all others.
 
     To find their end the decoder would read them once more, and they are most of a reply. Where the guessed part is a
@@ -274,20 +294,33 @@ def decode_parts(body: bytes, ask: Ask) -> tuple[Reply, Sequence[Entry], str] | 
     end = LIST_END.match(body, last + 1)
     if last < 0 or end is None:
         return None
-    decoder: msgspec.json.Decoder[Any] = READ_LEAN_LIST if ask.top_k else READ_CHOSEN_LIST
-    if ask.texts:
-        decoder = READ_NAMED_LIST
     told = memoryview(body)[begin.end() : end.start()]
     rest = body[: begin.start("logprobs")] + MARK + body[end.end("logprobs") :]
     try:
-        reply, entries = READ_REPLY.decode(rest), decoder.decode(told)
+        reply = READ_REPLY.decode(rest)
+        if not reply.choices or bytes(reply.choices[0].logprobs) != MARK:
+            return None
+        decoder = list_reader(ask, spelled=spelled or not in_plain_words(reply.choices[0].message))
+        entries = decoder.decode(told)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
-    if not reply.choices or bytes(reply.choices[0].logprobs) != MARK:
         return None
     if rest.count(b'"logprobs"') > 1 or max(map(rest.count, SAID_ONCE)) > 1:
         return None
     return reply, entries, ""
+
+
+def in_plain_words(message: Message) -> bool:
+    """Whether its tokens' texts should do: no part of a character, and no call, whose tokens are spelled by bytes."""
+    return not message.tool_calls and (message.content or "").isascii()
+
+
+def list_reader(ask: Ask, *, spelled: bool) -> msgspec.json.Decoder[Any]:
+    """Of a list of log-probs. spelled: with the tokens' bytes, which take a sixth of the time."""
+    if ask.texts:
+        return READ_NAMED_LIST
+    if spelled:
+        return READ_LEAN_LIST if ask.top_k else READ_CHOSEN_LIST
+    return READ_LEAN_TEXTS if ask.top_k else READ_CHOSEN_TEXTS
 
 
 def decode_bare(body: bytes, engine: str) -> BareReply:
@@ -431,7 +464,9 @@ def spell_bytes(
 
 
 def token_bytes(entry: Entry | NamedCandidate) -> bytes:
-    """A token's bytes, or its text's where the server gives none."""
+    """A token's bytes, or its text's where the server gives none. Raises Unspelled where nobody has looked."""
+    if not hasattr(entry, "bytes"):
+        raise Unspelled
     given = unspelled(bytes(entry.bytes))
     return entry.token.encode("utf-8", "replace") if given is None else given
 

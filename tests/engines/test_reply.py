@@ -11,7 +11,7 @@ import pytest
 
 from gateway.engines import _reply
 from gateway.errors import EngineGarbled
-from gateway.nouns import Ask
+from gateway.nouns import Ability, Ask
 from tests.bench.answers import CANDIDATES, body
 
 BODIES = {kind: body(kind, np.random.default_rng(3)) for kind in ("chosen", "top-5")}
@@ -56,6 +56,37 @@ def test_a_proper_reply_is_read_at_once_and_as_otherwise(
         assert quick == usual
         assert quick[4] is not None
         assert _reply.decode_parts(raw, asking(kind, texts=texts)) is not None, "else it was not quick"
+
+
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("kept", [200, 150])
+def test_tokens_whose_texts_do_not_spell_the_answer_are_read_by_their_bytes(
+    kind: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = json.loads(BODIES[kind])
+    choice = told["choices"][0]
+    entries = choice["logprobs"]["content"]
+    choice["message"]["content"] = "".join(entry["token"] for entry in entries[:kept])
+    spelled = tuple(entry["token"].encode() for entry in entries[:kept])
+    for number, entry in enumerate(entries):
+        entry["token"] = f"token_id:{number}"
+    quick, usual = both(json.dumps(told).encode(), asking(kind), monkeypatch)
+    assert quick == usual
+    assert quick[4][2] == spelled
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_tokens_of_a_long_reply_that_calls_a_function_are_read_by_their_bytes(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = json.loads(BODIES[kind])
+    choice = told["choices"][0]
+    choice["message"]["tool_calls"] = [{"id": "1", "function": {"name": "add", "arguments": "{}"}}]
+    choice["logprobs"]["content"][0]["bytes"] = [255]
+    asked = asking(kind, needs=frozenset({Ability.TOOLS}))
+    quick, usual = both(json.dumps(told).encode(), asked, monkeypatch)
+    assert quick == usual
+    assert quick[4][2][0] == b"\xff"
 
 
 @pytest.mark.parametrize(
