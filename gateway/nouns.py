@@ -249,7 +249,7 @@ class TokenTrace:
             if self.top.ndim != 2 or self.top.shape[0] != self.chosen.size or self.top.shape[1] == 0:
                 raise BadTrace(f"need top log-probs of shape ({self.chosen.size}, K >= 1), got {self.top.shape}")
             _check_nats("top", self.top)
-            if np.count_nonzero(self.top[:, 1:] > self.top[:, :-1]):
+            if not falls(self.top):
                 raise BadTrace("top log-probs must fall along K; sort them before building a trace")
         if self.tokens and len(self.tokens) != self.chosen.size:
             raise BadTrace(f"{self.chosen.size} log-probs but {len(self.tokens)} token texts")
@@ -300,6 +300,17 @@ class Summary:
 def finite(values: Floats) -> bool:
     """Whether all are. values: (T,). The sum of squares tells it at once, but for one that overflows."""
     return math.isfinite(values.dot(values)) or bool(np.isfinite(values).all())
+
+
+def falls(rows: Floats) -> bool:
+    """Whether no row rises anywhere. rows: (T, K), T and K >= 1.
+
+    Neighbours are compared in one line, in half the time that NumPy takes for each row by itself; where one row ends
+    and the next begins, a rise is none.
+    """
+    line, k = rows.ravel(), rows.shape[1]
+    rises = line[1:] > line[:-1]
+    return bool(np.count_nonzero(rises) == np.count_nonzero(rises[k - 1 :: k]))
 
 
 SLACK_NATS = 1e-4  # engines compute in 32 or 16 bits, so a certain token may come as +1e-7; more is no log-prob

@@ -19,7 +19,7 @@ import numpy as np
 
 from gateway.engines._compact import Confidence
 from gateway.errors import BadTrace, EngineGarbled
-from gateway.nouns import Ability, Ask, Finish, Floats, Source, TokenTrace, ToolCall
+from gateway.nouns import Ability, Ask, Finish, Floats, Source, TokenTrace, ToolCall, falls
 
 MOST_TOKENS = 2**24  # more than any window holds: who counts further would use up a client's budget with one answer
 FLOOR_NATS = -9999.0  # vLLM sends max(x, -9999.0), because JSON has no infinity
@@ -510,7 +510,7 @@ def floats(values: list[float]) -> Floats:
 
 def falling_along(rows: Floats) -> Floats:
     """Each row from its largest to its smallest; servers mostly send them so. (T, K)"""
-    if not np.count_nonzero(rows[:, 1:] > rows[:, :-1]):
+    if falls(rows):
         return rows
     return np.asarray(-np.sort(-rows, axis=1))
 

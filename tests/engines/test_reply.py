@@ -11,7 +11,7 @@ import pytest
 
 from gateway.engines import _reply
 from gateway.errors import EngineGarbled
-from gateway.nouns import Ability, Ask
+from gateway.nouns import Ability, Ask, falls
 from tests.bench.answers import CANDIDATES, body
 
 BODIES = {kind: body(kind, np.random.default_rng(3)) for kind in ("chosen", "top-5")}
@@ -105,6 +105,16 @@ def test_log_probs_that_are_said_twice_are_no_proper_reply(
     quick, usual = both(BODIES["chosen"].replace(standing, instead), asking("chosen"), monkeypatch)
     assert quick == usual
     assert "twice" in quick
+
+
+def test_rows_fall_where_no_neighbour_in_them_rises() -> None:
+    chance = np.random.default_rng(5)
+    for _ in range(1000):
+        wide = chance.integers(0, 3, chance.integers(1, 6, 2)).astype(np.float64)
+        if chance.random() < 0.5:
+            wide = -np.sort(-wide, axis=1)
+        for rows in (wide, wide[:, : chance.integers(1, 6)]):
+            assert falls(rows) == (np.diff(rows, axis=1) <= 0).all()
 
 
 @pytest.mark.parametrize("seed", range(4))
