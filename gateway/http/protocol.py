@@ -54,6 +54,8 @@ class Protocol(HttpToolsProtocol):
         self._bytes = 0  # since the latest request began, whatever they are
         self._arriving = self._in_head = self._refused = False  # arriving: a request that is not complete
         self._running: Any = None  # the request that is being answered; `cycle` is the one that came last
+        self._idle: asyncio.TimerHandle | None = None
+        self._idle_since: float | None = None  # on the loop's clock; None while there is something to do
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -61,7 +63,22 @@ class Protocol(HttpToolsProtocol):
         self._wait_for_a_request()
 
     def _wait_for_a_request(self) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        """From now on. The timer is that of an earlier wait if one still runs: to stop it and set another for every
+        request would cost as much as the request's head."""
+        self._idle_since = self.loop.time()
+        if self._idle is None:
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._waited)
+
+    def _waited(self) -> None:
+        """A timer has ended, the wait that it was set for perhaps long before."""
+        self._idle = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle = self.loop.call_later(left, self._waited)
+        else:
+            self.timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
         running = self._running
@@ -70,7 +87,8 @@ class Protocol(HttpToolsProtocol):
             running.message_event.set()
             running.scope["extensions"][LINE].end()
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()
+        if self._idle is not None:
+            self._idle.cancel()
         self._stop_receiving()
         if self._lingering is not None:
             self._lingering.cancel()
@@ -78,8 +96,6 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        waited = self.timeout_keep_alive_task
-        self.timeout_keep_alive_task = None  # uvicorn would stop it at any byte, an empty line included
         if b"pgrade:" in data:  # left in, the parser would leave the body unread
             data = UPGRADE.sub(b"\r\nignored:", data)
         super().data_received(data)
@@ -92,11 +108,9 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
         if self._arriving and self._receiving is None:  # nearly every request comes in one piece, and needs no timer
             self._receiving = self.loop.call_later(self._receive_seconds, self._too_late)
-        began = self._arriving or self.cycle is not None
-        if waited is not None and not began and not self.transport.is_closing():
-            self.timeout_keep_alive_task = waited
-        elif waited is not None:
-            waited.cancel()
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self._arriving or answering:  # else it was an empty line, say
+            self._idle_since = None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -137,6 +151,17 @@ class Protocol(HttpToolsProtocol):
         cycle.transport = self._exit
         cycle.scope["extensions"] = {LINE: Wire(cycle)}
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, but for its timer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._wait_for_a_request()
 
     def _stop_receiving(self) -> None:
         self._arriving = False

@@ -8,18 +8,22 @@ import select
 import socket
 import time
 from asyncio import Transport
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.server import ServerState
 
 from gateway.http import hosts, limits
-from gateway.http.protocol import Wire
+from gateway.http.protocol import Protocol, Wire
 from tests.faults.ask import ask
 from tests.faults.gateway import HEAD, PATIENCE, SURE, Gateway, cascade, running, soonest, timed, until, write_artifact
 from tests.faults.upstream import SILENCE, Upstream
@@ -247,6 +251,112 @@ def test_no_header_ends_its_own_line(value: bytes) -> None:
     with pytest.raises(ValueError, match="end its line"):
         Wire(cycle).whole(200, [(b"x-good", b"1"), (b"x-bad", value)], b"{}")
     assert not written
+
+
+class Clock:
+    """As much of a loop as a connection's timers need."""
+
+    def __init__(self) -> None:
+        self._now, self._due = 0.0, list[tuple[float, Callable[[], None]]]()
+
+    def time(self) -> float:
+        return self._now
+
+    def call_later(self, seconds: float, told: Callable[[], None]) -> SimpleNamespace:
+        entry = (self._now + seconds, told)
+        self._due.append(entry)
+        return SimpleNamespace(cancel=lambda: self._due.remove(entry))
+
+    def to(self, until: float) -> None:
+        while due := [entry for entry in self._due if entry[0] <= until]:
+            entry = min(due, key=itemgetter(0))
+            self._due.remove(entry)
+            self._now = entry[0]
+            entry[1]()
+        self._now = until
+
+
+class Closable(Transport):
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+class Unanswered(Protocol):
+    """Nobody answers before `answered`."""
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+
+    def answered(self) -> None:
+        self.cycle.response_complete = True
+        self.on_response_complete()
+
+
+async def nobody(scope: object, receive: object, send: object) -> None: ...
+
+
+def connected(clock: Clock) -> tuple[Unanswered, Closable]:
+    config = Config(nobody, interface="asgi3", timeout_keep_alive=65, log_config=None, lifespan="off")
+    transport = Closable()
+    made = Unanswered(config, ServerState(), {}, clock, receive_seconds=1e9, max_body_bytes=1)
+    made.connection_made(transport)
+    return made, transport
+
+
+@pytest.mark.parametrize("idle", [b"", b"\r\n"])
+def test_a_connection_without_a_request_is_closed_in_time(idle: bytes) -> None:
+    clock = Clock()
+    one, transport = connected(clock)
+    clock.to(30.0)
+    one.data_received(idle)
+    clock.to(64.9)
+    assert not transport.closed
+    clock.to(65.1)
+    assert transport.closed
+
+
+def test_an_empty_line_behind_an_answer_does_not_keep_its_connection_open() -> None:
+    clock = Clock()
+    one, transport = connected(clock)
+    one.data_received(HEALTH)
+    one.answered()
+    clock.to(30.0)
+    one.data_received(b"\r\n")
+    clock.to(64.9)
+    assert not transport.closed
+    clock.to(65.1)
+    assert transport.closed
+
+
+def test_the_wait_for_a_next_request_begins_with_the_answer_to_the_last_one() -> None:
+    clock = Clock()
+    one, transport = connected(clock)
+    for seconds in (10.0, 60.0, 120.0):
+        clock.to(seconds)
+        one.data_received(HEALTH)
+        one.answered()
+    clock.to(184.9)
+    assert not transport.closed
+    clock.to(185.1)
+    assert transport.closed
+
+
+def test_a_request_that_takes_longer_than_one_is_waited_for_is_answered() -> None:
+    clock = Clock()
+    one, transport = connected(clock)
+    one.data_received(HEALTH)
+    clock.to(1000.0)
+    assert not transport.closed
+    one.answered()
+    clock.to(1064.9)
+    assert not transport.closed
+    clock.to(1065.1)
+    assert transport.closed
 
 
 def test_garbage_behind_a_request_does_not_get_into_its_answer(gateway: Gateway) -> None:
