@@ -311,7 +311,7 @@ class Out:
         """An answer that the line takes, in one message."""
         self.begun = True
         body = b"".join(pieces)
-        await self._send({"type": "http.response.start", "status": status, "headers": raw(headers), WHOLE: body})
+        await self._send({"type": "http.response.start", "status": status, "headers": [], WHOLE: (headers, body)})
 
     async def finish(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})

@@ -59,7 +59,7 @@ class Stamp:
             if message["type"] == "http.response.start":
                 headers = [*message["headers"], (b"x-request-id", request_id)]
                 if WHOLE in message:
-                    line(scope).whole(message["status"], headers, message[WHOLE])
+                    line(scope).whole(message["status"], headers, *message[WHOLE])
                     return
                 message = {**message, "headers": headers}
             await send(message)

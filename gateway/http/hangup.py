@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.types import Scope
@@ -13,7 +13,7 @@ from gateway.errors import ClientGone
 T = TypeVar("T")
 
 LINE = "gateway.line"  # among a scope's extensions
-WHOLE = "gateway.whole"  # in the message that begins an answer: its body, which is all that there is
+WHOLE = "gateway.whole"  # in the message that begins an answer: more headers and a body, and that is all there is
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -28,8 +28,9 @@ class Line:
         self._read_on, self.gone = read_on, False
         self._told: Callable[[], object] | None = None
 
-    def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        """Say an answer, head and body, without waiting for the client to take it. Only where the line is free."""
+    def whole(self, status: int, headers: Headers, more: Mapping[str, str], body: bytes) -> None:
+        """Say an answer, head and body, without waiting for the client to take it. Only where the line is free.
+        more: headers, too."""
         raise NotImplementedError
 
     def end(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import re
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -248,16 +248,17 @@ class Wire(Line):
         cycle = self._cycle()
         return cycle is not None and not (cycle.flow.write_paused or cycle.response_started)
 
-    def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        """What uvicorn does when both are sent, in one write. headers: without any about length or connection."""
+    def whole(self, status: int, headers: Headers, more: Mapping[str, str], body: bytes) -> None:
+        """What uvicorn does when both are sent, in one write. headers, more: without any about length or connection."""
         cycle = self._cycle()
         if cycle is None or cycle.disconnected:
             return
         lines = [b"%b: %b\r\n" % pair for pair in (*cycle.default_headers, *headers)]
         if not cycle.keep_alive:
             lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+        lines.append("".join([f"{name}: {value}\r\n" for name, value in more.items()]).encode("latin-1"))
+        head, ends = b"".join(lines), len(lines) - 1 + len(more)
+        if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
             raise ValueError("a header that would end its line")
         length = b"content-length: %d\r\n\r\n" % len(body)
         cycle.transport.write(b"".join((STATUS_LINE[status], head, length, body)))

@@ -125,20 +125,18 @@ class Call:
 
 def whole(answer: Answer, call: Call) -> bytes:
     """The body of a whole answer."""
-    hops = (answer.served, *answer.siblings)
+    completion, served = answer.completion, answer.served
     told: Json = {
         "id": f"{call.form.prefix}-{call.route_id}",
         "object": call.form.whole,
         "created": call.created,
-        "model": answer.completion.model,
-        "choices": [choice(number, answered(hop), call) for number, hop in enumerate(hops)],
+        "model": completion.model,
+        "choices": [choice(number, answered(hop), call) for number, hop in enumerate((served, *answer.siblings))],
         "usage": usage(answer),
-        "system_fingerprint": system_fingerprint(
-            answer.served.tier, answer.completion.model, answer.served.calibrator_id
-        ),
+        "system_fingerprint": system_fingerprint(served.tier, completion.model, served.calibrator_id),
     }
     if call.request.return_token_ids:
-        told["prompt_token_ids"] = answer.completion.prompt_token_ids
+        told["prompt_token_ids"] = completion.prompt_token_ids
     if call.debug:
         told["route"] = route(answer, call)
     return msgspec.json.encode(told)
@@ -209,8 +207,9 @@ def written(text: bytes) -> tuple[msgspec.Raw, msgspec.Raw]:
 
 def usage(answer: Answer) -> Json:
     """What the returned choices took; tiers that were asked before are in route.usage_total."""
-    prompt = answer.completion.prompt_tokens
-    completion = sum(answered(hop).completion_tokens for hop in (answer.served, *answer.siblings))
+    first = answer.completion
+    prompt, completion = first.prompt_tokens, first.completion_tokens
+    completion += sum([answered(hop).completion_tokens for hop in answer.siblings])
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -243,13 +243,15 @@ class Cycle(SimpleNamespace):
     """As much of uvicorn's as an answer needs, and unlike its base something that a weak reference can be made to."""
 
 
-@pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb", b"a\0b"])
-def test_no_header_ends_its_own_line(value: bytes) -> None:
+@pytest.mark.parametrize("value", ["a\r\nset-cookie: b", "a\nb", "a\rb", "a\0b"])
+@pytest.mark.parametrize("raw", [True, False])
+def test_no_header_ends_its_own_line(value: str, raw: bool) -> None:
     written: list[bytes] = []
     transport, flow = SimpleNamespace(write=written.append), FlowControl(Transport())
     cycle = Cycle(disconnected=False, keep_alive=True, default_headers=[], transport=transport, flow=flow)
+    pair = (b"x-bad", value.encode())
     with pytest.raises(ValueError, match="end its line"):
-        Wire(cycle).whole(200, [(b"x-good", b"1"), (b"x-bad", value)], b"{}")
+        Wire(cycle).whole(200, [(b"x-good", b"1"), *[pair] * raw], {"x-other": "1" if raw else value}, b"{}")
     assert not written
 
 
