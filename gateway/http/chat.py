@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -185,9 +185,8 @@ class Chat:
         route = visit.reserve(wanted, estimate)
         mode = overrides.mode(route, request, config)
         story.asked(client.name, ask, route, model, mode, config.monitors.slices.kept(request.metadata))
-        created, own = int(time.time()), partial(seal, held, route_id, client.name)
-        call = partial(Call, request, created=created, debug=debug, ignored=tuple(ignored), mode=mode, form=self._form)
-        return Asked(request, mode, ask, route, own, call)
+        created = int(time.time())
+        return Asked(request, mode, ask, route, held.seal, client.name, created, debug, tuple(ignored), self._form)
 
     def _noting(self, visit: Visit, story: Story, began: float) -> cascade.Observer:
         now = asyncio.get_running_loop().time
@@ -204,15 +203,19 @@ class Chat:
 class Asked:
     """One request, read and within its client's means. mode: how a stream comes about.
 
-    seal: the decision's id for what is known of the answer.  call: the request's facts under the id its client sees.
+    client: its name.  created, debug, ignored, form: as in the Call.
     """
 
     request: wire.Request
     mode: Mode
     ask: Ask
     route: Policy
-    seal: Callable[[Opening], str]
-    call: Callable[[str], Call]
+    seal: ids.Seal
+    client: str
+    created: int
+    debug: bool
+    ignored: tuple[str, ...]
+    form: reply.Form
 
     def written(self, answer: Answer) -> tuple[dict[str, str], Iterable[bytes]]:
         """The answer's headers and body, whole or replayed as a stream."""
@@ -224,8 +227,15 @@ class Asked:
         return headers | {"content-type": "application/json"}, [reply.whole(answer, call)]
 
     def named(self, opening: Opening) -> Call:
-        """The call under the id that its client is told."""
-        return self.call(self.seal(opening))
+        """The call under the id that its client is told, with the facts inside that a label needs to be of use."""
+        route_id = self.seal.seal(
+            self.ask.decision,
+            self.client,
+            tier=opening.tier,
+            calibrator=opening.calibrator_id,
+            p_correct=opening.p_correct,
+        )
+        return Call(self.request, route_id, self.created, self.debug, self.ignored, self.mode, self.form)
 
 
 async def decided(asked: Asked, note: cascade.Observer) -> Answer:
@@ -249,11 +259,6 @@ def place(held: Generation, client: str, ask: Ask, tier: str) -> float:
     first = next((at for at, message in enumerate(ask.messages) if message.role == "user"), len(ask.messages) - 1)
     opening = fingerprint(replace(ask, messages=ask.messages[: first + 1]))
     return held.seal.lot(json.dumps([tier, client, opening]), CANARY)
-
-
-def seal(held: Generation, number: str, client: str, known: Opening) -> str:
-    """The decision's id, with the facts that a label needs to be of use inside."""
-    return held.seal.seal(number, client, tier=known.tier, calibrator=known.calibrator_id, p_correct=known.p_correct)
 
 
 def choose(model: str, snapshot: Snapshot) -> Policy | Mix:
