@@ -303,7 +303,7 @@ def in_order(earlier: Sequence[Earlier], after: Sequence[str]) -> tuple[Earlier,
 
 def earlier_answers(hops: Sequence[Hop]) -> tuple[Earlier, ...]:
     """What the tiers before said, in the order they were asked; tiers that did not answer are left out."""
-    return tuple(Earlier(hop.tier, hop.completion.text, hop.p_correct) for hop in hops if hop.completion is not None)
+    return tuple([Earlier(hop.tier, hop.completion.text, hop.p_correct) for hop in hops if hop.completion is not None])
 
 
 def served_reason(hop: Hop, route: Policy) -> Reason:

@@ -125,7 +125,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._refused:
             return
-        head = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        head = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse(HEAD_TOO_LARGE)
         elif len(self.pipeline) >= MAX_PIPELINED:

@@ -110,9 +110,10 @@ class ChatMessage(Listed):
 
     @property
     def text(self) -> str:
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content)
+        content = self.content
+        if content is None or isinstance(content, str):
+            return content or ""
+        return "".join(part.text for part in content)
 
     @property
     def plain(self) -> bool:
@@ -402,7 +403,7 @@ class ChatRequest(Request):
 
     @property
     def asked(self) -> tuple[tuple[Message, ...], str | None]:
-        return tuple(message.turn for message in self.messages), None
+        return tuple([message.turn for message in self.messages]), None
 
     def check(self, server: Server) -> None:
         if self.top_logprobs is not None and not self.logprobs:
@@ -425,7 +426,7 @@ class ChatRequest(Request):
 
     def needs(self) -> dict[Ability, str]:
         told = super().needs()
-        if self.model_fields_set.isdisjoint(ABLE_CHAT) and all(one.plain for one in self.messages):
+        if self.model_fields_set.isdisjoint(ABLE_CHAT) and not [one for one in self.messages if not one.plain]:
             return told
         talks = (place for place, one in enumerate(self.messages) if one.tool_call_id is not None or one.tool_calls)
         first = next(talks, None)
@@ -563,7 +564,7 @@ def needed(request: Request, *, pin: bool) -> Mapping[Ability, str]:
 def sampling(request: Request, *, pin: bool) -> Sampling:
     """What was asked for; what was not is as the calibrators had it."""
     said = request.model_fields_set & SAMPLING_FIELDS
-    if all(getattr(request, name) in (None, getattr(GREEDY, name)) for name in said):
+    if not [name for name in said if getattr(request, name) not in (None, getattr(GREEDY, name))]:
         return GREEDY  # nearly always, and to make another costs more than to look
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if pin:
