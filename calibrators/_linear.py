@@ -70,10 +70,11 @@ class Linear:
     def margin_of_one(self, X: Floats) -> float | None:
         """margin of a single row, X: (1, F), by plain arithmetic: a row of ten numbers is less than NumPy's calls take.
         Equal to within 1e-12; None for a row with a gap or infinity, which takes the way of all. Raises BadFeatures."""
+        values: list[float] = check_width(X, self._width).tolist()[0]
+        if not isfinite(sum(values)):  # at once for all; where only their sum is too large, nothing is lost
+            return None
         z = self._raw_intercept
-        for value, (low, high, slope) in zip(check_width(X, self._width).tolist()[0], self._terms, strict=True):
-            if not isfinite(value):
-                return None
+        for value, (low, high, slope) in zip(values, self._terms, strict=True):
             z += slope * (low if value < low else high if value > high else value)
         return z
 

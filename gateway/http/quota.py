@@ -75,7 +75,7 @@ class Visit:
         self._began = wall()  # what is charged in one window is corrected in the same
         self._known_periods: list[Period] = []
         self._entered = self._abandoned = False
-        self._reserved = self._used = Spent()
+        self._reserved = self._used = NOTHING
 
     def __enter__(self) -> Self:
         return self
@@ -238,6 +238,9 @@ class Spent:
 
     def at_least(self, other: Spent) -> Spent:
         return Spent(max(self.tokens, other.tokens), max(self.usd, other.usd), max(self.dearest_usd, other.dearest_usd))
+
+
+NOTHING = Spent()
 
 
 def duration(seconds: float) -> str:
