@@ -310,10 +310,11 @@ def served_reason(hop: Hop, route: Policy) -> Reason:
     """Why the client gets this answer: a bypass says so, and a last answer that is too unsure is flagged."""
     if route.bypass:
         return Reason.BYPASS
-    doubtful = hop.p_correct is None or hop.p_correct < (route.abstain_below or 0.0)
-    if hop.reason is Reason.LAST and route.abstain_below is not None and doubtful:
+    if hop.reason is not Reason.LAST:
+        return hop.reason
+    if route.abstain_below is not None and (hop.p_correct is None or hop.p_correct < route.abstain_below):
         return Reason.ABSTAINED
-    return Reason.BUDGET if hop.reason is Reason.LAST and route.curtailed else hop.reason
+    return Reason.BUDGET if route.curtailed else Reason.LAST
 
 
 def fall_back(hops: Sequence[Hop], route: Policy) -> Answer:

@@ -41,7 +41,7 @@ def canaried(route: Policy, place: Callable[[str], float]) -> Policy:
     place: by the name of a tier or of its `first_tokens`, where the conversation stands in [0, 1); it is the rival's
     when below the rival's share. A route with a rival in it is not what a certificate was issued for.
     """
-    if not [tier for tier in route.tiers if tier.rival or (tier.prefix and tier.prefix.tier.rival)]:
+    if not any(tier.rival or (tier.prefix and tier.prefix.tier.rival) for tier in route.tiers):
         return route
     tiers = tuple(changed(tier, place) for tier in route.tiers)
     if all(one is other for one, other in zip(tiers, route.tiers, strict=True)):

@@ -426,7 +426,7 @@ class ChatRequest(Request):
 
     def needs(self) -> dict[Ability, str]:
         told = super().needs()
-        if self.model_fields_set.isdisjoint(ABLE_CHAT) and not [one for one in self.messages if not one.plain]:
+        if self.model_fields_set.isdisjoint(ABLE_CHAT) and all(one.plain for one in self.messages):
             return told
         talks = (place for place, one in enumerate(self.messages) if one.tool_call_id is not None or one.tool_calls)
         first = next(talks, None)
@@ -564,7 +564,7 @@ def needed(request: Request, *, pin: bool) -> Mapping[Ability, str]:
 def sampling(request: Request, *, pin: bool) -> Sampling:
     """What was asked for; what was not is as the calibrators had it."""
     said = request.model_fields_set & SAMPLING_FIELDS
-    if not [name for name in said if getattr(request, name) not in (None, getattr(GREEDY, name))]:
+    if all(getattr(request, name) in (None, getattr(GREEDY, name)) for name in said):
         return GREEDY  # nearly always, and to make another costs more than to look
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if pin:
