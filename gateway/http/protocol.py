@@ -59,7 +59,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._exit = Exit(transport, self._leave)
+        self._exit: Exit | None = Exit(transport, self._leave)
         self._wait_for_a_request()
 
     def _wait_for_a_request(self) -> None:
@@ -92,6 +92,10 @@ class Protocol(HttpToolsProtocol):
         self._stop_receiving()
         if self._lingering is not None:
             self._lingering.cancel()
+        # These point back at us. Left so, a closed connection would be thirty objects for the garbage collector.
+        self._exit = self._running = None
+        self.cycle = None  # type: ignore[assignment]
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import PATIENCE, ROOT, Gateway, cascade, running, until, write_artifact
+from tests.faults.gateway import HEAD, PATIENCE, ROOT, Gateway, cascade, running, until, write_artifact
 from tests.faults.upstream import Upstream
 
 REQUESTS = 60
@@ -74,3 +76,36 @@ def test_a_request_leaves_nothing_in_a_cycle(body: dict[str, Any], counted: tupl
         for _ in range(REQUESTS):
             client.post("/v1/chat/completions", json=body)
         assert garbage(*counted) < REQUESTS, f"objects in cycles after {REQUESTS} requests"
+
+
+def whole(body: dict[str, Any]) -> bytes:
+    raw = json.dumps(body).encode()
+    return HEAD + b"content-length: %d\r\n\r\n" % len(raw) + raw
+
+
+@pytest.mark.parametrize(
+    ("said", "answered"),
+    [
+        (b"", False),
+        (b"GET /heal", False),
+        (whole(ask()), True),
+        (whole(ask()) * 2, True),
+        (whole(ask({"seconds": 5})), False),
+        (whole(ask({"seconds": 5})) * 2, False),
+        (b"garbage\r\n\r\n", True),
+    ],
+    ids=["nothing", "part of a head", "one question", "two", "an answer not awaited", "nor a second", "garbage"],
+)
+def test_a_connection_leaves_nothing_in_a_cycle(said: bytes, answered: bool, counted: tuple[Gateway, Path]) -> None:
+    gateway, _ = counted
+    for last in (False, True):
+        for _ in range(10):
+            with gateway.connect() as raw:
+                raw.sendall(said)
+                if answered:
+                    assert raw.recv(2**16).startswith(b"HTTP/1.1 ")
+                else:
+                    time.sleep(0.05)  # it is seen before its client leaves
+        time.sleep(0.2)
+        found = garbage(*counted)
+        assert found < 10 or not last, f"{found} objects in cycles after 10 connections"
