@@ -37,11 +37,10 @@ CONNECTIONS = 16
 PACED_CONNECTIONS = 64  # for latencies, so that hardly ever a request waits for one
 IDLE = 10_000
 SHARE = 0.6  # of what a server can do, for latencies
-TURN_SECONDS = 0.5  # of latencies: short, so that some turns meet nobody else
-PACE_SECONDS = 0.25  # before it: what the server can do at this moment
-CALM_SHARE = 0.02  # of a turn, at most, that others had of the cores in a calm one; one step of the clock of steal
+TURN_SECONDS = 1.0  # of latencies
+TURNS = 2  # of latencies, for each round of costs
+PACE_SECONDS = 0.25  # before each: what the server can do at this moment
 REST_SECONDS = 0.004  # of CPU in a fifth of a second: a server that does nothing
-ENOUGH = 200  # latencies, to tell a 99th percentile of
 
 Json = dict[str, Any]
 
@@ -108,15 +107,9 @@ def spread(values: Sequence[float]) -> Json:
 
 @dataclass
 class Seen:
-    """Latencies at one rate, and of how much of the time the machine let the server wait.
+    """Latencies at one rate, turn by turn. taken_seconds: what others had of the cores."""
 
-    calm: the same of those turns alone in which it did not.
-    """
-
-    all: load.Timed = field(default_factory=load.Timed)
-    calm: load.Timed = field(default_factory=load.Timed)
-    turns: int = 0
-    calm_turns: int = 0
+    turns: list[load.Timed] = field(default_factory=list)
     taken_seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -125,33 +118,33 @@ class Seen:
         connections = await load.warmed(server.port, told, PACED_CONNECTIONS)
         used = server.cpu_seconds
         before = servers.stolen_seconds((SERVER_CORE, LOAD_CORE)) + server.waited_seconds
-        timed = await load.at_rate(connections, told, per_second, TURN_SECONDS, seed)
-        taken = servers.stolen_seconds((SERVER_CORE, LOAD_CORE)) + server.waited_seconds - before
+        self.turns.append(await load.at_rate(connections, told, per_second, TURN_SECONDS, seed))
+        self.taken_seconds += servers.stolen_seconds((SERVER_CORE, LOAD_CORE)) + server.waited_seconds - before
         self.cpu_seconds += server.cpu_seconds - used
         for connection in connections:
             connection.close()
-        calm = taken <= CALM_SHARE * TURN_SECONDS
-        for into in (self.all, self.calm) if calm else (self.all,):
-            into.seconds += timed.seconds
-            into.late += timed.late
-        self.turns, self.calm_turns, self.taken_seconds = (
-            self.turns + 1,
-            self.calm_turns + calm,
-            self.taken_seconds + taken,
-        )
+
+    @property
+    def all(self) -> list[float]:
+        """Of all turns together."""
+        return [latency for turn in self.turns for latency in turn.seconds]
+
+    def of_turns_ms(self, at: int) -> list[float]:
+        """A quantile of each turn."""
+        return [quantile_ms(turn.seconds, at) for turn in self.turns]
 
 
-def quantile_ms(timed: load.Timed, at: int) -> float | None:
-    return 1e3 * float(np.percentile(timed.seconds, at)) if len(timed.seconds) >= ENOUGH else None
+def quantile_ms(seconds: Sequence[float], at: int) -> float:
+    return 1e3 * float(np.percentile(seconds, at))
 
 
-async def latencies(one: Subject, bare: Server, upstream: Server, seconds: float) -> Json:
+async def latencies(one: Subject, bare: Server, upstream: Server, turns: int) -> Json:
     """Through a server, through the bare pass-through and straight to the upstream in turn, all at the same rate: what
     the server adds, and what the least Python proxy on this machine would. The rate is a share of what the server can
     do, looked up anew for each turn: with neighbours a core does twice in one minute what it does in the next.
 
-    The machine is in it, too: a hypervisor that keeps a core for 20 ms makes every p99. So what it took is measured,
-    and quantiles are told once of all turns, and once of those in which it took next to nothing.
+    The machine is in it, too: one that is slow for a moment, or keeps a core, makes the p99 of all that was asked then.
+    So quantiles are those of each turn, as CPU is that of each round; those of all turns together stand beside.
     """
     direct = load.request(question(one.kind), "localhost")
     asked = {
@@ -161,26 +154,25 @@ async def latencies(one: Subject, bare: Server, upstream: Server, seconds: float
     }
     seen = {name: Seen() for name in asked}
     rates = []
-    for turn in range(max(1, round(seconds / TURN_SECONDS))):
+    for turn in range(turns):
         answered, took = await load.closed_loop(one.server.port, one.told, CONNECTIONS, PACE_SECONDS)
         rates.append(per_second := SHARE * answered / took)
         for name, (server, told) in asked.items():
             await seen[name].turn(server, told, per_second, seed=turn)
+    through, straight = seen["through"], seen["straight"]
     told_of: Json = {
         "per_second": statistics.median(rates),
-        "busy_share": seen["through"].cpu_seconds / (seen["through"].turns * TURN_SECONDS),
-        "n": len(seen["through"].all.seconds),
-        "n_calm": len(seen["through"].calm.seconds),
-        "turns": seen["through"].turns,
-        "calm_turns": seen["through"].calm_turns,
-        "sent_late": seen["through"].all.late / len(seen["through"].all.seconds),
-        "taken_share": statistics.mean(of.taken_seconds / (of.turns * TURN_SECONDS) for of in seen.values()),
+        "busy_share": through.cpu_seconds / (turns * TURN_SECONDS),
+        "n": len(through.all),
+        "turns": turns,
+        "sent_late": sum(turn.late for turn in through.turns) / len(through.all),
+        "taken_share": statistics.mean(of.taken_seconds / (turns * TURN_SECONDS) for of in seen.values()),
     }
     for at in (50, 99):
-        for suffix, which in (("", "all"), ("_calm", "calm")):
-            through, by_bare, straight = (quantile_ms(getattr(seen[name], which), at) for name in asked)
-            for name, found in (("", through), ("bare_", by_bare)):
-                told_of[f"{name}p{at}{suffix}_ms"] = None if found is None or straight is None else found - straight
+        for name, of in (("", through), ("bare_", seen["bare"])):
+            added = [ours - none for ours, none in zip(of.of_turns_ms(at), straight.of_turns_ms(at), strict=True)]
+            together = quantile_ms(of.all, at) - quantile_ms(straight.all, at)
+            told_of[f"{name}p{at}_ms"] = {**spread(added), "together": together}
     return told_of
 
 
@@ -192,7 +184,7 @@ async def at_rest(server: Server) -> None:
         await asyncio.sleep(0.2)
 
 
-async def idle(one: Subject, per_second: float, rounds: int, seconds: float) -> Json:
+async def idle(one: Subject, per_second: float, rounds: int) -> Json:
     """Latency with and without connections that say nothing, as many as the limit on descriptors allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -200,27 +192,26 @@ async def idle(one: Subject, per_second: float, rounds: int, seconds: float) -> 
     told: Json = {"connections": many, "per_second": per_second}
     before = one.server.memory_mib()
     alone, crowded = Seen(), Seen()
-    turns = max(1, round(seconds / TURN_SECONDS))
     for lap in range(rounds):
-        for turn in range(turns):
-            await alone.turn(one.server, one.told, per_second, seed=lap * turns + turn)
+        for turn in range(TURNS):
+            await alone.turn(one.server, one.told, per_second, seed=lap * TURNS + turn)
         silent = await load.connect(one.server.port, many)
         await at_rest(one.server)
-        for turn in range(turns):
-            await crowded.turn(one.server, one.told, per_second, seed=lap * turns + turn)
+        for turn in range(TURNS):
+            await crowded.turn(one.server, one.told, per_second, seed=lap * TURNS + turn)
         told["memory_mib"] = one.server.memory_mib() - before
         told["still_open"] = sum(not connection._transport.is_closing() for connection in silent)
         for connection in silent:
             connection.close()
         await at_rest(one.server)
     told["cpu_ms"] = {
-        name: 1e3 * seen.cpu_seconds / len(seen.all.seconds) for name, seen in (("without", alone), ("with", crowded))
+        name: 1e3 * seen.cpu_seconds / len(seen.all) for name, seen in (("without", alone), ("with", crowded))
     }
-    for suffix, which in (("", "all"), ("_calm", "calm")):
-        without, with_them = getattr(alone, which), getattr(crowded, which)
-        for at in (50, 99):
-            told[f"p{at}{suffix}_ms"] = {"without": quantile_ms(without, at), "with": quantile_ms(with_them, at)}
-        told[f"n{suffix}"] = len(with_them.seconds)
+    for at in (50, 99):
+        told[f"p{at}_ms"] = {
+            name: spread(seen.of_turns_ms(at)) for name, seen in (("without", alone), ("with", crowded))
+        }
+    told["n"] = len(crowded.all)
     return told
 
 
@@ -279,7 +270,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> Json:
         found = await costs(asked, args.rounds, args.seconds)
         for one in asked:
             if one.server.name == "gateway" or one.kind == "plain":
-                found[one.name]["added"] = await latencies(one, others[0], upstream, args.rounds * args.seconds)
+                found[one.name]["added"] = await latencies(one, others[0], upstream, TURNS * args.rounds)
         told = {
             "command": f"python -m tests.bench.bench {' '.join(sys.argv[1:])}",
             "machine": machine(peers),
@@ -296,7 +287,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> Json:
         for one in asked:
             if one.name == "gateway compact":
                 rate = SHARE / 2 * found[one.name]["per_second"]["median"]
-                told["idle"] = await idle(one, rate, args.rounds, args.seconds)
+                told["idle"] = await idle(one, rate, args.rounds)
         return told
 
 
@@ -304,7 +295,7 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__)
     cli.add_argument("--peers", help="a virtual environment with LiteLLM's proxy, FastAPI and httpx in it")
     cli.add_argument("--rounds", type=int, default=5)
-    cli.add_argument("--seconds", type=float, default=2.0, help="of each turn")
+    cli.add_argument("--seconds", type=float, default=2.0, help="of each round of costs")
     cli.add_argument("--only", nargs="+", help="names of subjects, as `gateway compact`")
     cli.add_argument("--out", type=Path, help="folder for bench.json and bench.md")
     args = cli.parse_args()
