@@ -60,10 +60,10 @@ def latencies(found: Json) -> Iterator[str]:
     yield (
         "Added latency: quantiles at 60 % of the server's own requests/s, looked up anew before each turn of a second, "
         "less those straight to the upstream at the same rate; medians of turns [least, largest], and those of all "
-        "turns together. `bare` is what the bare pass-through adds at that rate, in turn with it. Busy: what the server "
-        "used of its core meanwhile. Others' share: what the hypervisor kept of both cores and what other processes had "
-        "of the server's, in seconds per second. Queue: what Poisson arrivals make of a server that takes its CPU per "
-        f"request for each and never pauses ({QUEUE_P99:g} times that, M/D/1 at 60 %)."
+        "turns together. `bare` is what the bare pass-through adds at that rate, in turn with it. Busy: what the "
+        "server used of its core meanwhile. Others' share: what the hypervisor kept of both cores and what other "
+        "processes had of the server's, in seconds per second. Queue: what Poisson arrivals make of a server that takes "
+        f"its CPU per request for each and never pauses ({QUEUE_P99:g} times that, M/D/1 at 60 %)."
     )
     yield ""
     yield (
