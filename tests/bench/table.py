@@ -62,8 +62,8 @@ def latencies(found: Json) -> Iterator[str]:
         "less those straight to the upstream at the same rate; medians of turns [least, largest], and those of all "
         "turns together. `bare` is what the bare pass-through adds at that rate, in turn with it. Busy: what the "
         "server used of its core meanwhile. Others' share: what the hypervisor kept of both cores and what other "
-        "processes had of the server's, in seconds per second. Queue: what Poisson arrivals make of a server that takes "
-        f"its CPU per request for each and never pauses ({QUEUE_P99:g} times that, M/D/1 at 60 %)."
+        "processes had of the server's, in seconds per second. Queue: what Poisson arrivals make of a server that "
+        f"takes its CPU per request for each and never pauses ({QUEUE_P99:g} times that, M/D/1 at 60 %)."
     )
     yield ""
     yield (
