@@ -392,6 +392,10 @@ def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
     told = completion(body, plan)
     if plan.fault in EDIT:
         EDIT[plan.fault](told)
+    if not told["choices"]:
+        yield json.dumps({**chunk(told["model"], {}), "choices": []}).encode()
+        yield b"[DONE]"
+        return
     [choice], usage, model = told["choices"], told["usage"], told["model"]
     if "prompt" in body:
         yield from text_events(told, body)

@@ -99,7 +99,7 @@ def test_an_empty_answer_is_a_stream_too(http: httpx2.Client) -> None:
     assert [event["choices"][0]["finish_reason"] for event in said] == [None, "stop"]
 
 
-@pytest.mark.parametrize("fault", ["reset", "hang_up", "500", "html", "stream_as_json", "unauthorized"])
+@pytest.mark.parametrize("fault", ["reset", "hang_up", "500", "html", "stream_as_json", "unauthorized", "no_choices"])
 def test_until_the_first_piece_another_tier_may_answer(fault: str, http: httpx2.Client, upstream: Upstream) -> None:
     answer = http.post("/v1/chat/completions", json=ask({"text": WORDS}, {"fault": fault}, **COMMIT))
     assert (answer.status_code, answer.headers["x-route-tier"]) == (200, "cheap")
