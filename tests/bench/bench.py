@@ -170,7 +170,9 @@ async def latencies(one: Subject, bare: Server, upstream: Server, turns: int) ->
     }
     for at in (50, 99):
         for name, of in (("", through), ("bare_", seen["bare"])):
-            added = [ours - none for ours, none in zip(of.of_turns_ms(at), straight.of_turns_ms(at), strict=True)]
+            added = [
+                with_it - without for with_it, without in zip(of.of_turns_ms(at), straight.of_turns_ms(at), strict=True)
+            ]
             together = quantile_ms(of.all, at) - quantile_ms(straight.all, at)
             told_of[f"{name}p{at}_ms"] = {**spread(added), "together": together}
     return told_of

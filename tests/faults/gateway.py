@@ -37,6 +37,12 @@ SURE, UNSURE = -0.1, -0.8
 P_SURE, P_UNSURE = 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(4))
 
 
+def whole(body: dict[str, Any]) -> bytes:
+    """A question as it goes over the wire."""
+    raw = json.dumps(body).encode()
+    return HEAD + b"content-length: %d\r\n\r\n" % len(raw) + raw
+
+
 def write_artifact(
     path: Path,
     *,

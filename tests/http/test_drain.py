@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import threading
 import time
@@ -20,7 +19,6 @@ from gateway.http.hangup import line
 from gateway.store.story import Story
 from tests.faults.ask import ask
 from tests.faults.gateway import (
-    HEAD,
     PATIENCE,
     SURE,
     cascade,
@@ -29,6 +27,7 @@ from tests.faults.gateway import (
     soonest,
     timed,
     until,
+    whole,
     write_artifact,
 )
 from tests.faults.upstream import SILENCE, Upstream
@@ -135,11 +134,11 @@ def test_what_does_not_end_is_told_so_inside_the_grace(upstream: Upstream, tmp_p
 
 def test_a_stream_that_nobody_reads_does_not_hold_up_the_end(upstream: Upstream, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
-    body = json.dumps(ask({"nats": SURE, "text": "word " * 40_000}, stream=True)).encode()
+    body = ask({"nats": SURE, "text": "word " * 40_000}, stream=True)
 
     def end() -> float:
         with running(tmp_path, plan(upstream.url, grace_seconds=GRACE)) as gateway, gateway.connect() as raw:
-            raw.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+            raw.sendall(whole(body))
             assert raw.recv(15) == b"HTTP/1.1 200 OK"
             gateway.process.send_signal(signal.SIGTERM)
             return timed(lambda: gateway.process.wait(timeout=PATIENCE))

@@ -1,8 +1,8 @@
-"""A request leaves nothing to the cyclic garbage collector, whose turns are pauses in which nobody is answered."""
+"""Requests and connections leave nothing to the cyclic garbage collector, whose turns are pauses in which nobody is
+answered."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from tests.faults.ask import ask
-from tests.faults.gateway import HEAD, PATIENCE, ROOT, Gateway, cascade, running, until, write_artifact
+from tests.faults.gateway import PATIENCE, ROOT, Gateway, cascade, running, until, whole, write_artifact
 from tests.faults.upstream import Upstream
 
 REQUESTS = 60
@@ -76,11 +76,6 @@ def test_a_request_leaves_nothing_in_a_cycle(body: dict[str, Any], counted: tupl
         for _ in range(REQUESTS):
             client.post("/v1/chat/completions", json=body)
         assert garbage(*counted) < REQUESTS, f"objects in cycles after {REQUESTS} requests"
-
-
-def whole(body: dict[str, Any]) -> bytes:
-    raw = json.dumps(body).encode()
-    return HEAD + b"content-length: %d\r\n\r\n" % len(raw) + raw
 
 
 @pytest.mark.parametrize(

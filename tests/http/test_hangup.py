@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
 from gateway.errors import ClientGone
 from gateway.http.hangup import Line, or_hangup
 from tests.faults.ask import ask
-from tests.faults.gateway import HEAD, Gateway, soonest, until
+from tests.faults.gateway import Gateway, soonest, until, whole
 from tests.faults.upstream import SILENCE, Upstream
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_upstream_is_freed(stream: bool, gateway: Gateway, upstream: Upstream) -> None:
-    body = json.dumps(ask({"fault": "silent"}, {"fault": "silent"}, stream=stream) | {"model": "dear"}).encode()
+    body = ask({"fault": "silent"}, {"fault": "silent"}, stream=stream) | {"model": "dear"}
 
     def leave() -> float:
         asked = len(upstream.asked("large"))
         with gateway.connect() as raw:
-            raw.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+            raw.sendall(whole(body))
             until(lambda: len(upstream.asked("large")) > asked)
             assert upstream.asked("large")[asked].released_at is None
         return until(lambda: upstream.asked("large")[asked].released_at is not None, SILENCE / 2)

@@ -25,16 +25,23 @@ from uvicorn.server import ServerState
 from gateway.http import hosts, limits
 from gateway.http.protocol import Protocol, Wire
 from tests.faults.ask import ask
-from tests.faults.gateway import HEAD, PATIENCE, SURE, Gateway, cascade, running, soonest, timed, until, write_artifact
+from tests.faults.gateway import (
+    HEAD,
+    PATIENCE,
+    SURE,
+    Gateway,
+    cascade,
+    running,
+    soonest,
+    timed,
+    until,
+    whole,
+    write_artifact,
+)
 from tests.faults.upstream import SILENCE, Upstream
 
 RECEIVE_SECONDS = 0.7  # of `hurried`
 HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
-
-
-def whole(body: dict[str, object]) -> bytes:
-    raw = json.dumps(body).encode()
-    return HEAD + b"content-length: %d\r\n\r\n" % len(raw) + raw
 
 
 def rest(raw: socket.socket) -> bytes:
@@ -310,25 +317,15 @@ def connected(clock: Clock) -> tuple[Unanswered, Closable]:
     return made, transport
 
 
-@pytest.mark.parametrize("idle", [b"", b"\r\n"])
-def test_a_connection_without_a_request_is_closed_in_time(idle: bytes) -> None:
+@pytest.mark.parametrize(("answered", "idle"), [(False, b""), (False, b"\r\n"), (True, b"\r\n")])
+def test_a_connection_without_a_request_is_closed_in_time(answered: bool, idle: bytes) -> None:
     clock = Clock()
     one, transport = connected(clock)
+    if answered:
+        one.data_received(HEALTH)
+        one.answered()
     clock.to(30.0)
     one.data_received(idle)
-    clock.to(64.9)
-    assert not transport.closed
-    clock.to(65.1)
-    assert transport.closed
-
-
-def test_an_empty_line_behind_an_answer_does_not_keep_its_connection_open() -> None:
-    clock = Clock()
-    one, transport = connected(clock)
-    one.data_received(HEALTH)
-    one.answered()
-    clock.to(30.0)
-    one.data_received(b"\r\n")
     clock.to(64.9)
     assert not transport.closed
     clock.to(65.1)

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.http import sse
 from tests.faults.ask import ask, plan
-from tests.faults.gateway import HEAD, PATIENCE, SURE, Gateway, cascade, running, soonest, until, write_artifact
+from tests.faults.gateway import PATIENCE, SURE, Gateway, cascade, running, soonest, until, whole, write_artifact
 from tests.faults.upstream import Upstream
 
 COMMIT: dict[str, Any] = {"stream": True, "route": {"stream_mode": "commit"}}
@@ -148,8 +148,7 @@ def test_after_the_first_piece_an_error_event_ends_the_stream(
 def sent(gateway: Gateway, body: dict[str, Any]) -> Any:
     """A request on a connection of its own."""
     raw = gateway.connect()
-    told = json.dumps(body).encode()
-    raw.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(told) + told)
+    raw.sendall(whole(body))
     return raw
 
 
