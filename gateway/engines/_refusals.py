@@ -22,9 +22,9 @@ WINDOW = (
     re.compile(r"max(?:imum)?[ _]model[ _]len(?:gth)?[^0-9]{0,20}(\d{1,9})"),  # vLLM
 )
 PROMPT = (
-    re.compile(r"(\d{1,9}) input tokens"),  # vLLM
+    re.compile(r"(?<!at least )(?<!bound for )\b(\d{1,9}) input tokens"),  # vLLM, which from 0.16 on may stop counting
     re.compile(r"(\d{1,9}) (?:tokens )?(?:in|from) the (?:input )?messages"),  # OpenAI, older vLLM
-    re.compile(r"(?:prompt|input|request) \(?(?:length )?(\d{1,9})"),  # vLLM's decoder prompt, llama.cpp, SGLang
+    re.compile(r"(?:prompt|input|request) \(?(?:length )?\(?(\d{1,9})"),  # vLLM's decoder prompt, llama.cpp, SGLang
     re.compile(r"resulted in (\d{1,9}) tokens"),  # OpenAI
 )
 

@@ -387,7 +387,7 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         body |= {"logprobs": ask.top_k} if raw else {"logprobs": True, "top_logprobs": ask.top_k}
     if in_engine and _compact.wanted(ask):
         body |= _compact.wish(options.confidence_k, ask.window)
-    if ask.max_tokens is not None:
+    if ask.max_tokens is not None or raw:  # for a raw prompt nothing said means 16 tokens, and null what is left
         body["max_tokens"] = ask.max_tokens
     if sampling.seed is not None:
         body["seed"] = sampling.seed
@@ -448,8 +448,13 @@ def streamed(options: Options) -> dict[str, Any]:
 
 
 def fitting(ask: Ask, error: EngineTooSmall) -> Ask | None:
-    """The ask with as many tokens as the window leaves, when it was the answer's length and not the prompt's."""
-    if ask.max_tokens is None or error.prompt_tokens is None:
+    """The ask with as many tokens as the window leaves, when it may be the answer's length and not the prompt's.
+
+    A server that did not count the prompt is asked without a limit: then it gives what is left.
+    """
+    if ask.max_tokens is None:
         return None
+    if error.prompt_tokens is None:
+        return replace(ask, max_tokens=None)
     room = error.window_tokens - error.prompt_tokens
     return replace(ask, max_tokens=room) if 0 < room < ask.max_tokens else None

@@ -14,7 +14,7 @@ import msgspec
 from pydantic import Discriminator, Field, Tag
 
 from gateway.http import reply
-from gateway.http.wire import Request, Text, written_as
+from gateway.http.wire import Request, Text, Tokens, written_as
 from gateway.nouns import Ability, CallPart, Completion, Message
 
 Json = dict[str, Any]
@@ -33,7 +33,7 @@ class CompletionRequest(Request):
     """The body of POST /v1/completions. A field that is null counts as absent."""
 
     prompt: Prompt = Field(description="one text; lists of several, and of token ids, are not taken")
-    max_tokens: int | None = Field(default=None, ge=1, le=2**20, description=f"absent: {UNTOLD_TOKENS}")
+    max_tokens: Tokens | None = Field(default=None, description=f"absent: {UNTOLD_TOKENS}")
     logprobs: int | None = Field(default=None, ge=0, le=5)
     echo: Literal[False] | None = Field(default=None, description="not supported, but false is taken")
     suffix: str | None = Field(default=None, max_length=0, description="not supported, but an empty one is taken")

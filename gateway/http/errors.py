@@ -93,7 +93,7 @@ def too_small(error: EngineTooSmall) -> Problem:
     """LiteLLM and LangChain look for this very sentence."""
     window = f"This model's maximum context length is {error.window_tokens} tokens." if error.window_tokens else ""
     asked = f" Your messages came to {error.prompt_tokens} tokens." if error.prompt_tokens else ""
-    message = f"{window or 'The messages exceed the maximum context length.'}{asked} Please shorten them."
+    message = f"{window or 'The messages exceed the maximum context length.'}{asked} Please shorten the messages."
     return Problem(400, message, "messages", "context_length_exceeded")
 
 

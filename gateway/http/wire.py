@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import from_json
 
 from gateway.config import Server
@@ -36,6 +36,8 @@ StopString = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SIGNED_64 = 2**63
+MOST_TOKENS = 2**20  # no window holds more, and whoever asks for more gets what there is
+Tokens = Annotated[int, Field(ge=1, lt=SIGNED_64), AfterValidator(lambda wanted: min(wanted, MOST_TOKENS))]
 
 
 class Part(BaseModel):
@@ -254,7 +256,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
 
     model: str = Field(min_length=1, max_length=256, description="auto, auto:<policy>, or a tier's name")
-    max_tokens: int | None = Field(default=None, ge=1, le=2**20)
+    max_tokens: Tokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, description="absent: greedy, unlike OpenAI")
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-SIGNED_64, lt=SIGNED_64)
@@ -378,7 +380,7 @@ class ChatRequest(Request):
     """The body of POST /v1/chat/completions. A field that is null counts as absent."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**20, description="wins over max_tokens")
+    max_completion_tokens: Tokens | None = Field(default=None, description="wins over max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = Field(default=None, max_length=128)

@@ -281,9 +281,19 @@ def test_no_log_probs_cost_more_than_the_confidence(logprobs: object, k: int, te
          128000, 130000),
         ("The decoder prompt (length 5000) is longer than the maximum model length of 4096.", 4096, 5000),
         ("request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it", 4096, 5000),
+        ("This model's maximum context length is 4096 tokens. However, you requested 4000 output tokens and your "
+         "prompt contains at least 97 input tokens, for a total of at least 4097 tokens.", 4096, None),
+        ("This model's maximum context length is 4096 tokens. However, you requested 4000 output tokens and your "
+         "prompt contains 98 input tokens, for a total of 4098 tokens.", 4096, 98),
+        ("This model's maximum context length is 4096 tokens. However, you requested 0 output tokens and your prompt "
+         "contains 90000 characters (more than 40960 characters, which is the upper bound for 4096 input tokens).",
+         4096, None),
+        ("max_tokens=5000 cannot be greater than max_model_len=max_total_tokens=4096. Please request fewer output "
+         "tokens. (parameter=max_tokens, value=5000)", 4096, None),
+        ("Input length (5000) exceeds model's maximum context length (4096).", 4096, 5000),
     ],
 )  # fmt: skip
-def test_overflow_is_understood_in_every_dialect(message: str, window: int, prompt: int) -> None:
+def test_overflow_is_understood_in_every_dialect(message: str, window: int, prompt: int | None) -> None:
     raw = json.dumps({"error": {"message": message, "type": "BadRequestError", "code": 400}}).encode()
     error = _refusals.refusal("e", 400, {}, raw)
     assert isinstance(error, EngineTooSmall)
@@ -312,6 +322,6 @@ def test_an_answer_too_long_for_the_window_is_asked_for_shorter() -> None:
 
     assert fitting(ask(max_tokens=100), EngineTooSmall("e", 30, 64)) == ask(max_tokens=34)
     assert fitting(ask(max_tokens=100), EngineTooSmall("e", 90, 64)) is None
-    assert fitting(ask(max_tokens=100), EngineTooSmall("e", None, 64)) is None
+    assert fitting(ask(max_tokens=100), EngineTooSmall("e", None, 64)) == ask()
     assert fitting(ask(), EngineTooSmall("e", 30, 64)) is None
     assert GREEDY.draws_like(Sampling(top_p=0.5))

@@ -54,6 +54,7 @@ class Plan:
     gate: held back until the test opens a gate of this name; before: so many events of a stream.
     calls: instead of the text, functions to be called, [name, arguments] each, if the request brought tools.
     reasoning, stop_reason: as vLLM tells them.
+    window: tokens that prompt and answer may have together, where the prompt has 20.
     """
 
     fault: str = ""
@@ -68,6 +69,7 @@ class Plan:
     calls: list[list[str]] = field(default_factory=list)
     reasoning: Any = None
     stop_reason: Any = None
+    window: int | None = None
     template_tokens: int = 0
     older_plugin: bool = False
     hold: Callable[[], Awaitable[None]] | None = field(default=None, init=False)
@@ -201,6 +203,8 @@ class Upstream:
         if plan.fault in STATUS:
             status, headers, told = STATUS[plan.fault]
             return await send_json(writer, told, status=status, headers=headers)
+        if plan.window is not None and (told := overflow(plan.window, seen.body)):
+            return await send_json(writer, complaint(told), status=400)
         if seen.body.get("logprobs") and (seen.body.get("top_logprobs") or 0) > self.max_logprobs:
             return await send_json(writer, complaint("too many logprobs"), status=400)
         if self.penalised:
@@ -632,6 +636,21 @@ def complaint(message: str, code: object = 400, kind: str = "BadRequestError") -
 
 
 WINDOW = "This model's maximum context length is 64 tokens. However, your request has 90 input tokens. Please reduce."
+
+
+def overflow(window: int, body: dict[str, Any], prompt: int = 20) -> str:
+    """What vLLM 0.16 and later say of a request that is too long for the window, "" of one that is not. They stop
+    counting the prompt one token above what would fit (vllm/renderers/params.py)."""
+    wanted = body.get("max_tokens", 16 if "prompt" in body else None) or 0
+    if wanted > window:
+        return f"max_tokens={wanted} cannot be greater than max_model_len=max_total_tokens={window}. Ask for fewer."
+    if prompt <= window - wanted:
+        return ""
+    return (
+        f"This model's maximum context length is {window} tokens. However, you requested {wanted} output tokens and "
+        f"your prompt contains at least {window - wanted + 1} input tokens, at least {window + 1} in all."
+    )
+
 
 STATUS: dict[str, tuple[int, dict[str, str], object]] = {
     "500": (500, {}, complaint("Traceback: /srv/secret.py", 500, "InternalServerError")),

@@ -61,6 +61,11 @@ def test_sixteen_tokens_where_nothing_is_said_and_one_prompt_may_stand_in_a_list
     assert upstream.seen[0].body["max_tokens"] == 16
 
 
+def test_an_answer_longer_than_the_window_gets_what_is_left(http: httpx2.Client, upstream: Upstream) -> None:
+    assert http.post("/v1/completions", json=body(prompt=said(window=64), max_tokens=100)).status_code == 200
+    assert [seen.body["max_tokens"] for seen in upstream.seen] == [100, None]
+
+
 @pytest.mark.parametrize("k", [0, 3])
 def test_log_probs_come_in_the_older_shape(k: int, client: openai.OpenAI) -> None:
     told = client.completions.create(model="auto", prompt=said(nats=SURE), logprobs=k).choices[0].logprobs

@@ -133,6 +133,26 @@ def test_a_prompt_that_fits_nowhere_is_told_in_the_words_clients_look_for(http: 
     assert "maximum context length is 64 tokens" in told.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("wanted", "sent"), [(44, [44]), (45, [45, None]), (65, [65, None]), (2**40, [2**20, None])])
+def test_an_answer_longer_than_the_window_gets_what_is_left(
+    wanted: int, sent: list[int | None], stream: bool, http: httpx2.Client, upstream: Upstream
+) -> None:
+    body = ask({"window": 64, "nats": SURE}, max_tokens=wanted, stream=stream)
+    told = http.post("/v1/chat/completions", json=body)
+    assert (told.status_code, told.headers.get("x-route-tier")) == (200, "cheap"), told.text
+    assert [seen.body.get("max_tokens") for seen in upstream.asked("small")] == sent
+    assert upstream.asked("large") == []
+
+
+def test_a_prompt_that_the_server_does_not_count_to_its_end_is_no_number_for_a_client(http: httpx2.Client) -> None:
+    told = http.post("/v1/chat/completions", json=ask({"window": 19}, {"window": 19}, max_tokens=9))
+    assert (told.status_code, told.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert told.json()["error"]["message"] == (
+        "This model's maximum context length is 19 tokens. Please shorten the messages."
+    )
+
+
 @pytest.mark.parametrize(
     ("fault", "status"),
     [("500", 502), ("reset", 502), ("null_content", 502), ("half_character", 502), ("unauthorized", 502)],
