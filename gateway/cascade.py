@@ -76,7 +76,8 @@ async def answer(ask: Ask, route: Policy | Mix, note: Observer = ignore) -> Answ
 async def with_siblings(found: Answer, ask: Ask, choices: int, note: Observer = ignore) -> Answer:
     """The answer with choices - 1 further samples of the tier that was served, each with its own confidence.
 
-    A given seed is counted up, so that choices differ. Raises the engine's error when one of them fails.
+    A given seed is counted up, so that choices differ. Raises an engine's error when one of them fails, all of them
+    noted.
     """
     tier = next(tier for tier in found.policy.tiers if tier.name == found.served.tier)
     earlier = earlier_answers(found.hops[: found.hops.index(found.served)])
@@ -87,6 +88,7 @@ async def with_siblings(found: Answer, ask: Ask, choices: int, note: Observer = 
     siblings = tuple(turn.result() for turn in turns)
     for hop in siblings:
         note(hop)
+    for hop in siblings:
         if hop.error is not None:
             raise hop.error.bare()
     return replace(found, siblings=siblings)
@@ -96,7 +98,8 @@ def reseeded(ask: Ask, number: int) -> Ask:
     """The same ask for another sample."""
     if ask.sampling.seed is None:
         return ask
-    return replace(ask, sampling=replace(ask.sampling, seed=ask.sampling.seed + number))
+    seed = (ask.sampling.seed + number + 2**63) % 2**64 - 2**63  # counted on from the least after the largest
+    return replace(ask, sampling=replace(ask.sampling, seed=seed))
 
 
 async def take_hop(
@@ -333,4 +336,4 @@ def fall_back(hops: Sequence[Hop], route: Policy) -> Answer:
         raise max(too_small, key=lambda error: error.window_tokens).bare()
     pauses = [hop.error.retry_after_seconds for hop in hops if isinstance(hop.error, EngineRefused | EngineBarred)]
     soonest = min((pause for pause in pauses if pause is not None), default=None)
-    raise NoTierLeft([(hop.tier, hop.reason) for hop in hops], soonest)
+    raise NoTierLeft([(hop.tier, hop.reason) for hop in hops], soonest, withheld=bool(answered))

@@ -44,12 +44,15 @@ class NoTierLeft(GatewayError):
     """Every tier was tried and none could answer.
 
     reasons: (tier, reason) in the order tried.  retry_after_seconds: the soonest that a server told us to come back.
+    withheld: one answered, but was not sure, and the policy serves no such answer.
     """
 
-    def __init__(self, reasons: Sequence[tuple[str, str]], retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self, reasons: Sequence[tuple[str, str]], retry_after_seconds: float | None = None, *, withheld: bool = False
+    ) -> None:
         told = ", ".join(f"{tier}: {reason}" for tier, reason in reasons) or "no tier was asked"
         super().__init__(f"no tier could answer ({told})")
-        self.reasons, self.retry_after_seconds = tuple(reasons), retry_after_seconds
+        self.reasons, self.retry_after_seconds, self.withheld = tuple(reasons), retry_after_seconds, withheld
 
 
 class BadId(GatewayError):

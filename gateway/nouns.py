@@ -227,6 +227,7 @@ class TokenTrace:
     chosen: (T,) nats <= 0, log-prob of the emitted token.
     top:    (T, K) nats, the K most likely tokens, falling along K; None when the engine gave none.
     tokens: T byte strings whose concatenation is the answer's UTF-8 text; empty when the engine did not give them.
+    words: T byte strings as the engine told them, where they do not spell the answer; for clients to read.
     candidates: T rows of K byte strings, the texts behind `top`; empty unless the Ask wanted texts.
     signals: arrays by name, each (T,), computed inside the engine (exact entropy, margin, ...).
     end_nats: log-prob of the end token, None when the answer was cut or the engine does not tell.
@@ -240,6 +241,7 @@ class TokenTrace:
     signals: Mapping[str, Floats] = field(default_factory=dict)
     end_nats: float | None = None
     candidates: tuple[tuple[bytes, ...], ...] = ()
+    words: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if self.chosen.ndim != 1 or self.chosen.size == 0:
@@ -276,6 +278,7 @@ class TokenTrace:
             {name: signal[kept] for name, signal in self.signals.items()},
             self.end_nats if stop > self.chosen.size else None,
             self.candidates[kept],
+            self.words[kept],
         )
 
 

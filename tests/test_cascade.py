@@ -70,6 +70,15 @@ class Told:
     async def close(self) -> None: ...
 
 
+class SecondFails(Told):
+    """Of the samples whose seeds are counted up from 7."""
+
+    async def complete(self, ask: Ask) -> Completion:
+        if ask.sampling.seed == 8:
+            raise EngineDown(self.name, "x")
+        return await super().complete(ask)
+
+
 class AsIs:
     """A calibrator whose feature, the mean log-prob, is -1 to 0: p = 1 + mean."""
 
@@ -263,6 +272,25 @@ def test_siblings_are_counted_and_seeded_apart() -> None:
     assert answer.cost.prompt_tokens == 30
     assert [ask.sampling.seed for ask in one.engine.asked] == [7, 8, 9]  # type: ignore[attr-defined]
     assert all(hop.p_correct == pytest.approx(0.9) for hop in answer.siblings)
+
+
+def test_siblings_that_answered_are_noted_though_another_failed() -> None:
+    seen: list[Hop] = []
+    one = tier("a", said(), 0.8, engine=SecondFails(said(0.9)))
+
+    async def act(ask: Ask) -> Any:
+        answer = await cascade.answer(ask, Policy("p", (one, tier("b", said()))))
+        return await cascade.with_siblings(answer, ask, 3, seen.append)
+
+    with pytest.raises(EngineDown):
+        run(act, sampling=Sampling(seed=7))
+    assert [hop.error is None for hop in seen] == [False, True]
+
+
+def test_the_largest_seed_is_counted_on_from_the_least() -> None:
+    for seed, following in ((2**63 - 1, -(2**63)), (-1, 0), (-(2**63), 1 - 2**63)):
+        asked = Ask(messages=(), deadline=0.0, sampling=Sampling(seed=seed))
+        assert cascade.reseeded(asked, 1).sampling.seed == following
 
 
 def test_a_skipped_tier_does_not_lend_its_place_to_another() -> None:

@@ -123,6 +123,7 @@ def read(told: Confidence | None, tokens: int, k: int, over_http: TokenTrace | N
         signals,
         over_http.end_nats,
         over_http.candidates,
+        over_http.words,
     )
 
 

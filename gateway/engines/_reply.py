@@ -403,6 +403,7 @@ def read_trace(entries: Sequence[Entry], text: str, finish: Finish, ask: Ask) ->
         tokens if spelled else (),
         end_nats=end_nats,
         candidates=candidates,
+        words=() if spelled else tokens,
     )
 
 

@@ -6,14 +6,13 @@ from collections.abc import Awaitable
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Response
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http import docs, feedback, health, hosts, models, openapi, reply
 from gateway.http.chat import Chat
 from gateway.http.completions import TEXT, CompletionRequest
-from gateway.http.doors import Stamp, excuse_all
+from gateway.http.doors import Origins, Stamp, excuse_all
 from gateway.http.journal import Journal
 from gateway.http.live import Live
 from gateway.telemetry import MEDIA_TYPE, Telemetry
@@ -34,7 +33,7 @@ def create_app(live: Live, telemetry: Telemetry, journal: Journal) -> ASGIApp:
 
     inside: ASGIApp = front
     if config.server.cors_origins:
-        inside = CORSMiddleware(
+        inside = Origins(
             front,
             allow_origins=config.server.cors_origins,
             allow_methods=("GET", "POST"),

@@ -131,6 +131,7 @@ class Chat:
                 log.error("request failed", extra={"route_id": route_id, "error": str(error)}, exc_info=ours)
             if out.begun:
                 visit.abandon()
+            visit.settle()
             status, reason, sending = told.status, "", out.end_with(error, story, visit.headers())
         if at_once:
             await sending
@@ -160,7 +161,10 @@ class Chat:
         body = await limits.read_json(headers, receive, max_bytes=int(server.max_body_mib * 2**20))
         request = wire.read(body, server, self._kind)
         model = overrides.policy_asked(request)
-        route = drawn(choose(model, snapshot), route_id)
+        chosen = choose(model, snapshot)
+        if isinstance(chosen, Mix):
+            overrides.check_mix(chosen, request)
+        route = drawn(chosen, route_id)
         client.check(model)
         debug = overrides.debug(request, headers.get("x-route-debug", ""), config)
         deadline = began + overrides.seconds(request, config)

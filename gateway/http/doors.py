@@ -8,7 +8,9 @@ from collections.abc import Awaitable
 
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,6 +42,19 @@ def framework(error: Exception) -> Problem | None:
         words = {404: "There is nothing here.", 405: "This method is not allowed here."}
         return Problem(error.status_code, words.get(error.status_code, "The request cannot be served."))
     return None
+
+
+class Origins(CORSMiddleware):
+    """Which other sites' pages may ask. What they may not is told in the one shape, too."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        found = super().preflight_response(request_headers)
+        if found.status_code < 400:
+            return found
+        told = Problem(found.status_code, f"{bytes(found.body).decode()}.")
+        return Response(
+            told.body, told.status, {**found.headers, **told.headers, "content-length": str(len(told.body))}
+        )
 
 
 class Stamp:

@@ -111,7 +111,8 @@ def busy(retry_after_seconds: float) -> Problem:
 
 
 def no_tier_left(error: NoTierLeft) -> Problem:
-    """429 when all were limited, 504 when the last was too slow, 503 when none was even asked, else 502."""
+    """429 when all were limited, 503 when an unsure answer is withheld or none was even asked, 504 when the last was
+    too slow, else 502."""
     reasons = [reason for _, reason in error.reasons]
     pause = RETRY_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
     if not reasons or set(reasons) <= {Reason.BREAKER_OPEN, Reason.RATE_LIMITED}:
@@ -119,6 +120,8 @@ def no_tier_left(error: NoTierLeft) -> Problem:
         return Problem(
             429 if limited else 503, "All models are busy.", None, "rate_limited" if limited else None, pause
         )
+    if error.withheld:
+        return Problem(503, "No model that could answer was sure.", retry_after_seconds=pause)
     if reasons[-1] == Reason.SLOW:
         return Problem(504, "No model answered in time.")
     return Problem(502, "No model could answer.")

@@ -9,7 +9,7 @@ from gateway.config import Config
 from gateway.http.errors import RequestError
 from gateway.http.quota import Estimate
 from gateway.http.wire import Request, shown
-from gateway.nouns import HARMLESS, Ability, Mode, Policy, Tier
+from gateway.nouns import HARMLESS, Ability, Mix, Mode, Policy, Tier
 from gateway.written import unknown
 
 
@@ -48,6 +48,17 @@ def mode(route: Policy, request: Request, config: Config) -> Mode:
             told = "route.stream_mode prefix needs tiers with a calibrator that was fitted on first tokens."
             raise RequestError(400, told, param="route.stream_mode")
     return found
+
+
+def check_mix(mix: Mix, request: Request) -> None:
+    """Raises RequestError with 400 where only some of its parts have the tier: no lot decides what is a mistake."""
+    if request.route is None or request.route.max_tier is None:
+        return
+    wanted = request.route.max_tier
+    shared = set.intersection(*({tier.name for tier in part.tiers} for part in mix.parts))
+    if wanted not in shared:
+        told = unknown("tier", shown(wanted), dict.fromkeys(sorted(shared)))
+        raise RequestError(400, f"route.max_tier: in every part of {mix.name} there is {told}.", param="route.max_tier")
 
 
 def apply(route: Policy, request: Request, config: Config, estimate: Estimate, needs: Mapping[Ability, str]) -> Policy:

@@ -178,9 +178,9 @@ class Entry(Spoken):
 
 def entries(trace: TokenTrace | None, request: Request, span: slice = slice(None)) -> list[Entry] | None:
     """Log-probs of a run of tokens; None where the engine did not tell them together with the tokens' texts."""
-    if trace is None or not trace.tokens:
+    if trace is None or not (told := trace.tokens or trace.words):
         return None
-    tokens, chosen, wanted = trace.tokens[span], trace.chosen[span].tolist(), request.candidates
+    tokens, chosen, wanted = told[span], trace.chosen[span].tolist(), request.candidates
     if not (wanted and trace.candidates and trace.top is not None):
         return [entry(text, nats, []) for text, nats in zip(tokens, chosen, strict=True)]
     top = trace.top[span, :wanted].tolist()

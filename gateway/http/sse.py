@@ -10,6 +10,7 @@ import codecs
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from itertools import chain, repeat
 
 import msgspec
 
@@ -84,8 +85,8 @@ def deltas(number: int, completion: Completion, call: Call) -> Iterator[Json]:
         yield form.delta(number, text, told)
         offset += len(text)
     for place, one in enumerate(completion.calls):
-        # no token can be placed in the text then, so all are told beside the first call
-        told = form.logprobs(reply.entries(completion.trace, call.request)) if wanted and not place else None
+        alone = wanted and not place and not completion.text
+        told = form.logprobs(reply.entries(completion.trace, call.request)) if alone else None
         yield form.delta(number, "", told, [CallPart(place, one.arguments, one.id, one.name)])
     yield form.last(number, completion.finish)
 
@@ -94,7 +95,8 @@ def pieces(completion: Completion) -> Iterable[tuple[str, slice]]:
     """The text cut into pieces, each with the tokens it came from; into words where the tokens do not spell it."""
     tokens = completion.trace.tokens if completion.trace is not None else ()
     if not tokens or b"".join(tokens) != completion.text.encode("utf-8", "replace"):
-        return [(word, slice(0, 0)) for word in WORD.findall(completion.text)]
+        spans = chain([slice(None)], repeat(slice(0, 0)))  # no token can be placed: all are told with the first word
+        return zip(WORD.findall(completion.text), spans, strict=False)
     return by_token(tokens)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import from_json
 
@@ -18,7 +19,8 @@ from gateway.written import unknown
 
 VLLM_SAMPLER = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
 SAMPLER_FIELDS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", *VLLM_SAMPLER)
-ABLE = frozenset({*VLLM_SAMPLER, "return_token_ids", "route"})  # of every request: what not every tier can do
+# Of every request: what not every tier can do.
+ABLE = frozenset({*VLLM_SAMPLER, "return_token_ids", "route", "response_format", "structured_outputs"})
 SAMPLING_FIELDS = frozenset(SAMPLER_FIELDS) | {"seed", "stop"}
 
 # Never taken: each would let a client run code, reach an address or read memory on the model server.
@@ -284,6 +286,8 @@ class Request(BaseModel):
     ignore_eos: bool | None = Field(default=None, description="vLLM's")
     min_tokens: int | None = Field(default=None, ge=0, le=2**20, description="vLLM's")
     return_token_ids: bool | None = Field(default=None, description="vLLM's; whole answers only")
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(default=None, description="vLLM's")
 
     @property
     def choices(self) -> int:
@@ -334,6 +338,8 @@ class Request(BaseModel):
             raise RequestError(400, "route.extras needs a whole answer, not a stream.", param="route.extras")
         if self.min_tokens and self.tokens_wanted is not None and self.min_tokens > self.tokens_wanted:
             raise RequestError(400, "min_tokens may not exceed the most tokens wanted.", param="min_tokens")
+        if self.structured_outputs is not None and len(self.structured_outputs.model_dump(exclude_none=True)) != 1:
+            raise RequestError(400, "structured_outputs needs exactly one of its fields.", param="structured_outputs")
 
     @property
     def tokens_wanted(self) -> int | None:
@@ -366,14 +372,22 @@ class Request(BaseModel):
             told[Ability.WITH_IDS] = "return_token_ids"
         if self.extras:
             told[Ability.WITH_EXTRAS] = "route.extras"
+        if self.response_format is not None and self.response_format.type != "text":
+            told[Ability.RESPONSE_FORMAT] = "response_format"
+        if self.structured_outputs is not None:
+            told[Ability.STRUCTURED_OUTPUTS] = "structured_outputs"
         return told
 
-    def fields_passed_on(self, needs: Mapping[Ability, str]) -> dict[str, Any]:  # noqa: ARG002  chats look at them
+    def fields_passed_on(self, needs: Mapping[Ability, str]) -> dict[str, Any]:
         """What a server gets as it is, once it is known that its tier takes it. needs: the request's."""
-        return {"return_token_ids": True} if self.return_token_ids else {}
+        if not needs:
+            return {}
+        names = {str(ability) for ability in needs if ability in type(self).model_fields}
+        told = self.model_dump(include=names, exclude_none=True, by_alias=True)
+        return told | ({"return_token_ids": True} if self.return_token_ids else {})
 
 
-ABLE_CHAT = frozenset({"tools", "response_format", "reasoning_effort", "structured_outputs", "chat_template_kwargs"})
+ABLE_CHAT = frozenset({"tools", "reasoning_effort", "chat_template_kwargs"})
 
 
 class ChatRequest(Request):
@@ -386,9 +400,7 @@ class ChatRequest(Request):
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    structured_outputs: StructuredOutputs | None = Field(default=None, description="vLLM's")
     chat_template_kwargs: ChatTemplateKwargs | None = Field(default=None, description="vLLM's")
 
     @property
@@ -412,8 +424,6 @@ class ChatRequest(Request):
             raise RequestError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise RequestError(400, "tool_choice needs tools.", param="tool_choice")
-        if self.structured_outputs is not None and len(self.structured_outputs.model_fields_set) != 1:
-            raise RequestError(400, "structured_outputs needs exactly one of its fields.", param="structured_outputs")
         for place, message in enumerate(self.messages):
             if message.content is None and not (message.role == "assistant" and message.tool_calls):
                 param = f"messages.{place}.content"
@@ -434,21 +444,16 @@ class ChatRequest(Request):
         first = next(talks, None)
         if self.tools or first is not None:
             told[Ability.TOOLS] = "tools" if self.tools else f"messages.{first}"
-        if self.response_format is not None and self.response_format.type != "text":
-            told[Ability.RESPONSE_FORMAT] = "response_format"
-        for ability in (Ability.REASONING_EFFORT, Ability.STRUCTURED_OUTPUTS, Ability.CHAT_TEMPLATE_KWARGS):
+        for ability in (Ability.REASONING_EFFORT, Ability.CHAT_TEMPLATE_KWARGS):
             if getattr(self, ability) is not None:
                 told[ability] = str(ability)
         return told
 
     def fields_passed_on(self, needs: Mapping[Ability, str]) -> dict[str, Any]:
-        if not needs:
-            return {}
-        names = [str(ability) for ability in needs if ability in type(self).model_fields]
+        told = super().fields_passed_on(needs)
         if self.tools:
-            names += [name for name in ("tool_choice", "parallel_tool_calls") if getattr(self, name) is not None]
-        told = self.model_dump(include=set(names), exclude_none=True, by_alias=True)
-        return super().fields_passed_on(needs) | told
+            told |= self.model_dump(include={"tool_choice", "parallel_tool_calls"}, exclude_none=True, by_alias=True)
+        return told
 
 
 Kind = TypeVar("Kind", bound=Request)
@@ -457,7 +462,11 @@ Kind = TypeVar("Kind", bound=Request)
 def read(body: bytes, server: Server, kind: type[Kind]) -> Kind:
     """Raises RequestError with 400 and the field at fault."""
     try:
+        if b"NaN" in body or b"Infinity" in body:  # the reader of the next line takes them for numbers
+            msgspec.json.decode(body)
         request = kind.model_validate_json(body)
+    except msgspec.DecodeError:
+        raise RequestError(400, "The request is not valid JSON.", code="invalid_json") from None
     except ValidationError as error:
         raise mistake(error) from None
     request.check(server)

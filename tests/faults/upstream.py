@@ -696,6 +696,13 @@ def processed(told: dict[str, Any]) -> None:
             rival["logprob"] = -9999.0
 
 
+def unspelled(told: dict[str, Any]) -> None:
+    """A character of two tokens, each told as half of one: as vLLM does."""
+    choice(told)["message"]["content"] = choice(told)["message"]["content"].replace("answer is", "\u00e9")
+    for entry in logprobs(told)[1:3]:
+        entry["token"], entry["bytes"] = "\ufffd", list("\ufffd".encode())
+
+
 EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "processed": processed,
     "penalised": lambda told: first(told).update(logprob=first(told)["logprob"] - 1),
@@ -714,6 +721,7 @@ EDIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "string_logprob": lambda told: first(told).update(logprob="-0.1"),
     "floor_logprob": lambda told: first(told).update(logprob=-9999.0),
     "too_few_candidates": lambda told: first(told).update(top_logprobs=[]),
+    "unspelled": unspelled,
     "no_usage": lambda told: told.update(usage=None),
     "negative_usage": lambda told: told["usage"].update(prompt_tokens=-1),
     "only_thought": lambda told: choice(told)["message"].update(content=None, reasoning="Well, 6 times 7"),

@@ -209,6 +209,33 @@ def test_streamed_log_probs_add_up_to_the_whole(client: openai.OpenAI) -> None:
     assert "".join(entry.token for entry in entries) == "The answer is 42"
 
 
+def test_log_probs_whose_tokens_do_not_spell_the_answer_are_told_all_the_same(http: httpx2.Client) -> None:
+    body = ask({"nats": SURE, "fault": "unspelled"}, logprobs=True, top_logprobs=2)
+    whole = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert whole["message"]["content"] == "The \u00e9 42"
+    told = whole["logprobs"]["content"]
+    assert [entry["token"] for entry in told] == ["The", "\ufffd", "\ufffd", " 42"]
+    assert [len(entry["top_logprobs"]) for entry in told] == [2] * 4
+    streamed = http.post("/v1/chat/completions", json=body | {"stream": True})
+    assert streamed.headers["x-route-tier"] == "cheap", "an answer in letters is judged without them"
+    chunks = [json.loads(line[6:])["choices"][0] for line in streamed.text.splitlines() if line.startswith("data: {")]
+    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == "The \u00e9 42"
+    assert [entry for chunk in chunks for entry in (chunk["logprobs"] or {}).get("content", [])] == told
+
+
+def test_whether_a_request_to_a_mix_is_right_is_no_matter_of_luck(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    config = cascade(upstream.url)
+    config["policies"]["alone"] = {"steps": [{"tier": "dear"}]}
+    config["policies"]["mixed"] = {"mix": [{"policy": "default", "share": 0.5}, {"policy": "alone", "share": 0.5}]}
+    with running(tmp_path, config) as gateway:
+        for tier, statuses in (("cheap", {400}), ("dear", {200})):
+            body = ask({"nats": SURE}, route={"max_tier": tier}) | {"model": "auto:mixed"}
+            told = [httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=PATIENCE) for _ in range(12)]
+            assert {one.status_code for one in told} == statuses
+            assert tier == "dear" or "(there is: dear)" in told[0].json()["error"]["message"]
+
+
 def test_a_request_id_is_echoed_when_it_is_a_sensible_one(http: httpx2.Client) -> None:
     for sent, kept in (("abc-1.2_3", True), ("a b", False), ("x" * 129, False)):
         answer = http.post("/v1/chat/completions", json=ask(), headers={"x-request-id": sent})

@@ -89,3 +89,11 @@ def test_a_page_of_another_site_may_ask_and_read_our_headers_where_that_is_confi
         not in http.post("/v1/chat/completions", json=ask(), headers={"origin": PAGE}).headers
     )
     assert set(exposed) == set(reply.EXPOSED)
+
+
+def test_what_another_sites_page_may_not_do_is_told_as_every_error_is(locked: Gateway) -> None:
+    for origin, method in (("https://evil.example", "POST"), (PAGE, "DELETE")):
+        asks = {"origin": origin, "access-control-request-method": method}
+        told = httpx2.options(f"{locked.url}/v1/chat/completions", headers=asks, timeout=PATIENCE)
+        assert (told.status_code, told.headers["content-type"]) == (400, "application/json")
+        assert told.json()["error"]["message"].startswith("Disallowed CORS ")

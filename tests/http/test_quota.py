@@ -148,6 +148,13 @@ def test_tokens_are_reserved_before_and_counted_after(run: Run, upstream: Upstre
         assert slow.result().status_code == 200
 
 
+@pytest.mark.parametrize("fault", ["500", "overflow"])
+def test_an_error_tells_what_is_left_once_its_reservation_has_come_back(fault: str, run: Run) -> None:
+    failed = run.ask("terse", {"fault": fault}, {"fault": fault}, max_tokens=600)
+    assert failed.status_code in (400, 502)
+    assert int(failed.headers["x-ratelimit-remaining-tokens"]) > 900
+
+
 def test_a_key_may_have_so_many_requests_at_once_and_again_when_they_have_ended(run: Run, upstream: Upstream) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
         slow = pool.submit(run.ask, "single", {"nats": SURE, "gate": "slow"})

@@ -88,12 +88,19 @@ def test_a_wrong_field_is_named(change: dict[str, object], param: str, http: htt
         b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "max_tokens": ' + b"9" * 20_000 + b"}",
         b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
         b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+        b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "foo": NaN}',
+        b'{"model": "auto", "messages": [{"role": "user", "content": "NaN"}], "foo": {"maximum": -Infinity}}',
     ],
 )
 def test_bad_json_is_a_400(body: bytes, http: httpx2.Client) -> None:
     told = http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert told.status_code == 400, told.text
     assert told.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_message_may_be_of_what_is_no_number(http: httpx2.Client) -> None:
+    messages = [{"role": "user", "content": "Is NaN equal to -Infinity?"}]
+    assert http.post("/v1/chat/completions", json={"model": "auto", "messages": messages}).status_code == 200
 
 
 def test_a_nul_is_a_character_like_any_other(http: httpx2.Client) -> None:

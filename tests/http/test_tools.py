@@ -143,6 +143,16 @@ def test_a_field_goes_where_it_is_allowed(name: str, value: Any, http: httpx2.Cl
     assert (seen.model, seen.body[name]) == ("large", value)
 
 
+@pytest.mark.parametrize("name", ["response_format", "structured_outputs"])
+def test_of_these_two_a_raw_prompt_has_them_too(name: str, http: httpx2.Client, upstream: Upstream) -> None:
+    value = {"type": "json_object"} if name == "response_format" else {"choice": ["a"], "regex": None}
+    prompt = {"prompt": "x", name: value}
+    assert http.post("/v1/completions", json={"model": "auto", **prompt}).status_code == 200
+    assert upstream.seen[-1].body[name] == {key: told for key, told in value.items() if told is not None}
+    refused = http.post("/v1/completions", json={"model": "cheap", **prompt})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+
+
 @pytest.mark.parametrize(("name", "value"), [*FIELDS, ("tools", [WEATHER])])
 def test_and_is_refused_where_no_tier_allows_it(name: str, value: Any, http: httpx2.Client, upstream: Upstream) -> None:
     for change in ({"model": "cheap"}, {"model": "auto:plain"}, {"route": {"max_tier": "cheap"}}):
@@ -167,6 +177,7 @@ def test_and_is_refused_where_no_tier_allows_it(name: str, value: Any, http: htt
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"json": None}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
         ({"chat_template_kwargs": {"chat_template": "{{ x }}"}}, "chat_template_kwargs.chat_template"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),

@@ -66,7 +66,7 @@ NO_EVIDENCE = {
     "length": "truncated",
     "filtered": "truncated",
 }
-HARMLESS = {"no_finish", "no_usage", "calls_untold"}
+HARMLESS = {"no_finish", "no_usage", "calls_untold", "unspelled"}
 OF_SET_UP = {"processed", "penalised"}  # test_doctor.py: one answer alone does not show them
 LIMITED = {fault for fault in STATUS if fault.startswith("429")}  # test_resilience.py: they outlast their request
 
@@ -178,8 +178,20 @@ def test_an_unsure_answer_is_served_when_the_last_tier_is_down(http: httpx2.Clie
     told = http.post("/v1/chat/completions", json=ask({"nats": UNSURE}, {"fault": "500"}))
     assert told.headers["x-route-reason"] == "fallback"
     assert told.headers["x-route-tier"] == "cheap"
-    strict = http.post("/v1/chat/completions", json=ask({"nats": UNSURE}, {"fault": "500"}) | {"model": "auto:strict"})
-    assert strict.status_code == 502
+
+
+@pytest.mark.parametrize(("fault", "pause"), [("500", "1"), ("429", "7")])
+def test_or_withheld_where_the_policy_serves_no_such_answer(
+    fault: str, pause: str, upstream: Upstream, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    with running(tmp_path, cascade(upstream.url)) as gateway:  # one of its own: who is told to wait is not asked again
+        body = ask({"nats": UNSURE}, {"fault": fault}) | {"model": "auto:strict"}
+        told = httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=PATIENCE)
+    assert (told.status_code, told.headers["retry-after"]) == (503, pause)
+    assert told.json()["error"] == {
+        "message": "No model that could answer was sure.", "type": "server_error", "param": None, "code": None,
+    }  # fmt: skip
 
 
 def test_a_silent_last_tier_ends_in_a_504(hurried: Gateway) -> None:
