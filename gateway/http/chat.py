@@ -161,7 +161,7 @@ class Chat:
         body = await limits.read_json(headers, receive, max_bytes=int(server.max_body_mib * 2**20))
         request = wire.read(body, server, self._kind)
         model = overrides.policy_asked(request)
-        chosen = choose(model, snapshot)
+        chosen = choose(model, snapshot, "model" if model == request.model else "route.policy")
         if isinstance(chosen, Mix):
             overrides.check_mix(chosen, request)
         route = drawn(chosen, route_id)
@@ -265,8 +265,9 @@ def place(held: Generation, client: str, ask: Ask, tier: str) -> float:
     return held.seal.lot(json.dumps([tier, client, opening]), CANARY)
 
 
-def choose(model: str, snapshot: Snapshot) -> Policy | Mix:
-    """The policy a model name stands for: `auto`, `auto:<policy>`, or a tier alone. Raises RequestError with 404."""
+def choose(model: str, snapshot: Snapshot, param: str = "model") -> Policy | Mix:
+    """The policy a model name stands for: `auto`, `auto:<policy>`, or a tier alone. Raises RequestError with 404, about
+    the field that named it."""
     if model == "auto":
         return snapshot.policies["default"]
     if model.startswith("auto:") and model[5:] in snapshot.policies:
@@ -275,7 +276,7 @@ def choose(model: str, snapshot: Snapshot) -> Policy | Mix:
         tier = snapshot.tiers[model]
         return Policy(name="bypass", tiers=(replace(tier, threshold=None),), bypass=True, stream_mode=Mode.COMMIT)
     told = unknown("model", wire.shown(model), dict.fromkeys(names(snapshot)))
-    raise RequestError(404, f"There is {told}.", param="model", code="model_not_found")
+    raise RequestError(404, f"There is {told}.", param=param, code="model_not_found")
 
 
 def names(snapshot: Snapshot) -> list[str]:

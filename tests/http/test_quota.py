@@ -241,13 +241,13 @@ def test_who_leaves_before_the_answer_has_paid_for_it(run: Run, upstream: Upstre
         ({"deadline_seconds": 0}, "route.deadline_seconds"),
         ({"budget_usd": 1e-9}, "route.budget_usd"),
         ({"budget_usd": -1}, "route.budget_usd"),
-        ({"policy": "nope"}, "model"),
+        ({"policy": "nope"}, "route.policy"),
         ({"threshhold": 0.9}, "route.threshhold"),
     ],
 )
 def test_an_override_outside_its_bounds_is_a_400_that_names_it(route: Json, param: str, run: Run) -> None:
     refused = run.ask("free", route=route)
-    assert refused.status_code == (404 if param == "model" else 400)
+    assert refused.status_code == (404 if param == "route.policy" else 400)
     assert error(refused)["param"] == param
 
 
