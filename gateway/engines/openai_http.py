@@ -244,6 +244,10 @@ class OpenAIHttp:
         except EngineDown as error:
             error.again = error.again and not begun
             raise
+        except (EngineRefused, EngineTooSmall) as error:
+            if begun:  # of a request that it has taken this says nothing, and half its answer was told
+                raise EngineDown(self.name, f"broke its answer off ({error})") from None
+            raise
         except TimeoutError:
             raise EngineSlow(self.name, options.idle_seconds if begun else options.first_byte_seconds) from None
         return answered

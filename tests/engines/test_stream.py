@@ -125,6 +125,8 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(fault: str, top_k: int, te
         ("no_finish_reason", EngineDown, 4),
         ("error_event", EngineDown, 1),
         ("error_words", EngineDown, 1),
+        ("overflow_event", EngineDown, 1),
+        ("refusal_event", EngineDown, 1),
         ("garbled_event", EngineGarbled, 1),
         ("twin_event", EngineGarbled, 1),
         ("second_choice", EngineGarbled, 1),
@@ -154,7 +156,7 @@ def test_a_stream_that_breaks_says_how_and_its_connection_is_not_used_again(
 
         try:
             with pytest.raises(error) as caught:
-                await engine.stream(ask(told(fault=fault, pause=0.1)), hear)
+                await engine.stream(ask(told(fault=fault, pause=0.1), max_tokens=50), hear)
             if fault in IN_STREAM:  # the others ended as HTTP wants it
                 await engine.complete(ask())
                 assert upstream.seen[0].connection != upstream.seen[-1].connection

@@ -589,6 +589,11 @@ IN_STREAM: dict[str, Callable[..., Any]] = {
     "silent_in_stream": silent,
     "error_event": raw_event(b'data: {"error": {"message": "secret-host.internal", "type": "x", "code": 500}}\n\n'),
     "error_words": raw_event(b'data: {"error": "secret-host.internal"}\n\n'),
+    "overflow_event": raw_event(
+        b'data: {"error": {"message": "This model\'s maximum context length is 100 tokens. However, your request has '
+        b'60 input tokens.", "type": "BadRequestError", "code": 400}}\n\n'
+    ),
+    "refusal_event": raw_event(b'data: {"error": {"message": "secret-host.internal", "code": 400}}\n\n'),
     "garbled_event": raw_event(b"data: <html>\n\n"),
     "twin_event": raw_event(b'data: {"choices": [], "choices": []}\n\n'),
     "list_event": raw_event(b"data: []\n\n"),

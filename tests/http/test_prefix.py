@@ -88,9 +88,12 @@ def test_without_evidence_a_beginning_is_not_passed_on(held: Gateway) -> None:
     assert (answer.headers["x-route-tier"], text(answer)) == ("dear", "43")
 
 
-def test_a_beginning_that_breaks_before_its_decision_costs_nobody_anything(held: Gateway) -> None:
-    answer = post(held, ask({"text": WORDS, "fault": "cut_off", "pause": 0.02}, {"text": "43"}, stream=True))
+@pytest.mark.parametrize("fault", ["cut_off", "overflow_event", "refusal_event"])
+def test_a_beginning_that_breaks_before_its_decision_costs_nobody_anything(fault: str, held: Gateway) -> None:
+    broken = {"text": WORDS, "fault": fault, "pause": 0.02}
+    answer = post(held, ask(broken, {"text": "43"}, stream=True, max_tokens=50, route={"debug": True}))
     assert (answer.headers["x-route-tier"], text(answer)) == ("dear", "43")
+    assert chunks(answer.text)[-1]["route"]["hops"][0]["reason"] == "failed"
 
 
 def test_a_complete_answer_may_be_the_fallback(held: Gateway) -> None:
