@@ -89,6 +89,8 @@ class CalledPart(msgspec.Struct):
 class Delta(msgspec.Struct):
     content: str | None = None
     tool_calls: list[CalledPart] | None = None
+    reasoning: Any = None  # as in _reply.Message
+    reasoning_content: Any = None
 
 
 class BareChoice(msgspec.Struct):
@@ -145,7 +147,13 @@ class Assembly:
         self._finish_reason: str | None = None
         self._confidence: Confidence | None = None
         self._usage = Usage()
+        self._thought = False  # something was, before the answer
         self.done = False  # [DONE] came; whatever follows is nobody's business
+
+    @property
+    def begun(self) -> bool:
+        """Whether a token has come, be it of a thought or without a text."""
+        return bool(self._thought or self._texts or self._calls or self._entries or self._usage.completion_tokens)
 
     def take(self, raw: bytes) -> Piece | None:
         """What these bytes add to the answer, its end apart. Raises EngineError leaves."""
@@ -201,6 +209,8 @@ class Assembly:
                 raise EngineGarbled(self._engine, "a second choice, or more text after the answer's end")
             if choice.delta.content:
                 self._texts.append(choice.delta.content)
+            if choice.delta.reasoning or choice.delta.reasoning_content:
+                self._thought = True
             if choice.delta.tool_calls and Ability.TOOLS in self._ask.needs:
                 self._calls += map(part_of_call, choice.delta.tool_calls)
             logprobs = getattr(choice, "logprobs", None)

@@ -217,7 +217,7 @@ class OpenAIHttp:
         assembly = _stream.Assembly(ask, self.name) if ask.prompt is None else _text.Assembly(ask, self.name)
         options, now = self._options, asyncio.get_running_loop().time
         limit = Limit(now() + options.first_byte_seconds)  # while we wait for the server, never for who hears
-        begun = False
+        heard = False
         told = self._client.request("POST", self._at(ask), msgspec.json.encode(body), self._told(ask))
         try:
             with limit, await self._client.ask(told, fresh=ask.fresh) as reply:
@@ -226,30 +226,32 @@ class OpenAIHttp:
                 async for raw in reply.pieces():
                     piece = assembly.take(raw)
                     if piece is not None:
-                        begun = True
+                        heard = True
                         limit.reschedule(None)
                         await hear(piece)
                     if assembly.done:
                         break
-                    if begun:
+                    if assembly.begun:
                         limit.reschedule(now() + options.idle_seconds)
                 answered, end = assembly.finished()
                 limit.reschedule(None)
                 if end is not None:
-                    begun = True
+                    heard = True
                     await hear(end)
                 await drain(reply)
         except _http.Trouble as error:
-            raise self._translated(error, begun=begun) from error
+            raise self._translated(error, heard=heard) from error
         except EngineDown as error:
-            error.again = error.again and not begun
+            error.again = error.again and not heard
             raise
         except (EngineRefused, EngineTooSmall) as error:
-            if begun:  # of a request that it has taken this says nothing, and half its answer was told
+            if heard:  # of a request that it has taken this says nothing, and half its answer was told
                 raise EngineDown(self.name, f"broke its answer off ({error})") from None
             raise
         except TimeoutError:
-            raise EngineSlow(self.name, options.idle_seconds if begun else options.first_byte_seconds) from None
+            raise EngineSlow(
+                self.name, options.idle_seconds if assembly.begun else options.first_byte_seconds
+            ) from None
         return answered
 
     async def _post(self, ask: Ask) -> bytes:
@@ -282,8 +284,8 @@ class OpenAIHttp:
         except TimeoutError:
             raise EngineSlow(self.name, self._options.idle_seconds) from None
 
-    def _translated(self, error: _http.Trouble, *, begun: bool = False) -> EngineError:
-        """begun: a part of the answer was told already, so nobody else can be asked for it."""
+    def _translated(self, error: _http.Trouble, *, heard: bool = False) -> EngineError:
+        """heard: a part of the answer was told already, so nobody else can be asked for it."""
         match error:
             case _http.ConnectTimeout():
                 return EngineDown(self.name, f"no connection within {self._options.connect_seconds:g} s")
@@ -294,7 +296,7 @@ class OpenAIHttp:
             case _http.Improper():
                 return EngineGarbled(self.name, f"no proper HTTP ({error})")
             case _:
-                return EngineDown(self.name, f"the connection broke ({error})", again=not begun)
+                return EngineDown(self.name, f"the connection broke ({error})", again=not heard)
 
     async def _check(self, reply: _http.Reply, kind: str) -> None:
         """Raises what a reply that is not a plain 200 of this content type means."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import re
 from typing import Any
 
@@ -244,6 +245,45 @@ def test_who_hears_slowly_is_not_held_against_the_server_and_slows_it_down() -> 
         return False
 
     assert any(map(heard_to_its_end, (0.4, 1.0, 5.0)))
+
+
+def test_a_model_that_thinks_aloud_is_not_silent() -> None:
+    def heard_to_its_end(first_byte_seconds: float) -> bool:
+        with Upstream() as upstream, contextlib.suppress(EngineSlow):  # a slow machine may be silent as well
+            asked = ask(told(reasoning="well it is a sum", pause=first_byte_seconds / 3))
+            got, pieces = heard(upstream, asked, first_byte_seconds=first_byte_seconds)
+            return got.text == "".join(piece.text for piece in pieces) == "The answer is 42"
+        return False
+
+    assert any(map(heard_to_its_end, (0.3, 1.0, 5.0)))
+
+
+def event(delta: dict[str, Any], usage: dict[str, int] | None = None, **choice: Any) -> bytes:
+    told = {"model": "small", "choices": [{"index": 0, "delta": delta, "finish_reason": None, **choice}]}
+    return b"data: " + json.dumps({**told, "usage": usage}).encode() + b"\n\n"
+
+
+ENTRY = {"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": []}
+
+
+@pytest.mark.parametrize(
+    ("first", "begun"),
+    [
+        (event({"role": "assistant", "content": ""}), False),
+        (event({"role": "assistant", "content": None, "reasoning_content": ""}, logprobs={"content": []}), False),
+        (event({}, usage={"prompt_tokens": 7, "completion_tokens": 0}), False),
+        (b": still here\n\n", False),
+        (event({}, usage={"prompt_tokens": 7, "completion_tokens": 1}), True),
+        (event({"reasoning": "well"}), True),
+        (event({"reasoning_content": "well"}), True),
+        (event({"content": ""}, logprobs={"content": [ENTRY]}), True),
+        (event({"content": "a"}), True),
+    ],
+)
+def test_an_answer_has_begun_with_its_first_token_whatever_that_is(first: bytes, begun: bool) -> None:
+    assembly = _stream.Assembly(ask(), "e")
+    assembly.take(first)
+    assert assembly.begun is begun
 
 
 @pytest.mark.parametrize("fault", ["nan_logprob", "string_logprob", "no_logprobs", "too_few_candidates"])

@@ -53,7 +53,7 @@ class Plan:
     pause: before every event of a stream but the first, s.  repeat: how often the text is said.
     gate: held back until the test opens a gate of this name; before: so many events of a stream.
     calls: instead of the text, functions to be called, [name, arguments] each, if the request brought tools.
-    reasoning, stop_reason: as vLLM tells them.
+    reasoning, stop_reason: as vLLM tells them; a stream tells a text that was thought word by word.
     window: tokens that prompt and answer may have together, where the prompt has 20.
     """
 
@@ -407,6 +407,9 @@ def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
     entries = (choice["logprobs"] or {}).get("content") or []
     words = split(choice["message"]["content"] or "")
     yield json.dumps(chunk(model, {"role": "assistant", "content": ""})).encode()
+    thought = choice["message"]["reasoning"]
+    for word in split(thought) if isinstance(thought, str) else ():
+        yield json.dumps(chunk(model, {"reasoning": word})).encode()
     step = body.get("stream_interval", 1)
     for place, end in pairwise(sorted({0, *range(1, len(words), step), len(words)})):  # the first comes alone
         said = chunk(model, {"content": "".join(words[place:end])}, entries[place:end])
