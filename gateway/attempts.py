@@ -123,7 +123,7 @@ def watched(feature: str, bounds: Mapping[int, float]) -> Attempt:
 def running(feature: str, piece: Piece, tokens: int) -> float | None:
     """The feature of so many first tokens; None where the engine does not tell their evidence."""
     try:
-        trace = piece.trace(0, tokens)
+        trace = piece.evidence(tokens)
         return float(confidence.measure([feature], Evidence(trace, "")).values[0])
     except BadTrace:
         return None

@@ -198,7 +198,7 @@ class Held:
     def _judge_first(self, piece: Piece, tier: Tier, ask: Ask) -> Verdict:
         """On the first tokens, as if nothing came after them."""
         try:
-            trace, why = piece.trace(0, self._tokens), ""
+            trace, why = piece.evidence(self._tokens), ""
         except BadTrace as error:
             trace, why = None, str(error)
         text = "" if trace is None else b"".join(trace.tokens).decode("utf-8", "replace")

@@ -388,6 +388,11 @@ def untold(ask: Ask) -> str:
     return "the engine sent no log-probs" if ask.evidence else "log-probs were not asked for"
 
 
+def another(configured: str) -> str:
+    """Why there is no evidence where a reply names another model."""
+    return f"another model answered than the configured {configured}"
+
+
 def read_trace(entries: Sequence[Entry], text: str, finish: Finish, ask: Ask) -> TokenTrace:
     """The evidence for one text. entries: at least one. Raises BadTrace with the reason when there is none."""
     tokens, spelled = spell(entries, text, finish)

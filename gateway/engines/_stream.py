@@ -132,10 +132,10 @@ READ_BARE = msgspec.json.Decoder(BareChunk)
 
 
 class Assembly:
-    """One answer while it comes in. `take` gives what is new, `finished` the whole."""
+    """One answer while it comes in. `take` gives what is new, `finished` the whole. model: whose it should be."""
 
-    def __init__(self, ask: Ask, engine: str) -> None:
-        self._ask, self._engine = ask, engine
+    def __init__(self, ask: Ask, engine: str, model: str) -> None:
+        self._ask, self._engine, self._configured = ask, engine, model
         self._decoder = READ_NAMED if ask.texts else READ_LEAN
         self._events = Events()
         self._texts: list[str] = []
@@ -192,7 +192,8 @@ class Assembly:
         if not text and not parts:
             return None
         self._told, self._told_calls = texts, calls
-        return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts)
+        strange = "" if self._model == self._configured else _reply.another(self._configured)
+        return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts, strange)
 
     def _trace(self, start: int, stop: int) -> TokenTrace:
         if self._no_trace:

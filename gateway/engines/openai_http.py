@@ -191,7 +191,7 @@ class OpenAIHttp:
     def _completion(self, answered: _reply.Answered, ask: Ask, seconds: float) -> Completion:
         trace, summary, no_trace = evidence(answered, ask, self._options)
         if answered.model != self._options.model:
-            trace, summary, no_trace = None, None, f"another model answered than the configured {self._options.model}"
+            trace, summary, no_trace = None, None, _reply.another(self._options.model)
         return Completion(
             answered.text,
             answered.finish,
@@ -214,7 +214,8 @@ class OpenAIHttp:
     async def _listen(self, ask: Ask, hear: Hear) -> _reply.Answered:
         """One stream to its end. Raises EngineError leaves, and what `hear` raises."""
         body = request_body(ask, self._options) | streamed(self._options)
-        assembly = _stream.Assembly(ask, self.name) if ask.prompt is None else _text.Assembly(ask, self.name)
+        kind = _stream.Assembly if ask.prompt is None else _text.Assembly
+        assembly = kind(ask, self.name, self._options.model)
         options, now = self._options, asyncio.get_running_loop().time
         limit = Limit(now() + options.first_byte_seconds)  # while we wait for the server, never for who hears
         heard = False

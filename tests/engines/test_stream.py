@@ -281,7 +281,7 @@ ENTRY = {"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": []}
     ],
 )
 def test_an_answer_has_begun_with_its_first_token_whatever_that_is(first: bytes, begun: bool) -> None:
-    assembly = _stream.Assembly(ask(), "e")
+    assembly = _stream.Assembly(ask(), "e", "small")
     assembly.take(first)
     assert assembly.begun is begun
 

@@ -40,7 +40,7 @@ def sse(raw: bytes) -> None:
 
 
 def streamed(ask: Ask, pieces: list[bytes]) -> object:
-    assembly, heard = _stream.Assembly(ask, "fuzz"), []
+    assembly, heard = _stream.Assembly(ask, "fuzz", "small"), []
     try:
         for piece in pieces:
             found = assembly.take(piece)

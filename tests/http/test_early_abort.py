@@ -88,9 +88,11 @@ def test_a_shorter_answer_is_decided_on_as_a_whole(watching: Gateway) -> None:
     assert first["confidence"] is not None
 
 
-def test_without_evidence_on_the_way_the_answer_is_waited_for(watching: Gateway) -> None:
-    answer = post(watching, ask({"text": "one two three four", "fault": "no_logprobs"}, {"text": "43"}))
-    assert answer.json()["route"]["hops"][0]["reason"] == "no_evidence"
+@pytest.mark.parametrize("fault", ["no_logprobs", "other_model"])
+def test_without_evidence_on_the_way_the_answer_is_waited_for(fault: str, watching: Gateway) -> None:
+    answer = post(watching, ask({"text": "one two three four", "nats": UNSURE, "fault": fault}, {"text": "43"}))
+    first = answer.json()["route"]["hops"][0]
+    assert (first["reason"], first["given_up"]) == ("no_evidence", False)
 
 
 def test_where_less_is_asked_for_than_was_learned_nothing_is_given_up(upstream: Upstream, tmp_path: Path) -> None:

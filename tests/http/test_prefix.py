@@ -83,9 +83,12 @@ def test_an_answer_that_is_over_before_is_decided_on_as_it_is(nats: float, tier:
     assert (answer.headers["x-route-tier"], text(answer)) == (tier, "42" if tier == "cheap" else "43")
 
 
-def test_without_evidence_a_beginning_is_not_passed_on(held: Gateway) -> None:
-    answer = post(held, ask({"text": WORDS, "fault": "no_logprobs"}, {"text": "43"}, stream=True))
+@pytest.mark.parametrize("fault", ["no_logprobs", "other_model"])
+def test_without_evidence_a_beginning_is_not_passed_on(fault: str, held: Gateway) -> None:
+    asked = ask({"text": WORDS, "nats": SURE, "fault": fault, "pause": 0.01}, {"text": "43"}, stream=True)
+    answer = post(held, asked | {"route": {"debug": True}})
     assert (answer.headers["x-route-tier"], text(answer)) == ("dear", "43")
+    assert chunks(answer.text)[-1]["route"]["hops"][0]["reason"] == "no_evidence"
 
 
 @pytest.mark.parametrize("fault", ["cut_off", "overflow_event", "refusal_event"])

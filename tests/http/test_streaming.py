@@ -83,6 +83,13 @@ def test_log_probs_that_were_not_asked_for_are_not_shown(http: httpx2.Client) ->
     assert all(choice["logprobs"] is None for event in said for choice in event["choices"])
 
 
+def test_log_probs_of_another_model_than_the_configured_are_shown_all_the_same(http: httpx2.Client) -> None:
+    asked = ask({"nats": SURE, "fault": "other_model"}, **COMMIT, logprobs=True) | {"model": "cheap"}
+    said = chunks(http.post("/v1/chat/completions", json=asked).text)
+    told = [choice["logprobs"]["content"] for event in said for choice in event["choices"] if choice["logprobs"]]
+    assert "".join(entry["token"] for part in told for entry in part) == "The answer is 42"
+
+
 def test_a_model_asked_by_name_streams_at_once_unless_told_otherwise(http: httpx2.Client) -> None:
     for asked, mode in ((None, "commit"), ("buffer", "buffer")):
         body = ask(stream=True) | {"model": "dear"} | ({"route": {"stream_mode": asked}} if asked else {})
