@@ -73,7 +73,7 @@ def all_of(completion: Completion) -> Piece:
             raise BadTrace(completion.no_trace)
         return trace.part(start, stop)
 
-    return Piece(completion.text, 0 if trace is None else trace.chosen.size, completion.model, part)
+    return Piece(completion.text, 0 if trace is None else trace.chosen.size, completion.model, part, ends=True)
 
 
 def as_due(tier: Tier, ask: Ask, *, last: bool) -> Attempt:
@@ -94,7 +94,8 @@ def as_due(tier: Tier, ask: Ask, *, last: bool) -> Attempt:
 def watched(feature: str, bounds: Mapping[int, float]) -> Attempt:
     """An attempt that ends as soon as the feature of the first tokens is at or under its bound.
 
-    bounds: by number of tokens. An answer whose evidence cannot be read on the way is waited for.
+    bounds: by number of tokens. An answer whose evidence cannot be read on the way is waited for, and one that is
+    complete is decided on as it is.
     """
 
     async def attempt(tier: Tier, ask: Ask, turn: Turn) -> Completion | Stopped:
@@ -102,7 +103,7 @@ def watched(feature: str, bounds: Mapping[int, float]) -> Attempt:
         given_up: list[Stopped] = []
 
         async def hear(piece: Piece) -> None:
-            while due and piece.tokens >= due[-1]:
+            while due and not piece.ends and piece.tokens >= due[-1]:
                 tokens = due.pop()
                 value = running(feature, piece, tokens)
                 if value is None:

@@ -372,6 +372,7 @@ class Piece:
     text: what it adds.  tokens: how many there are now, all pieces so far together.  model: as the engine calls it.
     trace: the evidence of tokens [start, stop) of all that there are; raises BadTrace when there is none.
     prompt_tokens: of the question; 0 while the engine has not told.  calls: what it adds to tool calls.
+    ends: whether the answer is complete with it, as the engine gives it back next.
     no_evidence: why nothing may be judged by its log-probs, "" where it may; who asked for them is shown them anyway.
     """
 
@@ -382,6 +383,7 @@ class Piece:
     prompt_tokens: int = 0
     calls: tuple[CallPart, ...] = ()
     no_evidence: str = ""
+    ends: bool = False
 
     def evidence(self, tokens: int) -> TokenTrace:
         """What so many first tokens may be judged by. Raises BadTrace when there is none."""

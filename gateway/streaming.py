@@ -176,9 +176,9 @@ class Held:
                 await self._listener.hear(piece)
                 return
             self._pieces.append(piece)
-            if piece.tokens < self._tokens:
+            if piece.ends or piece.tokens < self._tokens:
                 return
-            self._verdict = verdict = self._judge_first(piece, tier, ask)
+            self._verdict = verdict = self._judge_first(piece, tier, ask, Finish.STOP)
             p_correct, threshold = verdict.p_correct, tier.threshold
             if (
                 decide(p_correct, threshold, finish=Finish.STOP, null_reason=verdict.null_reason)
@@ -195,20 +195,23 @@ class Held:
             last = self._pieces[-1]
             return Stopped(self._verdict, last.tokens, last.prompt_tokens)
 
-    def _judge_first(self, piece: Piece, tier: Tier, ask: Ask) -> Verdict:
-        """On the first tokens, as if nothing came after them."""
+    def _judge_first(self, piece: Piece, tier: Tier, ask: Ask, finish: Finish) -> Verdict:
+        """On the first tokens, as if nothing came after them but the end."""
         try:
             trace, why = piece.evidence(self._tokens), ""
         except BadTrace as error:
             trace, why = None, str(error)
         text = "" if trace is None else b"".join(trace.tokens).decode("utf-8", "replace")
-        held = Completion(text or "?", Finish.STOP, 0, self._tokens, tier.name, piece.model, 0.0, trace, why)
+        held = Completion(text or "?", finish, 0, self._tokens, tier.name, piece.model, 0.0, trace, why)
         return self._judge_both(held, tier, ask, ())
 
     def _judged(self, completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:
-        """Of an answer that was passed on, the verdict that it was passed on by; of a shorter one, on all of it."""
+        """Of an answer that was passed on, the verdict that it was passed on by; of one that was complete before, on as
+        much of it as the calibrator was fitted on."""
         if self._verdict is not None:
             return self._verdict
+        if self._pieces and self._pieces[-1].tokens >= self._tokens:
+            return self._judge_first(self._pieces[-1], tier, ask, completion.finish)
         return self._judge_both(completion, tier, ask, earlier)
 
     def _judge_both(self, completion: Completion, tier: Tier, ask: Ask, earlier: Sequence[Earlier]) -> Verdict:

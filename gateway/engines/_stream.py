@@ -156,7 +156,7 @@ class Assembly:
         return bool(self._thought or self._texts or self._calls or self._entries or self._usage.completion_tokens)
 
     def take(self, raw: bytes) -> Piece | None:
-        """What these bytes add to the answer, its end apart. Raises EngineError leaves."""
+        """What these bytes add to an answer that goes on. Raises EngineError leaves."""
         try:
             events = self._events.feed(raw)
         except EventTooLarge:
@@ -166,7 +166,7 @@ class Assembly:
                 self.done = True
                 break
             self._add(self._decode(event))
-        return self._piece(*self._ready)
+        return self._piece(*self._ready) if self._finish_reason is None else None
 
     def finished(self) -> tuple[Answered, Piece | None]:
         """The whole answer, and its end. Raises EngineDown when it was cut short, EngineGarbled when it is none."""
@@ -185,15 +185,15 @@ class Assembly:
             joined(self._calls, self._engine),
         )
         tokens = len(self._entries) if answered.trace is None else answered.trace.chosen.size
-        return answered, self._piece(len(self._texts), tokens, len(self._calls))
+        return answered, self._piece(len(self._texts), tokens, len(self._calls), ends=True)
 
-    def _piece(self, texts: int, tokens: int, calls: int) -> Piece | None:
+    def _piece(self, texts: int, tokens: int, calls: int, *, ends: bool = False) -> Piece | None:
         text, parts = "".join(self._texts[self._told : texts]), tuple(self._calls[self._told_calls : calls])
         if not text and not parts:
             return None
         self._told, self._told_calls = texts, calls
         strange = "" if self._model == self._configured else _reply.another(self._configured)
-        return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts, strange)
+        return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts, strange, ends)
 
     def _trace(self, start: int, stop: int) -> TokenTrace:
         if self._no_trace:

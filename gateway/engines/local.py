@@ -128,7 +128,7 @@ class LocalEngine:
             while not job.done.done():
                 await job.stepped.wait()
                 job.stepped.clear()
-                piece = telling.next()
+                piece = None if job.done.done() else telling.next()
                 if piece is not None:
                     await hear(piece)
             completion = await job.done
@@ -314,13 +314,13 @@ class _Telling:
 
     def end(self, completion: Completion) -> Piece | None:
         tokens = 0 if completion.trace is None else completion.trace.chosen.size
-        return self._piece(completion.text, len(completion.text), tokens)
+        return self._piece(completion.text, len(completion.text), tokens, ends=True)
 
-    def _piece(self, text: str, stop: int, tokens: int) -> Piece | None:
+    def _piece(self, text: str, stop: int, tokens: int, *, ends: bool = False) -> Piece | None:
         if stop <= self._told:
             return None
         new, self._told = text[self._told : stop], stop
-        return Piece(new, tokens, self._model, self._part, len(self._job.row.prompt))
+        return Piece(new, tokens, self._model, self._part, len(self._job.row.prompt), ends=ends)
 
     def _part(self, start: int, stop: int) -> TokenTrace:
         """Tokens are there once a piece has told of them; a stop string may only have taken later ones away."""

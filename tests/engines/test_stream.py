@@ -286,6 +286,18 @@ def test_an_answer_has_begun_with_its_first_token_whatever_that_is(first: bytes,
     assert assembly.begun is begun
 
 
+def test_what_is_over_when_it_comes_is_told_as_an_end() -> None:
+    assembly = _stream.Assembly(ask(), "e", "small")
+    middle = assembly.take(event({"content": "a"}, logprobs={"content": [ENTRY]}))
+    assert middle is not None
+    assert not middle.ends
+    more = event({"content": "a"}, logprobs={"content": [ENTRY]})
+    assert assembly.take(more + event({"content": "a"}, logprobs={"content": [ENTRY]}, finish_reason="stop")) is None
+    _, end = assembly.finished()
+    assert end is not None
+    assert (end.text, end.tokens, end.ends) == ("aa", 3, True)
+
+
 @pytest.mark.parametrize("fault", ["nan_logprob", "string_logprob", "no_logprobs", "too_few_candidates"])
 def test_bad_log_probs_cost_a_stream_its_evidence_and_not_its_text(fault: str) -> None:
     with Upstream() as upstream:

@@ -55,6 +55,7 @@ class Plan:
     calls: instead of the text, functions to be called, [name, arguments] each, if the request brought tools.
     reasoning, stop_reason: as vLLM tells them; a stream tells a text that was thought word by word.
     window: tokens that prompt and answer may have together, where the prompt has 20.
+    ends_with_text: the event of a stream's last word ends the answer, too, as it does where no end token is drawn.
     """
 
     fault: str = ""
@@ -70,6 +71,7 @@ class Plan:
     reasoning: Any = None
     stop_reason: Any = None
     window: int | None = None
+    ends_with_text: bool = False
     template_tokens: int = 0
     older_plugin: bool = False
     hold: Callable[[], Awaitable[None]] | None = field(default=None, init=False)
@@ -412,7 +414,9 @@ def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
         yield json.dumps(chunk(model, {"reasoning": word})).encode()
     step = body.get("stream_interval", 1)
     for place, end in pairwise(sorted({0, *range(1, len(words), step), len(words)})):  # the first comes alone
-        said = chunk(model, {"content": "".join(words[place:end])}, entries[place:end])
+        last = plan.ends_with_text and end == len(words)
+        finish, stop = (choice["finish_reason"], len(entries)) if last else (None, end)
+        said = chunk(model, {"content": "".join(words[place:end])}, entries[place:stop], finish)
         if body.get("stream_options", {}).get("continuous_usage_stats"):
             said["usage"] = {**usage, "completion_tokens": end}
         yield json.dumps(said).encode()
@@ -423,7 +427,7 @@ def events(body: dict[str, Any], plan: Plan) -> Iterator[bytes]:
             *({"function": {"arguments": letter}} for letter in arguments),
         ):
             yield json.dumps(chunk(model, {"tool_calls": [{"index": place, **part}]})).encode()
-    if plan.fault != "no_finish_reason":
+    if plan.fault != "no_finish_reason" and not plan.ends_with_text:
         yield json.dumps(
             chunk(model, {"content": ""}, entries[len(words) :], choice["finish_reason"] or "stop")
         ).encode()

@@ -88,6 +88,13 @@ def test_a_shorter_answer_is_decided_on_as_a_whole(watching: Gateway) -> None:
     assert first["confidence"] is not None
 
 
+def test_an_answer_that_is_complete_by_then_is_not_given_up_and_may_be_the_fallback(watching: Gateway) -> None:
+    answer = post(watching, ask({"text": "one two three", "nats": UNSURE, "ends_with_text": True}, {"fault": "500"}))
+    first = answer.json()["route"]["hops"][0]
+    assert (first["reason"], first["given_up"]) == ("unsure", False)
+    assert (answer.headers["x-route-reason"], answer.headers["x-route-tier"]) == ("fallback", "cheap")
+
+
 @pytest.mark.parametrize("fault", ["no_logprobs", "other_model"])
 def test_without_evidence_on_the_way_the_answer_is_waited_for(fault: str, watching: Gateway) -> None:
     answer = post(watching, ask({"text": "one two three four", "nats": UNSURE, "fault": fault}, {"text": "43"}))

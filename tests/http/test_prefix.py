@@ -99,14 +99,25 @@ def test_a_beginning_that_breaks_before_its_decision_costs_nobody_anything(fault
     assert chunks(answer.text)[-1]["route"]["hops"][0]["reason"] == "failed"
 
 
-def test_a_complete_answer_may_be_the_fallback(held: Gateway) -> None:
-    answer = post(held, ask({"text": "42", "nats": UNSURE}, {"fault": "500"}, stream=True))
+@pytest.mark.parametrize("said", ["42", "one two three"])
+def test_a_complete_answer_may_be_the_fallback(said: str, held: Gateway) -> None:
+    complete = {"text": said, "nats": UNSURE, "ends_with_text": True}
+    answer = post(held, ask(complete, {"fault": "500"}, stream=True))
     assert (answer.headers["x-route-reason"], answer.headers["x-route-tier"]) == ("fallback", "cheap")
-    assert text(answer) == "42"
+    assert text(answer) == said
+
+
+def test_an_answer_that_is_cut_at_the_token_it_would_be_decided_on_is_not_passed_on(held: Gateway) -> None:
+    cut = {"text": "one two three", "nats": SURE, "fault": "length", "ends_with_text": True}
+    answer = post(held, ask(cut, {"text": "43"}, stream=True, route={"debug": True}))
+    assert (answer.headers["x-route-tier"], text(answer)) == ("dear", "43")
+    first = chunks(answer.text)[-1]["route"]["hops"][0]
+    assert (first["reason"], first["given_up"]) == ("truncated", False)
 
 
 def test_half_an_answer_is_never_the_fallback(held: Gateway) -> None:
-    answer = post(held, ask({"text": WORDS, "nats": UNSURE}, {"fault": "500"}, stream=True))
+    half = {"text": WORDS, "nats": UNSURE, "gate": "never", "before": 1 + TOKENS}
+    answer = post(held, ask(half, {"fault": "500"}, stream=True))
     assert answer.status_code == 502
 
 
