@@ -8,7 +8,7 @@ confidence, never the answer.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +22,8 @@ MAX_EVENT_BYTES = 2**20  # one token with twenty candidates takes 3 KB
 DONE = b"[DONE]"
 PARTS = ("model", "choices", "usage")  # of an event that Python's own, forgiving reader had to read
 BOM = b"\xef\xbb\xbf"
+
+T = TypeVar("T")
 
 # How often these stand in a proper event with one choice; see _reply.SAID_ONCE.
 SAID_ONCE = {b'"choices"': 1, b'"delta"': 1, b'"finish_reason"': 1, b'"model"': 1, b'"content"': 2}
@@ -235,10 +237,16 @@ class Assembly:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass
         try:
-            told = msgspec.convert(json.loads(event.decode(), object_pairs_hook=_reply.no_twins), dict[str, Any])
-            return _reply.sayable(msgspec.convert({name: told[name] for name in PARTS if name in told}, BareChunk))
+            return forgiven(event, BareChunk)
         except (ValueError, TypeError, RecursionError) as error:
             raise EngineGarbled(self._engine, f"no part of a chat completion ({type(error).__name__})") from None
+
+
+def forgiven(event: bytes, kind: type[T]) -> T:
+    """What Python's own reader finds, which lets NaN pass, as the log-probs of some servers have it. kind: knows no
+    log-probs.  Raises ValueError, TypeError, RecursionError."""
+    told = msgspec.convert(json.loads(event.decode(), object_pairs_hook=_reply.no_twins), dict[str, Any])
+    return _reply.sayable(msgspec.convert({name: told[name] for name in PARTS if name in told}, kind))
 
 
 def part_of_call(told: CalledPart) -> CallPart:

@@ -25,41 +25,54 @@ class Logprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
-class Choice(msgspec.Struct):
+class BareChoice(msgspec.Struct):
     text: str
     index: int = 0
     finish_reason: str | None = None
-    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # read apart: what is wrong in it costs the confidence alone
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     stop_reason: Any = None
 
 
-class Reply(msgspec.Struct):
+class Choice(BareChoice):
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # read apart: what is wrong in it costs the confidence alone
+
+
+class BareReply(msgspec.Struct):
     """A whole one, and an event of a streamed one: the last has usage only, one that tells an error nothing else."""
 
-    choices: list[Choice] = []
+    choices: list[BareChoice] = []
     model: str = ""
     usage: Usage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
+
+
+class Reply(BareReply):
+    choices: list[Choice] = []  # type: ignore[assignment]
 
 
 READ = msgspec.json.Decoder(Reply)
 READ_LOGPROBS = msgspec.json.Decoder(Logprobs | None)
 
 
-def decode(body: bytes, engine: str) -> Reply:
-    """Raises EngineGarbled."""
+def decode(body: bytes, engine: str) -> BareReply:
+    """Without log-probs where these spoil it. Raises EngineGarbled."""
     if any(body.count(key) > most for key, most in SAID_ONCE.items()):
         _reply.check_twins(body, engine)
     try:
         return READ.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        pass
+    try:
+        return _stream.forgiven(body, BareReply)
+    except (ValueError, TypeError, RecursionError) as error:
         raise EngineGarbled(engine, f"no completion ({type(error).__name__})") from None
 
 
-def entries(choice: Choice) -> list[NamedEntry]:
+def entries(choice: BareChoice) -> list[NamedEntry]:
     """Its tokens as a chat completion tells them. Raises BadTrace."""
+    if not isinstance(choice, Choice):
+        raise BadTrace("unreadable log-probs: the reply is no JSON with them")
     try:
         told = READ_LOGPROBS.decode(choice.logprobs)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -105,7 +118,7 @@ class Assembly(_stream.Assembly):
             model=told.model, choices=[self._choice(one) for one in told.choices], usage=told.usage, error=told.error
         )
 
-    def _choice(self, told: Choice) -> _stream.NamedChoice:
+    def _choice(self, told: BareChoice) -> _stream.NamedChoice:
         logprobs = None
         try:
             logprobs = NamedLogprobs(entries(told))

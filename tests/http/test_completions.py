@@ -11,6 +11,7 @@ import pytest
 from gateway.ids import Seal, number
 from tests.faults.gateway import SURE
 from tests.faults.upstream import Upstream
+from tests.http.test_streaming import chunks
 
 
 def said(**large: object) -> str:
@@ -125,6 +126,19 @@ def test_a_wrong_field_is_named(change: dict[str, object], param: str, http: htt
     told = http.post("/v1/completions", json=body() | change)
     assert (told.status_code, told.json()["error"]["param"]) == (400, param), told.text
     assert not upstream.seen
+
+
+@pytest.mark.parametrize("stream", [None, "buffer", "commit"])
+def test_log_probs_that_are_no_numbers_cost_the_log_probs_alone(stream: str | None, http: httpx2.Client) -> None:
+    asked = body(model="cheap", prompt=said(nats=float("nan")), logprobs=2, route={"debug": True})
+    if stream is None:
+        told = http.post("/v1/completions", json=asked).json()
+        text, route = told["choices"][0]["text"], told["route"]
+    else:
+        asked |= {"stream": True, "route": {"debug": True, "stream_mode": stream}}
+        *events, last = chunks(http.post("/v1/completions", json=asked).text)
+        text, route = "".join(event["choices"][0]["text"] for event in events), last["route"]
+    assert (text, route["confidence"]) == ("The answer is 42", None)
 
 
 @pytest.mark.parametrize("fault", ["no_choices", "cut_json", "html", "500", "abort"])
