@@ -134,12 +134,13 @@ async def pass_on(ask: Ask, tier: Tier, told: Opening, listener: Listener, *, mu
     async def attempt(tier: Tier, ask: Ask, turn: Turn) -> Completion:
         async def hear(piece: Piece) -> None:
             if not listener.begun:
-                await listener.begin(replace(told, model=piece.model))
                 turn.go_on()
+                await listener.begin(replace(told, model=piece.model))
             await listener.hear(piece)
 
         completion = await stream(tier, ask, turn, hear)
         if not listener.begun:  # an empty answer is one, too
+            turn.go_on()
             await listener.begin(replace(told, model=completion.model))
         return completion
 

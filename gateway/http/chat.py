@@ -71,6 +71,8 @@ class Chat:
                 await out.end_with(Draining(), story)
             except (ClientGone, OSError, TimeoutError):  # left, broke off, or does not read
                 status = 499
+                if not out.begun:
+                    out.line.close()
             finally:
                 self._telemetry.in_flight -= 1
                 self._telemetry.ended(status, reason, now() - began)
@@ -294,12 +296,12 @@ class Out:
         self.streamed_at: float | None = None
 
     async def __call__(self, message: Message) -> None:
+        await self._send(message)  # which first waits until the client has taken what was said before
         if message["type"] == "http.response.start":
             self.begun = True
             self._streams = not any(name == b"content-length" for name, _ in message["headers"])
             if self._streams:
                 self.streamed_at = asyncio.get_running_loop().time()
-        await self._send(message)
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         await self({"type": "http.response.start", "status": status, "headers": raw(headers)})

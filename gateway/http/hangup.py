@@ -33,6 +33,9 @@ class Line:
         more: headers, too."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Nothing will be said to this request: end the connection behind what was said before."""
+
     def end(self) -> None:
         """The client has left."""
         self.gone = True

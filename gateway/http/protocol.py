@@ -252,6 +252,12 @@ class Wire(Line):
         cycle = self._cycle()
         return cycle is not None and not (cycle.flow.write_paused or cycle.response_started)
 
+    def close(self) -> None:
+        cycle = self._cycle()
+        if cycle is not None:
+            cycle.disconnected = True  # else uvicorn would say in our name that we failed
+            cycle.transport.close()
+
     def whole(self, status: int, headers: Headers, more: Mapping[str, str], body: bytes) -> None:
         """What uvicorn does when both are sent, in one write. headers, more: without any about length or connection."""
         cycle = self._cycle()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -188,6 +190,7 @@ def slow(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Any:
         tier["engine"]["max_reply_mib"] = 64
     told["tiers"] += [
         {**cheap, "name": "brief", "patience_seconds": 0.5},
+        {**cheap, "name": "calm", "patience_seconds": 3.0},
         {**cheap, "name": "hasty", "engine": cheap["engine"] | {"first_byte_seconds": 0.3}},
         {**cheap, "name": "restless", "engine": cheap["engine"] | {"idle_seconds": 0.3}},
     ]
@@ -295,6 +298,54 @@ def test_a_client_who_does_not_read_is_not_held_against_the_tier(slow: Gateway) 
     until(left)
     assert metric(slow, 'breaker_open{tier="dear"}') == 0
     assert metric(slow, 'tier_in_flight{tier="dear"}') == 0
+
+
+def stuffed(raw: Any, body: dict[str, Any], upstream: Upstream) -> int:
+    """Ask until the line takes no more of the answers, which nobody reads; how often. The last one has come by then,
+    and cannot be told; what was sent behind it waits for its turn."""
+    description = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"  # of which few fill the line
+    asked, came = 0, True
+    while came:
+        asked += 1
+        raw.sendall(description + whole(body))
+        with contextlib.suppress(AssertionError):
+            until(partial(reached, upstream, asked), 1.0)
+        came = reached(upstream, asked)
+    return asked
+
+
+def reached(upstream: Upstream, asked: int) -> bool:
+    return len(upstream.asked("small")) >= asked
+
+
+@pytest.mark.parametrize("how", ["late", "never"])
+def test_a_client_who_does_not_read_before_the_head_is_not_held_against_the_tier_either(
+    how: str, slow: Gateway, upstream: Upstream
+) -> None:
+    def as_it_should(tier: str, patience: float) -> bool:
+        upstream.seen.clear()
+        body = ask(stream=True) | {"model": tier}
+        if how == "never":
+            body["route"] = {"deadline_seconds": 2 * patience}
+        with slow.connect() as raw:
+            asked = stuffed(raw, body, upstream)
+            time.sleep(2 * patience + 0.5)
+            said = b"".join(iter(lambda: raw.recv(2**20), b"")) if how == "never" else read_to(raw, asked)
+        if how == "late":
+            return said.count(b"data: [DONE]\n\n") == asked
+        return said.count(b"HTTP/1.1 200 OK") == said.count(b"HTTP/1.1 ")  # and nothing of an answer that is not there
+
+    assert any(
+        as_it_should(*each) for each in (("brief", 0.5), ("calm", 3.0))
+    )  # a slow machine may lose one's patience
+
+
+def read_to(raw: Any, asked: int) -> bytes:
+    """All that is said to so many requests, or what there is before the line ends."""
+    said = b""
+    while said.count(b"data: [DONE]\n\n") < asked and (more := raw.recv(2**20)):
+        said += more
+    return said
 
 
 def metric(gateway: Gateway, name: str) -> float:
