@@ -25,8 +25,8 @@ BOM = b"\xef\xbb\xbf"
 
 T = TypeVar("T")
 
-# How often these stand in a proper event with one choice; see _reply.SAID_ONCE.
-SAID_ONCE = {b'"choices"': 1, b'"delta"': 1, b'"finish_reason"': 1, b'"model"': 1, b'"content"': 2}
+# These stand once in a proper event with one choice; see _reply.SAID_ONCE.
+SAID_ONCE = (b'"choices"', b'"delta"', b'"finish_reason"', b'"model"')
 
 
 class EventTooLarge(ValueError):
@@ -226,7 +226,7 @@ class Assembly:
 
     def _decode(self, event: bytes) -> BareChunk:
         """As _reply.decode does for a whole reply."""
-        if any(event.count(key) > most for key, most in SAID_ONCE.items()):
+        if says_twice(event):
             _reply.check_twins(event, self._engine)
         try:
             return self._decoder.decode(event)
@@ -240,6 +240,14 @@ class Assembly:
             return forgiven(event, BareChunk)
         except (ValueError, TypeError, RecursionError) as error:
             raise EngineGarbled(self._engine, f"no part of a chat completion ({type(error).__name__})") from None
+
+
+def says_twice(event: bytes) -> bool:
+    """Whether a key may be said twice. The list of log-probs is called as the text is."""
+    texts = event.count(b'"content"')
+    if texts > 1 and (texts > 2 or _reply.LIST_BEGIN.search(event) is None):
+        return True
+    return max(map(event.count, SAID_ONCE)) > 1
 
 
 def forgiven(event: bytes, kind: type[T]) -> T:

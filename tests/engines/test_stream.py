@@ -130,6 +130,7 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(fault: str, top_k: int, te
         ("refusal_event", EngineDown, 1),
         ("garbled_event", EngineGarbled, 1),
         ("twin_event", EngineGarbled, 1),
+        ("twin_text_event", EngineGarbled, 1),
         ("second_choice", EngineGarbled, 1),
         ("endless_event", EngineGarbled, 1),
         ("bad_chunk_in_stream", EngineGarbled, 1),

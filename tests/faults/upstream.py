@@ -603,6 +603,9 @@ IN_STREAM: dict[str, Callable[..., Any]] = {
     "refusal_event": raw_event(b'data: {"error": {"message": "secret-host.internal", "code": 400}}\n\n'),
     "garbled_event": raw_event(b"data: <html>\n\n"),
     "twin_event": raw_event(b'data: {"choices": [], "choices": []}\n\n'),
+    "twin_text_event": raw_event(
+        b'data: {"choices": [{"index": 0, "delta": {"content": "x", "content": "y"}, "logprobs": null}]}\n\n'
+    ),
     "list_event": raw_event(b"data: []\n\n"),
     "half_character_event": raw_event(b'data: {"choices": [{"index": 0, "delta": {"content": "\\ud83d"}}]}\n\n'),
     "second_choice": raw_event(b'data: {"choices": [{"index": 1, "delta": {"content": "x"}}]}\n\n'),
