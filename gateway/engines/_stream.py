@@ -143,7 +143,7 @@ class Assembly:
         self._texts: list[str] = []
         self._entries: list[Entry] = []
         self._calls: list[CallPart] = []
-        self._told = self._told_calls = 0  # texts and parts of calls that pieces have told
+        self._told = self._told_tokens = self._told_calls = 0  # texts, entries and parts of calls that pieces have told
         self._ready = (0, 0, 0)  # texts, entries and calls before the event that ends the answer: which of its entries
         self._model = self._no_trace = ""  # are the text's, and which the end token's, is known when all is there
         self._finish_reason: str | None = None
@@ -186,14 +186,15 @@ class Assembly:
             self._confidence,
             joined(self._calls, self._engine),
         )
-        tokens = len(self._entries) if answered.trace is None else answered.trace.chosen.size
+        tokens = self._told_tokens if answered.trace is None else answered.trace.chosen.size
         return answered, self._piece(len(self._texts), tokens, len(self._calls), ends=True)
 
     def _piece(self, texts: int, tokens: int, calls: int, *, ends: bool = False) -> Piece | None:
         text, parts = "".join(self._texts[self._told : texts]), tuple(self._calls[self._told_calls : calls])
-        if not text and not parts:
+        bare = ends and self._ask.texts and tokens > self._told_tokens  # log-probs of what closes a call, say
+        if not text and not parts and not bare:
             return None
-        self._told, self._told_calls = texts, calls
+        self._told, self._told_tokens, self._told_calls = texts, tokens, calls
         strange = "" if self._model == self._configured else _reply.another(self._configured)
         return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts, strange, ends)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.engines import _stream, openai_http
 from gateway.engines.openai_http import open_engine
 from gateway.errors import BadTrace, EngineDown, EngineError, EngineGarbled, EngineRefused, EngineSlow
-from gateway.nouns import Ask, Completion, Finish, Piece, TokenTrace
+from gateway.nouns import Ability, Ask, Completion, Finish, Piece, TokenTrace
 from tests.engines.test_openai_http import ask, options, told
 from tests.faults.gateway import PATIENCE, until
 from tests.faults.upstream import FRAMING, IN_STREAM, Upstream
@@ -297,6 +297,17 @@ def test_what_is_over_when_it_comes_is_told_as_an_end() -> None:
     _, end = assembly.finished()
     assert end is not None
     assert (end.text, end.tokens, end.ends) == ("aa", 3, True)
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_log_probs_of_what_closes_a_call_are_told_to_who_asked_for_them(texts: bool) -> None:
+    assembly = _stream.Assembly(ask(needs=frozenset({Ability.TOOLS}), texts=texts), "e", "small")
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+    piece = assembly.take(event({"tool_calls": [call]}, logprobs={"content": [ENTRY]}))
+    assert piece is not None
+    assert assembly.take(event({}, logprobs={"content": [ENTRY] * 2}, finish_reason="tool_calls")) is None
+    _, end = assembly.finished()
+    assert (end and (end.text, end.calls, end.tokens)) == (("", (), 3) if texts else None)
 
 
 @pytest.mark.parametrize("fault", ["nan_logprob", "string_logprob", "no_logprobs", "too_few_candidates"])

@@ -96,9 +96,10 @@ def test_streamed_calls_add_up_to_the_whole(mode: str, client: openai.OpenAI) ->
         extra_body={"route": {"stream_mode": mode}},
     )  # fmt: skip
     calls: dict[int, list[str]] = {}
-    finish = []
+    finish, tokens = [], []
     for chunk in chunks:
         choice = chunk.choices[0]
+        tokens += [entry.token for entry in (choice.logprobs and choice.logprobs.content) or ()]
         finish += [choice.finish_reason] if choice.finish_reason else []
         for part in choice.delta.tool_calls or ():
             assert part.function is not None
@@ -106,6 +107,10 @@ def test_streamed_calls_add_up_to_the_whole(mode: str, client: openai.OpenAI) ->
             told[2] += part.function.arguments or ""
     assert calls == {0: ["call-0", *CALL], 1: ["call-1", "weather", "{}"]}
     assert finish == ["tool_calls"]
+    whole = client.chat.completions.create(model="auto", messages=calling(), tools=[WEATHER], logprobs=True)
+    told = whole.choices[0].logprobs
+    assert told is not None
+    assert tokens == [entry.token for entry in told.content or ()] != []
 
 
 def test_a_conversation_goes_on_after_a_call(client: openai.OpenAI, upstream: Upstream) -> None:
