@@ -662,6 +662,17 @@ def causes(error: ValidationError) -> list[ErrorDetails]:
     ]
 
 
+class Values(yaml.constructor.SafeConstructor):
+    """Makes plain values of nodes. What Python cannot make of one, such as the 30th of February, is a YAMLError."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, ArithmeticError, AttributeError):
+            told = "reads as a number, a date or the like, and is none; text goes in quotes"
+            raise yaml.constructor.ConstructorError(None, None, told, node.start_mark) from None
+
+
 def compose(text: str, path: Path) -> tuple[yaml.MappingNode, object]:
     """The file's tree of nodes, which know their lines, and the plain values made from it.
 
@@ -673,12 +684,12 @@ def compose(text: str, path: Path) -> tuple[yaml.MappingNode, object]:
             twin = repeated(node)
             if twin is not None:
                 raise ConfigError(f"{path}:{twin.start_mark.line + 1}: key {twin.value!r} is written twice")
-        raw = yaml.constructor.SafeConstructor().construct_document(tree) if tree is not None else None
+        raw = Values().construct_document(tree) if tree is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
         raise ConfigError(f"{where}: this is no YAML: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # of "\U" and %YAML
         raise ConfigError(f"{path}: this is no YAML: {error}") from None
     if not isinstance(tree, yaml.MappingNode):
         raise ConfigError(f"{path}:1: need keys and values (server:, keys:, tiers:, policies:)")

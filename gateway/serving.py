@@ -315,7 +315,7 @@ def settings(app: ASGIApp, server: Server) -> uvicorn.Config:
 
 
 async def on_hangup_signal(live: Live, group: asyncio.TaskGroup) -> None:
-    """For ever: reload when told to by SIGHUP. A file that is wrong is logged, and changes nothing."""
+    """For ever: reload when told to by SIGHUP. What goes wrong is logged, and changes nothing."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, told.set)
@@ -327,6 +327,8 @@ async def on_hangup_signal(live: Live, group: asyncio.TaskGroup) -> None:
                 await live.reload(group)
             except ConfigError as error:
                 log.error("not reloaded", extra={"why": str(error)})
+            except Exception:  # whatever a file can do to us, what is served goes on
+                log.exception("not reloaded")
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
 

@@ -33,6 +33,7 @@ policies:
 """
 
 FILE = Path("/somewhere/cascade.yaml")
+DIGITS = 5_000 * "1"  # more than Python reads as a number
 
 
 def told(text: str) -> str:
@@ -75,6 +76,12 @@ def test_a_good_file_is_read_and_paths_start_at_its_folder() -> None:
         ("port: 9000", "port: 9000\n  port: 9001", 3, "written twice"),
         ("port: 9000", "port: [", 4, "no YAML"),
         ("port: 9000", "port: !!python/object:os.system x", 2, "no YAML"),
+        ("name: large", "name: 2026-02-30", 9, "a number, a date or the like, and is none"),
+        pytest.param("name: large", "name: " + DIGITS, 9, "a number, a date or the like, and is none", id="digits"),
+        ("port: 9000", "port: 0x_", 2, "a number, a date or the like, and is none"),
+        ("port: 9000", "port: !!float ''", 2, "a number, a date or the like, and is none"),
+        ("port: 9000", "port: !!bool x", 2, "a number, a date or the like, and is none"),
+        ("port: 9000", "port: !!timestamp x", 2, "a number, a date or the like, and is none"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(right: str, wrong: str, line: int, words: str) -> None:
@@ -90,7 +97,10 @@ def test_all_mistakes_are_told_at_once() -> None:
     assert len(message.splitlines()) == 2
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "a: &x [*x]\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "a: &x [*x]\n", 'a: "\\UFFFFFFFF"', pytest.param(f"%YAML 1.{DIGITS}\n---\na: 1", id="version")],
+)
 def test_what_is_no_configuration_is_refused(text: str) -> None:
     assert str(FILE) in told(text)
 

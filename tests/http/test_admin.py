@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
 
 from gateway import config as configs
 from gateway.errors import ConfigError, ForeignId
+from gateway.http.live import Live
 from gateway.ids import Seal
+from gateway.serving import on_hangup_signal
 from tests.faults.ask import ask
 from tests.faults.gateway import (
     P_SURE,
@@ -173,6 +177,7 @@ def test_a_hang_up_signal_reloads_too(run: Run) -> None:
         ('"request_seconds": 90', '"request_seconds": -5', "server.request_seconds"),
         ('"receive_seconds": 45', '"receive_seconds": 3', "restart"),
         ("{", "{{", "cascade.yaml"),
+        ('"default"', "2026-02-30", "cascade.yaml"),
         ("env:ALICE_KEY", "env:NO_SUCH_KEY", "NO_SUCH_KEY"),
     ],
 )
@@ -188,6 +193,29 @@ def test_a_bad_configuration_is_refused_and_the_old_one_goes_on(old: str, new: s
         assert f"cascade.yaml:{line}: " in told.json()["error"]["message"]
     run.gateway.process.send_signal(signal.SIGHUP)
     assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap"
+
+
+def test_whatever_a_reload_stumbles_over_ends_no_process(caplog: pytest.LogCaptureFixture) -> None:
+    class Stumbling:
+        def __init__(self) -> None:
+            self.tries = asyncio.Queue[None]()
+
+        async def reload(self, _: asyncio.TaskGroup) -> None:
+            self.tries.put_nowait(None)
+            raise ZeroDivisionError
+
+    async def hang_up_twice() -> None:
+        live = Stumbling()
+        async with asyncio.TaskGroup() as group, asyncio.timeout(PATIENCE):
+            listening = group.create_task(on_hangup_signal(cast(Live, live), group))
+            for _ in range(2):
+                await asyncio.sleep(0)
+                os.kill(os.getpid(), signal.SIGHUP)
+                await live.tries.get()
+            listening.cancel()
+
+    asyncio.run(hang_up_twice())
+    assert [record.message for record in caplog.records if record.exc_info] == 2 * ["not reloaded"]
 
 
 def test_a_request_keeps_the_snapshot_it_began_with(run: Run, upstream: Upstream) -> None:
