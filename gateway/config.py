@@ -41,7 +41,7 @@ from gateway.resilience.breaker import Rules
 from gateway.resilience.guard import Limits
 from gateway.resilience.ledger import Windows
 from gateway.store.settings import Exploration, StoreEntry
-from gateway.written import SecretReference, Written, read_secret, resolve, unknown, wrong
+from gateway.written import SecretReference, Written, read_key, read_secret, resolve, unknown, wrong
 
 if TYPE_CHECKING:
     from gateway.tracing import Traces
@@ -181,11 +181,11 @@ class Client(Rights):
         return self
 
     def digest(self) -> bytes:
-        """The key's SHA-256. Raises ConfigError when it is not there."""
+        """The key's SHA-256. Raises ConfigError when it is not there, or no client could send it."""
         if self.sha256 is not None:
             return bytes.fromhex(self.sha256)
         assert self.key is not None, "validated above"
-        return hashlib.sha256(read_secret(self.key).get_secret_value().encode()).digest()
+        return hashlib.sha256(read_key(self.key).encode()).digest()
 
 
 class Ids(Written):

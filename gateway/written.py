@@ -66,18 +66,26 @@ def wrong(message: str, *, at: tuple[str | int, ...] = (), **facts: object) -> P
 
 
 def read_secret(reference: str, environ: Mapping[str, str] = os.environ) -> SecretStr:
-    """The secret a reference names. Raises ConfigError when the environment, or the disk, does not have it."""
-    if reference.startswith("file:"):
-        path = Path(reference[5:])
-        try:
-            text = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(f"cannot read the secret in {path}: {why}") from None
-        if not text:
-            raise ConfigError(f"the file {path} is empty; the configuration expects a secret in it")
-        return SecretStr(text)
-    name = reference.removeprefix("env:")
-    if not environ.get(name):
-        raise ConfigError(f"the environment variable {name} is not set; the configuration names it as {reference!r}")
-    return SecretStr(environ[name])
+    """The secret a reference names, without the blanks around it. Raises ConfigError when the environment, or the
+    disk, does not have it."""
+    kind, _, where = reference.partition(":")
+    place = f"the file {where}" if kind == "file" else f"the environment variable {where}"
+    if kind == "env" and where not in environ:
+        raise ConfigError(f"{place} is not set; the configuration names it as {reference!r}")
+    try:
+        text = Path(where).read_text(encoding="utf-8") if kind == "file" else environ[where]
+        text.encode()  # of what is no UTF-8, os.environ has surrogates
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ConfigError(f"cannot read the secret in {place}: {why}") from None
+    if not text.strip():
+        raise ConfigError(f"{place} is empty; the configuration expects a secret in it")
+    return SecretStr(text.strip())
+
+
+def read_key(reference: str) -> str:
+    """A secret that clients send in a header. Raises ConfigError, for one that they could not send, too."""
+    key = read_secret(reference).get_secret_value()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"no client could send the key in {reference}: it may hold printable ASCII alone")
+    return key

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,35 @@ def test_a_key_is_a_hash_or_a_reference_never_itself() -> None:
         '{name: a, key: "env:X", sha256: ""}',
     ):
         assert "sk-1" not in told(GOOD.replace("allow_anonymous: true", f"clients: [{client}]"))
+
+
+@pytest.mark.parametrize("kind", ["env", "file"])
+def test_blanks_around_a_key_do_not_count(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", " sk-1\n")
+    (tmp_path / "key").write_text(" sk-1\n")
+    client = config.Client(name="a", key={"env": "env:A_KEY", "file": f"file:{tmp_path}/key"}[kind])
+    assert client.digest() == hashlib.sha256(b"sk-1").digest()
+
+
+@pytest.mark.parametrize("kind", ["env", "file"])
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (b" \n", "is empty"),
+        (b"sk-\xff", "it is not UTF-8"),
+        ("sk-gr\u00fcn".encode(), "printable ASCII"),
+        (b"sk-\t1", "printable ASCII"),
+    ],
+)
+def test_a_key_that_no_client_could_send_is_refused(
+    kind: str, key: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", os.fsdecode(key))
+    (tmp_path / "key").write_bytes(key)
+    client = config.Client(name="a", key={"env": "env:A_KEY", "file": f"file:{tmp_path}/key"}[kind])
+    with pytest.raises(ConfigError, match=words) as caught:
+        client.digest()
+    assert "sk-" not in str(caught.value)
 
 
 def test_the_schema_knows_every_engine() -> None:
