@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway import cli
+from gateway import cli, remote
 from gateway.cli import AsJson, ConfigFile
 from gateway.errors import ConfigError, GatewayError
 
@@ -104,11 +104,9 @@ def posted(items: list[dict[str, Any]], url: str, key: str | None, *, revise: bo
     import httpx2
 
     from eval.labels import BATCH
-    from gateway.written import read_secret
 
-    headers = {} if key is None else {"authorization": f"Bearer {read_secret(key).get_secret_value()}"}
     done: Counter[str] = Counter()
-    with httpx2.Client(base_url=url, headers=headers, timeout=60) as client:
+    with remote.client(url, key) as client:
         for start in range(0, len(items), BATCH):
             some = [{**one, "revise": revise} for one in items[start : start + BATCH]]
             try:

@@ -1,13 +1,40 @@
-"""Asking a running gateway's admin listener, for commands."""
+"""Asking a running gateway, for commands."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from gateway.errors import GatewayError
-from gateway.written import read_secret
+from gateway.errors import ConfigError, GatewayError
+from gateway.written import REFERENCE, read_key
+
+if TYPE_CHECKING:
+    import httpx2
 
 SECONDS = 60.0
+
+
+def checked(option: str, reference: str) -> str:
+    """What an option gives as a key's place. Raises ConfigError that does not repeat it: it may be the key itself."""
+    if not re.fullmatch(REFERENCE, reference):
+        raise ConfigError(f"{option} wants env:NAME or file:PATH, the place of a key instead of the key")
+    return reference
+
+
+def client(url: str, key: str | None) -> httpx2.Client:
+    """For one gateway, past any proxy, which would see the key. key: what --key says, None for none.
+
+    Raises ConfigError.
+    """
+    import httpx2  # no gateway needs it to serve
+
+    headers = {} if key is None else {"authorization": f"Bearer {read_key(checked('--key', key))}"}
+    direct = httpx2.HTTPTransport()  # without one of ours, the environment's; its certificates are trusted all the same
+    try:
+        return httpx2.Client(base_url=url, headers=headers, timeout=SECONDS, transport=direct)
+    except httpx2.InvalidURL as error:
+        raise ConfigError(f"{url} is no address: {error}") from None
 
 
 def ask(url: str, path: str, key: str | None, params: Mapping[str, str] | None = None) -> str:
@@ -15,12 +42,12 @@ def ask(url: str, path: str, key: str | None, params: Mapping[str, str] | None =
 
     Raises GatewayError in one line for whatever goes wrong.
     """
-    import httpx2  # no gateway needs it to serve
+    import httpx2
 
-    headers = {} if key is None else {"authorization": f"Bearer {read_secret(key).get_secret_value()}"}
     try:
-        told = httpx2.get(url.rstrip("/") + path, headers=headers, params=dict(params or {}), timeout=SECONDS)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        with client(url, key) as http:
+            told = http.get(path, params=dict(params or {}))
+    except httpx2.HTTPError as error:
         raise GatewayError(f"{url} does not answer: {error}") from None
     if told.status_code == 200:
         return told.text

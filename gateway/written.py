@@ -33,9 +33,8 @@ def _beside_the_file(reference: str, info: ValidationInfo) -> str:
 
 
 # A secret's place, never the secret: `env:NAME` is the environment variable NAME, `file:PATH` what stands in a file.
-SecretReference = Annotated[
-    str, StringConstraints(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"), AfterValidator(_beside_the_file)
-]
+REFERENCE = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"
+SecretReference = Annotated[str, StringConstraints(pattern=REFERENCE), AfterValidator(_beside_the_file)]
 
 
 class Written(BaseModel):

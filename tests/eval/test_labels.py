@@ -112,6 +112,8 @@ def test_beside_a_running_gateway_labels_are_sent_to_it(tmp_path: Path) -> None:
         assert (code, json.loads(out)["created"]) == (0, 1), err
         code, _, err = confgate_ends(*line, "--url", gateway.url, "--key", "env:ALICE_KEY", **SECRETS)
         assert (code, "403" in err) == (1, True)
+        code, _, err = ran(*line, "--url", gateway.url, "--key", "sk-pasted")
+        assert (code, "--key wants env:NAME or file:PATH" in err, "sk-pasted" in err) == (1, True, False)
 
 
 def filled(path: Path, count: int = 80) -> None:
