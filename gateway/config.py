@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -50,6 +50,7 @@ Location = tuple[str | int, ...]
 
 ANONYMOUS = "anonymous"  # the name of all those together who come without a key
 LEAST_SECRET_BYTES = 16
+NOTHING_SHA256 = hashlib.sha256(b"").hexdigest()
 
 # Names stand in headers, metrics and URLs, so they are plain.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
@@ -174,6 +175,13 @@ class Client(Rights):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     key: SecretReference | None = None
 
+    @field_validator("sha256")
+    @classmethod
+    def _of_a_key(cls, sha256: str | None) -> str | None:
+        if sha256 == NOTHING_SHA256:
+            raise wrong("the SHA-256 of nothing would let everybody in; was a variable hashed that is not set?")
+        return sha256
+
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.sha256 is None) == (self.key is None):
@@ -265,6 +273,25 @@ class Keys(Written):
             if (twin.limits, twin.models, twin.priority) != (client.limits, client.models, client.priority):
                 told = "two keys of one name must have the same limits, models and priority"
                 raise wrong(told, at=("clients", position))
+        return self
+
+    def shared(self, key: Callable[[Client], object]) -> tuple[Location, str] | None:
+        """Where somebody has another's key, in words too. key: what tells it from others."""
+        owners: dict[object, str] = {}
+        for kind, ones in (("client", self.clients), ("admin", self.admins)):
+            for position, one in enumerate(ones):
+                who = f"{kind} {one.name}"
+                first = owners.setdefault(key(one), who)
+                if first != who:
+                    return (f"{kind}s", position), f"{who} has the key of {first}; each needs one of its own"
+        return None
+
+    @model_validator(mode="after")
+    def _a_key_each(self) -> Self:
+        """As far as the file tells; what references lead to is compared once it is read."""
+        if found := self.shared(lambda one: one.sha256 or one.key):
+            at, told = found
+            raise wrong("{told}", at=at, told=told)
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import pytest
 
 from gateway import config, engines
 from gateway.errors import ConfigError
+from gateway.http.auth import Keyring
 
 GOOD = """\
 server:
@@ -36,6 +37,7 @@ policies:
 
 FILE = Path("/somewhere/cascade.yaml")
 DIGITS = 5_000 * "1"  # more than Python reads as a number
+HASH = 64 * "b"
 
 
 def told(text: str) -> str:
@@ -159,6 +161,46 @@ def test_a_key_that_no_client_could_send_is_refused(
     with pytest.raises(ConfigError, match=words) as caught:
         client.digest()
     assert "sk-" not in str(caught.value)
+
+
+NOTHING = hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (f"clients: [{{name: a, sha256: {NOTHING}}}]", "keys.clients[0].sha256: the SHA-256 of nothing"),
+        (f"admins: [{{name: a, sha256: {NOTHING}}}]", "keys.admins[0].sha256: the SHA-256 of nothing"),
+        (
+            f"clients: [{{name: a, sha256: {HASH}}}, {{name: b, sha256: {HASH}}}]",
+            "client b has the key of client a",
+        ),
+        (
+            f"clients: [{{name: a, sha256: {HASH}}}]\n  admins: [{{name: a, sha256: {HASH}}}]",
+            "admin a has the key of client a",
+        ),
+        (
+            "admins: [{name: a, key: env:A}, {name: b, key: env:A}]",
+            "keys.admins[1]: admin b has the key of admin a",
+        ),
+    ],
+)
+def test_a_key_is_one_persons(keys: str, words: str) -> None:
+    message = told(GOOD.replace("allow_anonymous: true", f"allow_anonymous: true\n  {keys}"))
+    assert words in message
+    assert HASH not in message
+
+
+def test_keys_are_compared_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "sk-1")
+    (tmp_path / "key").write_text("sk-1\n")
+    a, b = config.Client(name="a", key="env:A_KEY"), config.Client(name="b", key=f"file:{tmp_path}/key")
+    hashed = config.Client(name="b", sha256=hashlib.sha256(b"sk-1").hexdigest())
+    for keys in ({"clients": (a, b)}, {"clients": (a,), "admins": (b,)}, {"clients": (a,), "admins": (hashed,)}):
+        with pytest.raises(ConfigError, match=r"(client|admin) b has the key of client a"):
+            Keyring.of(config.Keys(**keys))
+    twice = Keyring.of(config.Keys(clients=(a, config.Client(name="a", key=f"file:{tmp_path}/key"))))
+    assert len(twice.clients) == 2
 
 
 def test_the_schema_knows_every_engine() -> None:

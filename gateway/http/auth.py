@@ -7,7 +7,8 @@ import hmac
 from dataclasses import dataclass
 from typing import Self
 
-from gateway.config import ANONYMOUS, Allowance, Config, Keys, Rights
+from gateway.config import ANONYMOUS, Allowance, Client, Config, Keys, Rights
+from gateway.errors import ConfigError
 from gateway.http.errors import RequestError
 
 UNLIMITED = Allowance()
@@ -41,7 +42,9 @@ class Keyring:
 
     @classmethod
     def of(cls, keys: Keys) -> Self:
-        """Raises ConfigError for a key that is not where it should be."""
+        """Raises ConfigError for a key that is not where it should be, or that two have, admins among them."""
+        if found := keys.shared(Client.digest):
+            raise ConfigError(f"keys: {found[1]}")
         known = tuple((caller(one.name, one), one.digest()) for one in keys.clients)
         return cls(known, keys.allow_anonymous, caller(ANONYMOUS, keys.anonymous))
 
