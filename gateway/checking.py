@@ -28,8 +28,8 @@ def check(path: Path, *, live: bool) -> dict[str, list[Row]]:
 
     live: open the engines too, as serving would.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    config = configs.read(path)
+    text = configs.text_of(path)
+    config = configs.parse(text, path)
     mistakes: list[str] = []
     tiers: list[Row] = []
     labels: dict[str, str] = {}

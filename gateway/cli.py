@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -97,6 +98,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 DEFAULT_FILE = Path("cascade.yaml")
 
 
+class LogLevel(StrEnum):
+    DEBUG, INFO, WARNING, ERROR = "debug", "info", "warning", "error"
+
+
 def show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import PackageNotFoundError, version
@@ -130,8 +135,9 @@ def serve(
         int | None, typer.Option(envvar="CONFGATE_WORKERS", min=1, max=64, help="Processes; about one per core.")
     ] = None,
     log_level: Annotated[
-        str, typer.Option(envvar="CONFGATE_LOG_LEVEL", help="debug, info, warning or error.")
-    ] = "info",
+        LogLevel,
+        typer.Option(envvar="CONFGATE_LOG_LEVEL", case_sensitive=False, help="How much to log, as JSON on stderr."),
+    ] = LogLevel.INFO,
 ) -> None:
     """Serve the cascade over HTTP until SIGTERM or Ctrl-C.
 

@@ -659,12 +659,16 @@ class Config(Written):
 
 def read(path: Path) -> Config:
     """The configuration in a file. Raises ConfigError with one line `file:line: where: what` for each mistake."""
+    return parse(text_of(path), path)
+
+
+def text_of(path: Path) -> str:
+    """Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot read the configuration {path}: {why}") from None
-    return parse(text, path)
 
 
 def parse(text: str, path: Path) -> Config:

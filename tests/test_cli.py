@@ -158,6 +158,30 @@ def test_serve_refuses_a_bad_file_with_its_line(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_file_that_is_not_utf_8_is_named(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "cascade.yaml"
+    path.write_bytes(b"# gr\xfcn\n")
+    code, out, err = confgate_ends(command, "-c", str(path))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"cannot read the configuration {path}: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "environment"), [(("--log-level", "loud"), {}), ((), {"CONFGATE_LOG_LEVEL": "loud"})]
+)
+def test_a_log_level_that_does_not_exist_is_answered_with_those_that_do(
+    given: tuple[str, ...], environment: dict[str, str], tmp_path: Path
+) -> None:
+    code, out, err = confgate_ends("serve", "-c", write(tmp_path), *given, **environment)
+    assert (code, out) == (2, "")
+    assert all(level in err for level in ("debug", "info", "warning", "error"))
+    assert "Traceback" not in err
+    wanted = ("serve", "-c", str(tmp_path / "nowhere.yaml"), "--log-level", "WARNING")
+    assert confgate_ends(*wanted)[0] == 1
+
+
 def test_serve_says_which_port_is_taken_and_what_to_do(tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
     with socket.socket() as taken, Upstream() as upstream:
