@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     AnyHttpUrl,
     Field,
     GetPydanticSchema,
@@ -68,6 +69,15 @@ AnyEngine = Annotated[
 ]
 
 
+def _as_called(name: str) -> str:
+    if not re.fullmatch(r"\*|[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", name):
+        raise wrong("need a name alone, without scheme, port and path, like gw.example.com or [::1]; or '*' for any")
+    return name
+
+
+HostName = Annotated[str, AfterValidator(_as_called)]
+
+
 class Server(Written):
     """Where to listen and what one request may take."""
 
@@ -88,7 +98,7 @@ class Server(Written):
     linger_seconds: float = Field(
         default=0, ge=0, description="of the grace: how long to be seen as not ready before connections are refused"
     )
-    hosts: tuple[str, ...] = Field(
+    hosts: tuple[HostName, ...] = Field(
         default=(),
         description="Host names to answer to, '*' for any. Nothing: on the loopback its own names, elsewhere any",
     )
@@ -325,7 +335,7 @@ class Admin(Written):
 
     host: str = "127.0.0.1"
     port: int = Field(default=9090, ge=0, le=65535, description="0 takes any free port")
-    hosts: tuple[str, ...] = Field(default=(), description="as server.hosts")
+    hosts: tuple[HostName, ...] = Field(default=(), description="as server.hosts")
     allow_anonymous: bool = Field(default=False, description="let everybody in who can reach it")
 
     @property

@@ -58,6 +58,10 @@ def test_a_good_file_is_read_and_paths_start_at_its_folder() -> None:
     [
         ("port: 9000", "prot: 9000", 2, "no key 'prot'; did you mean 'port'?"),
         ("port: 9000", "port: 90000", 2, "less than or equal to 65535"),
+        ("port: 9000", 'hosts: [a, "gw.example.com:8080"]', 2, "server.hosts[1]: need a name alone"),
+        ("port: 9000", "hosts: [https://gw.example.com]", 2, "need a name alone, without scheme, port and path"),
+        ("port: 9000", "hosts: ['*.example.com']", 2, "'*' for any"),
+        ("server:", "admin: {allow_anonymous: true, hosts: ['::1']}\nserver:", 1, "admin.hosts[0]: need a name alone"),
         ("server:", "serve:", 1, "no key 'serve'; did you mean 'server'?"),
         ("server:", "monitors: {rows: 5}\nserver:", 1, "greater than or equal to 200"),
         ("server:", "monitors:\n  labels_by: anybody\nserver:", 2, "'operators' or 'everybody'"),

@@ -11,26 +11,27 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.http.errors import Problem
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
-MISDIRECTED = Problem(400, "This gateway does not go by that host name; its operator can list it under server.hosts.")
 
 
 class Hosts:
-    """Refuses requests whose Host is not listed. named: lower case, without ports."""
+    """Refuses requests whose Host is not listed. named: lower case, without ports.  setting: where they are listed."""
 
-    def __init__(self, app: ASGIApp, named: Callable[[], frozenset[str] | None]) -> None:
+    def __init__(self, app: ASGIApp, named: Callable[[], frozenset[str] | None], setting: str = "server.hosts") -> None:
         self._app, self._named = app, named
+        told = f"This gateway does not go by that host name; its operator can list it under {setting}."
+        self._misdirected = Problem(400, told)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         named = self._named()
         if scope["type"] == "http" and named is not None and called(scope) not in named:
-            return refuse(send)
+            return refuse(send, self._misdirected)
         return self._app(scope, receive, send)
 
 
-async def refuse(send: Send) -> None:
-    headers = [(name.encode(), value.encode()) for name, value in MISDIRECTED.headers.items()]
-    await send({"type": "http.response.start", "status": MISDIRECTED.status, "headers": headers})
-    await send({"type": "http.response.body", "body": MISDIRECTED.body})
+async def refuse(send: Send, problem: Problem) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in problem.headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": problem.body})
 
 
 def called(scope: Scope) -> str | None:

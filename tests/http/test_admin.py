@@ -134,6 +134,12 @@ def test_operators_see_what_runs_and_no_secret(run: Run) -> None:
     ]
 
 
+def test_a_name_that_we_do_not_go_by_can_be_listed_for_its_own_listener(run: Run) -> None:
+    for client, setting in ((run.public, "server.hosts"), (run.admin, "admin.hosts")):
+        told = client.get("/metrics", headers={"host": "evil.example"})
+        assert (told.status_code, f"under {setting}." in told.json()["error"]["message"]) == (400, True)
+
+
 def test_an_answers_id_says_who_was_served_by_what_and_how_sure_it_was(run: Run) -> None:
     seal = Seal(SECRETS["ROUTE_SECRET"].encode())
     answer = run.ask(small={"nats": SURE})
