@@ -47,10 +47,10 @@ class Promise(Written):
     """
 
     what: Words
-    limit: float = Field(ge=0, allow_inf_nan=False)
+    limit: float = Field(ge=0)
     unit: Words = "share"
     confidence: float = Field(gt=0, lt=1)
-    seen: float = Field(ge=0, allow_inf_nan=False)
+    seen: float = Field(ge=0)
     n: int = Field(ge=1)
     method: Words
 

@@ -764,11 +764,22 @@ def repeated(node: yaml.Node) -> yaml.Node | None:
     return None
 
 
+# What pydantic says in words of Python, in those of the file.
+SAID = {
+    "tuple_type": "need a list",
+    "dict_type": "need keys and values",
+    "model_type": "need keys and values",
+    "too_short": "need at least {min_length}, have {actual_length}",
+    "too_long": "need at most {max_length}, have {actual_length}",
+    "missing": "is missing",
+}
+
+
 def tell(mistake: ErrorDetails, tree: yaml.MappingNode, path: Path) -> str:
     """One mistake as `file:line: where: what`."""
     at: Sequence[str | int] = mistake.get("ctx", {}).get("at", ())
     location = (*mistake["loc"], *at)
-    said = mistake["msg"]
+    said = SAID[mistake["type"]].format_map(mistake.get("ctx", {})) if mistake["type"] in SAID else mistake["msg"]
     if mistake["type"] in ("union_tag_invalid", "union_tag_not_found"):
         location = (*location, "kind")
         said = f"need an engine's kind, one of: {', '.join(engines.kinds())}"
@@ -790,9 +801,11 @@ def find(tree: yaml.Node, location: Location) -> tuple[int, str]:
                 where = f"{where}.{part}" if where else str(part)
             elif part == location[-1]:
                 where = f"{where}.{part}" if where else str(part)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line, where = node.start_mark.line + 1, f"{where}[{part}]"
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            where = f"{where}[{part}]"
+            if part < len(node.value):
+                node = node.value[part]
+                line = node.start_mark.line + 1
     return line, re.sub(r"^\.", "", where)
 
 

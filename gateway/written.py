@@ -40,7 +40,7 @@ SecretReference = Annotated[str, StringConstraints(pattern=REFERENCE), AfterVali
 class Written(BaseModel):
     """A wrong key is answered with the right ones; the input itself is never repeated in an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -62,6 +62,14 @@ def test_a_good_file_is_read_and_paths_start_at_its_folder() -> None:
         ("port: 9000", "hosts: [https://gw.example.com]", 2, "need a name alone, without scheme, port and path"),
         ("port: 9000", "hosts: ['*.example.com']", 2, "'*' for any"),
         ("server:", "admin: {allow_anonymous: true, hosts: ['::1']}\nserver:", 1, "admin.hosts[0]: need a name alone"),
+        ("port: 9000", "hosts: localhost", 2, "server.hosts: need a list"),
+        ("server:", "overrides: [x]\nserver:", 1, "overrides: need keys and values"),
+        ("server:", "monitors: {slices: {metadata: 3}}\nserver:", 1, "metadata: need keys and values"),
+        ("server:", "overrides: {threshold: [.1]}\nserver:", 1, "overrides.threshold[1]: is missing"),
+        ("server:", "overrides: {threshold: [.1, .2, .3]}\nserver:", 1, "threshold: need at most 2, have 3"),
+        ("  allow_anonymous: true", "  allow_anonymous: true\n  anonymous: {limits: {usd_per_day: .inf}}", 5, "finite"),
+        ("    calibrator: here", "    prices: {usd_per_mtok_in: .nan}\n    calibrator: here", 8, "finite"),
+        ("    calibrator: here", "    patience_seconds: .inf\n    calibrator: here", 8, "finite"),
         ("server:", "serve:", 1, "no key 'serve'; did you mean 'server'?"),
         ("server:", "monitors: {rows: 5}\nserver:", 1, "greater than or equal to 200"),
         ("server:", "monitors:\n  labels_by: anybody\nserver:", 2, "'operators' or 'everybody'"),
@@ -111,6 +119,11 @@ def test_all_mistakes_are_told_at_once() -> None:
 )
 def test_what_is_no_configuration_is_refused(text: str) -> None:
     assert str(FILE) in told(text)
+
+
+@pytest.mark.parametrize(("tiers", "words"), [("[]", "tiers: need at least 1, have 0"), ("3", "tiers: need a list")])
+def test_a_cascade_has_a_tier(tiers: str, words: str) -> None:
+    assert words in told(f"keys: {{allow_anonymous: true}}\ntiers: {tiers}\npolicies: {{}}")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
