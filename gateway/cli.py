@@ -222,6 +222,41 @@ def check(
 
 
 @app.command()
+def keys(
+    name: Annotated[str, typer.Option(help="Whose it is; logs and labels go by it.")] = "me",
+    admin: Annotated[bool, typer.Option("--admin", help="For the admin listener, and for nothing else.")] = False,
+    file: Annotated[
+        Path | None, typer.Option(help="Write the key to this new file, for you alone, instead of printing it.")
+    ] = None,
+    given: Annotated[
+        str | None, typer.Option("--from", help="Hash the key in env:NAME or file:PATH instead of making one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key, print it this once, and the lines for the configuration, which hold its SHA-256 alone.
+
+    Exits with 1 when --file is there already, or --from leads to no key.  Example:  confgate keys --name alice
+    """
+    from gateway import keys as making
+    from gateway.written import given_key
+
+    if given is not None and file is not None:
+        raise typer.BadParameter("--from names a key that is kept already, --file keeps a new one")
+    key = making.new() if given is None else given_key("--from", given)
+    entry = making.entry(name, key)
+    if file is not None:
+        making.keep(key, file)
+    shown = given is None and file is None
+    if as_json:
+        told = {"kind": "admin" if admin else "client"} | entry
+        typer.echo(json.dumps(told | {"key": key} if shown else told, indent=2))
+        return
+    if given is None:
+        typer.echo(f"the key, told this once: {key}\n" if shown else f"the key is in {file}\n")
+    typer.echo(making.lines(entry, admin=admin), nl=False)
+
+
+@app.command()
 def openapi() -> None:
     """Print the API's description (OpenAPI 3.1), for client generators and gateways in front.
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gateway.errors import ConfigError, GatewayError
-from gateway.written import REFERENCE, read_key
+from gateway.written import given_key
 
 if TYPE_CHECKING:
     import httpx2
 
 SECONDS = 60.0
-
-
-def checked(option: str, reference: str) -> str:
-    """What an option gives as a key's place. Raises ConfigError that does not repeat it: it may be the key itself."""
-    if not re.fullmatch(REFERENCE, reference):
-        raise ConfigError(f"{option} wants env:NAME or file:PATH, the place of a key instead of the key")
-    return reference
 
 
 def client(url: str, key: str | None) -> httpx2.Client:
@@ -29,7 +21,7 @@ def client(url: str, key: str | None) -> httpx2.Client:
     """
     import httpx2  # no gateway needs it to serve
 
-    headers = {} if key is None else {"authorization": f"Bearer {read_key(checked('--key', key))}"}
+    headers = {} if key is None else {"authorization": f"Bearer {given_key('--key', key)}"}
     direct = httpx2.HTTPTransport()  # without one of ours, the environment's; its certificates are trusted all the same
     try:
         return httpx2.Client(base_url=url, headers=headers, timeout=SECONDS, transport=direct)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,7 +71,7 @@ def read_secret(reference: str, environ: Mapping[str, str] = os.environ) -> Secr
     kind, _, where = reference.partition(":")
     place = f"the file {where}" if kind == "file" else f"the environment variable {where}"
     if kind == "env" and where not in environ:
-        raise ConfigError(f"{place} is not set; the configuration names it as {reference!r}")
+        raise ConfigError(f"{place} is not set; a secret is expected in it")
     try:
         text = Path(where).read_text(encoding="utf-8") if kind == "file" else environ[where]
         text.encode()  # of what is no UTF-8, os.environ has surrogates
@@ -78,7 +79,7 @@ def read_secret(reference: str, environ: Mapping[str, str] = os.environ) -> Secr
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(f"cannot read the secret in {place}: {why}") from None
     if not text.strip():
-        raise ConfigError(f"{place} is empty; the configuration expects a secret in it")
+        raise ConfigError(f"{place} is empty; a secret is expected in it")
     return SecretStr(text.strip())
 
 
@@ -88,3 +89,11 @@ def read_key(reference: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(f"no client could send the key in {reference}: it may hold printable ASCII alone")
     return key
+
+
+def given_key(option: str, reference: str) -> str:
+    """The key that an option of a command leads to. Raises ConfigError; what was given is not repeated where it is no
+    reference, for it may be the key."""
+    if not re.fullmatch(REFERENCE, reference):
+        raise ConfigError(f"{option} wants env:NAME or file:PATH, the place of a key instead of the key")
+    return read_key(reference)
