@@ -24,7 +24,7 @@ from calibrators.base import check_disjoint
 from calibrators.card import AggregateEvidence, Card, Facts, Guarantee, TierEvidence, build
 from eval import records, tables
 from eval.datasets import Slice
-from eval.records import MANIFEST, RECORDS, Manifest, Record
+from eval.records import MANIFEST, Manifest, Record
 from eval.replay import Replayed, replay
 from gateway.certificate import Standing, standing
 from gateway.config import Config
@@ -71,7 +71,7 @@ def make(config: Config, sources: Sequence[Path], request: Request, created: dt.
     Raises ConfigError, BadRecords, ArtifactError, and DuplicateQuestion when a held-out split shares a question with
     the split that a calibrator was fitted on.
     """
-    files = [source / RECORDS if source.is_dir() else source for source in sources]
+    files = [records.file_of(source) for source in sources]
     manifests = [records.read_manifest(file.parent / MANIFEST) for file in files]
     route = asyncio.run(opened(config, request.policy, manifests))
     sealed = {entry.name: artifacts.load(entry.calibrator) for entry in config.tiers if entry.calibrator is not None}

@@ -23,7 +23,7 @@ from eval.costs import CostFile, Model, TierCost, Usage
 from eval.crossed import Crossed, group_codes
 from eval.crossing import Crossing, cross, cross_tables
 from eval.held_out import HeldOut
-from eval.records import MANIFEST, RECORDS, Manifest, Record
+from eval.records import MANIFEST, Manifest, Record
 from eval.seal import EXTERNAL
 from eval.sweep import STEPS
 from eval.tables import Table
@@ -87,9 +87,8 @@ def gather(
 
     Raises GatewayError leaves and ArtifactError.
     """
-    folders = [place if place.is_dir() else place.parent for place in places]
-    files = [place / RECORDS if place.is_dir() else place for place in places]
-    manifests = [records.read_manifest(folder / MANIFEST) for folder in folders]
+    files = [records.file_of(place) for place in places]
+    manifests = [records.read_manifest(file.parent / MANIFEST) for file in files]
     tiers, notes = open_tiers(config, manifests, wish.tiers)
     calibrators = of_config(config)
     unseen = held_out.of(calibrators)

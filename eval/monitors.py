@@ -22,7 +22,7 @@ from calibrators.artifact import Artifact
 from calibrators.scores import proportion
 from eval import records
 from eval.card import opened
-from eval.records import MANIFEST, RECORDS
+from eval.records import MANIFEST
 from eval.replay import replay
 from gateway.config import Config
 from gateway.errors import ConfigError
@@ -188,7 +188,7 @@ def fitted(config: Config) -> set[str]:
 
 def listened(config: Config, sources: Sequence[Path], name: str) -> tuple[Policy, dict[str, list[Asked]]]:
     """The policy, and every question by split."""
-    files = [source / RECORDS if source.is_dir() else source for source in sources]
+    files = [records.file_of(source) for source in sources]
     manifests = [records.read_manifest(file.parent / MANIFEST) for file in files]
     route = asyncio.run(opened(config, name, manifests))
     heard: dict[str, list[Asked]] = defaultdict(list)

@@ -436,6 +436,13 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         draft.write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def file_of(source: Path) -> Path:
+    """The file of records in a folder of `collect`, or the file itself. Raises BadRecords where there is neither."""
+    if not source.exists():
+        raise BadRecords(source, "there is no such folder or file; collect answers with `confgate collect`")
+    return source / RECORDS if source.is_dir() else source
+
+
 def read_manifest(path: Path) -> Manifest:
     """Raises BadRecords."""
     try:

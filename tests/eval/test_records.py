@@ -201,3 +201,10 @@ def test_half_a_manifest_is_refused_in_words(tmp_path: Path) -> None:
         records.read_manifest(path)
     with pytest.raises(BadRecords, match="there is no manifest"):
         records.read_manifest(tmp_path / "absent.json")
+
+
+def test_records_that_are_nowhere_are_named_as_they_were(tmp_path: Path) -> None:
+    assert records.file_of(tmp_path) == tmp_path / records.RECORDS
+    for source in (Path("nope"), tmp_path / "nope"):
+        with pytest.raises(BadRecords, match=f"^{source}: there is no such folder or file"):
+            records.file_of(source)
