@@ -1,7 +1,8 @@
 """The connection itself: a request arrives whole and in time, its head is of sensible size, answers keep their order.
 
 uvicorn's own protocol waits for ever for the rest of a request, takes heads of any size, answers garbage in the middle
-of another answer, and does not tell a request that is being answered that its pipelining client has left.
+of another answer, takes the body behind a wish for another protocol for a second request, and does not tell a request
+that is being answered that its pipelining client has left.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ MAX_FRAMING = 8  # bytes on the wire for one of a body: chunks of a single byte 
 MAX_PIPELINED = 16  # requests waiting for the answer to an earlier one of their connection
 LINGER_SECONDS = 5.0  # for who is answered while he sends
 
-# The wish for another protocol than ours, as Java's client has it. In JSON no line begins so.
+# The wish for another protocol than ours, as Java's client has it; not heard, it is answered in ours. In JSON no line
+# begins so.
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 BAD_REQUEST = Problem(400, "This is no valid HTTP request.", close=True)
+CODED = Problem(400, "A body may be sent as it is or chunked, in no other transfer coding.", close=True)
 TOO_LATE = Problem(408, "The request took too long to arrive.", close=True)
 HEAD_TOO_LARGE = Problem(431, "The request's headers are too large.", close=True)
 
@@ -100,9 +103,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if b"pgrade:" in data:  # left in, the parser would leave the body unread
-            data = UPGRADE.sub(b"\r\nignored:", data)
-        super().data_received(data)
+        super().data_received(UPGRADE.sub(b"\r\nignored:", data))
         if self._in_head and not self._refused:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -130,13 +131,19 @@ class Protocol(HttpToolsProtocol):
         if self._refused:
             return
         head = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse(HEAD_TOO_LARGE)
-        elif len(self.pipeline) >= MAX_PIPELINED:
-            self._refuse(BAD_REQUEST)
+        elif len(self.pipeline) >= MAX_PIPELINED or self.parser.should_upgrade():
+            self._refuse(BAD_REQUEST)  # of an upgrade the parser leaves the body, which would be a request of its own
+        elif codings not in ([], [b"chunked"]):
+            self._refuse(CODED)
         else:
             super().on_headers_complete()
             self._in_head = False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """It was refused by then."""
 
     def on_body(self, body: bytes) -> None:
         if self._refused:

@@ -153,6 +153,20 @@ def test_two_opinions_on_the_length_are_refused_and_the_connection_closed(length
         assert statuses(rest(raw)) == [400]
 
 
+@pytest.mark.parametrize("codings", [b"gzip, chunked", b"gzip\r\ntransfer-encoding: chunked", b"chunked, chunked"])
+def test_a_body_in_a_coding_that_nobody_takes_off_is_refused_and_the_connection_closed(
+    codings: bytes, gateway: Gateway
+) -> None:
+    body = json.dumps(ask({"nats": SURE})).encode()
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    with gateway.connect() as raw:
+        raw.sendall(HEAD + b"transfer-encoding: " + codings + b"\r\n\r\n" + chunks + HEALTH)
+        assert statuses(rest(raw)) == [400]
+    with gateway.connect() as raw:
+        raw.sendall(HEAD + b"connection: close\r\nTransfer-Encoding: Chunked\r\n\r\n" + chunks)
+        assert statuses(rest(raw)) == [200]
+
+
 BROKEN_BODIES = [b"transfer-encoding: chunked\r\n\r\nzz\r\n", b"transfer-encoding: xchunked\r\n\r\n{}"]
 
 
@@ -166,7 +180,9 @@ def test_a_body_that_turns_to_garbage_ends_its_request(broken: bytes, gateway: G
         assert statuses(rest(raw)) == [200, 200]
 
 
-@pytest.mark.parametrize("other", [b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__", b"upgrade: websocket"])
+@pytest.mark.parametrize(
+    "other", [b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__", b"upgrade: websocket", b"UPGRADE: h2c"]
+)
 def test_who_would_rather_speak_another_protocol_is_answered_in_this_one(other: bytes, gateway: Gateway) -> None:
     told = whole(ask({"nats": SURE, "text": "An Upgrade: why not"}))
     wish = b"\r\nConnection: Upgrade, HTTP2-Settings\r\n" + other + b"\r\n"
@@ -286,7 +302,16 @@ class Clock:
 
 
 class Closable(Transport):
-    closed = False
+    closed, written = False, b""
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def write_eof(self) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
 
     def close(self) -> None:
         self.closed = True
@@ -298,8 +323,11 @@ class Closable(Transport):
 class Unanswered(Protocol):
     """Nobody answers before `answered`."""
 
+    started = 0
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
+        self.started += 1
 
     def answered(self) -> None:
         self.cycle.response_complete = True
@@ -315,6 +343,37 @@ def connected(clock: Clock) -> tuple[Unanswered, Closable]:
     made = Unanswered(config, ServerState(), {}, clock, receive_seconds=1e9, max_body_bytes=1)
     made.connection_made(transport)
     return made, transport
+
+
+@pytest.mark.parametrize("name", [b"upgrade", b"Upgrade", b"UPGRADE", b"UpGrAdE", b"upGRADE"])
+def test_a_wish_for_another_protocol_makes_no_second_request_of_a_body(name: bytes) -> None:
+    """Wherever it is cut, the request is served with its body, or refused with all that comes behind."""
+    wish = b"connection: upgrade\r\n%b: h2c\r\ncontent-length: %d\r\n\r\n" % (name, len(HEALTH))
+    sent = HEAD + wish + HEALTH
+    refused = set()
+    for cut in range(len(HEAD), len(sent) + 1):
+        clock = Clock()
+        one, transport = connected(clock)
+        one.data_received(sent[:cut])
+        one.data_received(sent[cut:])
+        if one.started:
+            assert (one.started, bytes(one.cycle.body), len(one.pipeline)) == (1, HEALTH, 0)
+            assert not transport.written
+        else:
+            assert statuses(transport.written) == [400]
+            clock.to(10.0)
+            assert transport.closed
+            refused.add(cut)
+    at = sent.index(b"\r\n" + name) + 2
+    assert refused == set(range(at - 1, at + len(name) + 1)), "where it is cut in two nobody sees it in time"
+
+
+def test_a_wish_for_another_protocol_that_is_refused_leaves_an_earlier_answer_whole() -> None:
+    one, transport = connected(Clock())
+    one.data_received(HEALTH + HEALTH[:-2] + b"connection: upgrade\r\nupgra")
+    one.data_received(b"de: h2c\r\n\r\n" + HEALTH)
+    assert (one.started, len(one.pipeline), transport.written) == (1, 0, b"")
+    assert not one.cycle.keep_alive
 
 
 @pytest.mark.parametrize(("answered", "idle"), [(False, b""), (False, b"\r\n"), (True, b"\r\n")])
