@@ -6,6 +6,7 @@ starts with `p_` is a calibrated probability, and only such a number ever meets 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -216,8 +217,10 @@ class Ask:
 
     @property
     def characters(self) -> int:
-        """Of the prompt, about: what tools are described with is not counted."""
-        return sum(len(message.content) for message in self.messages) + len(self.prompt or "")
+        """Of the prompt, about; tools and formats as they are sent."""
+        called = sum(len(call.arguments) for message in self.messages for call in message.calls)
+        sent = len(json.dumps(self.fields, ensure_ascii=False)) if self.fields else 0
+        return sum(len(message.content) for message in self.messages) + len(self.prompt or "") + called + sent
 
 
 @noun(frozen=True, slots=True, eq=False)

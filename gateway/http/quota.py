@@ -1,28 +1,33 @@
 """What a client may use: requests and tokens a minute, requests at once, tokens and money a day and a month.
 
 Everything is charged when it begins, by an estimate, and corrected when it has ended: a flood cannot slip through
-before the first of it is counted. Rates run on the monotonic clock, budgets on calendar days and months in UTC.
+before the first of it is counted. What a server took and nobody told stays estimated. Rates run on the monotonic clock,
+budgets on calendar days and months in UTC.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
 from gateway.config import Allowance
-from gateway.errors import OverBudget, RateLimited
+from gateway.errors import EngineSlow, OverBudget, RateLimited
 from gateway.http.auth import Caller
 from gateway.noun import noun
-from gateway.nouns import Cost, Hop, Policy, Prices, Tier
+from gateway.nouns import Completion, Cost, Hop, Policy, Prices, Tier
 from gateway.resilience.ledger import DAYS, MONTHS, REQUESTS, TOKENS, Bucket, Ledger, Numbers, Windows
 
+log = logging.getLogger(__name__)
+
 UNTOLD_TOKENS = 512  # reserved for an answer whose length the client did not limit; gsm8k's mean stays below 300
-CHARACTERS_PER_TOKEN = 4  # of English text; only for what is reserved, tokens that were used are counted
+CHARACTERS_PER_TOKEN = 4  # of English text; only for what is reserved or untold, tokens that were used are counted
 BUSY_SECONDS = 1.0
 
 Clock = Callable[[], float]
@@ -34,10 +39,21 @@ class Estimate:
 
     prompt_tokens: int
     completion_tokens: int
+    choices: int = 1
 
     @classmethod
     def of(cls, characters: int, max_tokens: int | None, choices: int) -> Self:
-        return cls(math.ceil(characters / CHARACTERS_PER_TOKEN), (max_tokens or UNTOLD_TOKENS) * choices)
+        return cls(math.ceil(characters / CHARACTERS_PER_TOKEN), (max_tokens or UNTOLD_TOKENS) * choices, choices)
+
+    def untold(self, hop: Hop) -> Estimate:
+        """What a server took for one choice and nobody was told: it was too slow, was given up, or does not count."""
+        prompt_tokens = 0 if hop.cost.prompt_tokens else self.prompt_tokens
+        if hop.completion is not None:
+            return Estimate(prompt_tokens, 0 if hop.cost.completion_tokens else said(hop.completion))
+        slow = isinstance(hop.error, EngineSlow) and hop.error.waited_seconds > 0  # else it was never asked
+        if not slow and not hop.given_up:
+            return UNASKED
+        return Estimate(prompt_tokens, 0 if hop.cost.completion_tokens else self.completion_tokens // self.choices)
 
     @property
     def tokens(self) -> int:
@@ -46,6 +62,20 @@ class Estimate:
     def usd(self, prices: Prices) -> float:
         told = self.prompt_tokens * prices.usd_per_mtok_in + self.completion_tokens * prices.usd_per_mtok_out
         return told / 1e6
+
+
+UNASKED = Estimate(0, 0)
+
+
+def said(completion: Completion) -> int:
+    """About so many tokens an answer has."""
+    calls = sum(len(call.arguments) for call in completion.calls)
+    return math.ceil((len(completion.text) + len(completion.reasoning) + calls) / CHARACTERS_PER_TOKEN)
+
+
+@lru_cache  # so that it is said once
+def warn(tier: str) -> None:
+    log.warning("a tier does not tell how many tokens it took; limits go by the length of texts", extra={"tier": tier})
 
 
 def dearest(tiers: tuple[Tier, ...]) -> str:
@@ -76,6 +106,7 @@ class Visit:
         self._known_periods: list[Period] = []
         self._entered = self._abandoned = False
         self._reserved = self._used = NOTHING
+        self._estimate, self._prices = UNASKED, dict[str, Prices]()
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +146,7 @@ class Visit:
             spent = Spent(estimate.tokens, sum(usd.values()), usd.get(self._dearest, 0.0))
             self._charge(spent)
             self._reserved = spent
+        self._estimate, self._prices = estimate, {tier.name: tier.prices for tier in route.tiers}
         return route
 
     def _affordable(self, route: Policy, limits: Allowance) -> Policy:
@@ -135,8 +167,16 @@ class Visit:
 
     def note(self, hop: Hop) -> None:
         """One tier's turn, as it ends."""
-        if self._entered:  # of who has no limits nothing is counted
-            self._used += Spent.of(hop.cost, dearest=hop.tier == self._dearest)
+        if not self._entered:  # of who has no limits nothing is counted
+            return
+        dearest = hop.tier == self._dearest
+        self._used += Spent.of(hop.cost, dearest=dearest)
+        untold = self._estimate.untold(hop)
+        if untold.tokens:
+            usd = untold.usd(self._prices[hop.tier])
+            self._used += Spent(untold.tokens, usd, usd if dearest else 0.0)
+            if hop.completion is not None:
+                warn(hop.tier)
 
     def abandon(self) -> None:
         """The client left before its answer: what it had begun was paid for, but nobody will tell how much."""

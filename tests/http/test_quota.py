@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from gateway import config as configs
 from gateway.config import Allowance
-from gateway.errors import ConfigError, OverBudget, RateLimited
+from gateway.errors import ConfigError, EngineDown, EngineSlow, OverBudget, RateLimited
 from gateway.http.auth import Caller
 from gateway.http.quota import Estimate, Visit, dearest, duration
-from gateway.nouns import Cost, Hop, Policy, Prices, Reason, Tier
-from gateway.resilience.ledger import REQUESTS, Bucket, Ledger, Windows
+from gateway.nouns import Completion, Cost, Finish, Hop, Policy, Prices, Reason, Tier, ToolCall
+from gateway.resilience.ledger import DAYS, REQUESTS, Bucket, Ledger, Windows
 from tests.faults.ask import ask
 from tests.faults.gateway import (
     HEAD,
@@ -55,6 +55,9 @@ KEYS: dict[str, Json] = {
     "strict": {"models": ["auto:strict", "cheap"]},
     "flood": {"limits": {"requests_per_minute": 20}},
     "aborts": {"limits": {"tokens_per_day": 600}},
+    "hasty": {"limits": {"tokens_per_day": 600}},
+    "untold": {"limits": {"tokens_per_day": 600}},
+    "caller": {"limits": {"tokens_per_minute": 1000}},
 }
 
 
@@ -70,6 +73,7 @@ def planned(url: str) -> Json:
         overrides={"threshold": [0.5, 0.99]},
     )
     plan["tiers"][0]["engine"]["prefix_cache"] = "client"
+    plan["tiers"][1]["allows"] = ["tools"]
     return plan
 
 
@@ -80,7 +84,9 @@ class Run:
         self.admin = httpx2.Client(base_url=f"http://127.0.0.1:{plan['admin']['port']}", timeout=PATIENCE)
 
     def ask(self, name: str, small: Json | None = None, large: Json | None = None, **fields: Any) -> httpx2.Response:
-        body = ask(small or {"nats": SURE}, large) | fields
+        return self.put(name, ask(small or {"nats": SURE}, large) | fields)
+
+    def put(self, name: str, body: Json) -> httpx2.Response:
         return self.http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer sk-{name}"})
 
 
@@ -230,6 +236,42 @@ def test_who_leaves_before_the_answer_has_paid_for_it(run: Run, upstream: Upstre
     until(lambda: run.ask("aborts", max_tokens=8).status_code == 429)
 
 
+def test_who_sets_a_deadline_that_no_answer_can_meet_has_paid_for_it(run: Run, upstream: Upstream) -> None:
+    """As who leaves. What waited for a seat and never was put to a server costs nothing, on a slow machine."""
+    fields: Json = {"max_tokens": 400, "model": "cheap", "route": {"deadline_seconds": 0.5}}
+    told = [run.ask("hasty", {"gate": "never"}, **fields).status_code for _ in range(9)]
+    assert set(told) == {504, 429}
+    assert told[-1] == 429
+    assert len(upstream.asked("small")) == 2
+
+
+def test_what_a_server_does_not_tell_of_tokens_is_charged_by_the_length_of_texts(run: Run, upstream: Upstream) -> None:
+    said = {"fault": "no_usage", "text": "word ", "repeat": 200}
+    told = [run.ask("untold", {}, said, model="dear") for _ in range(4)]
+    assert [one.status_code for one in told] == [200, 200, 200, 429]
+    assert told[0].json()["usage"] == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    assert len(run.gateway.logged(lambda line: "how many tokens" in line["event"])) == 1
+
+
+def test_tools_and_what_was_called_before_count_as_prompt(run: Run, upstream: Upstream) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "x" * 3000}}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "y" * 3000}}
+    made = {"role": "assistant", "content": "", "tool_calls": [call]}
+    spoken = [made, {"role": "tool", "tool_call_id": "1", "content": "z"}]
+    asked = ask(large={"gate": "slow"}, model="dear", max_tokens=5)
+    for more in ({"tools": [tool]}, {"messages": [*spoken, *asked["messages"]]}):
+        upstream.opened.clear()
+        upstream.seen.clear()
+        body = asked | more
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            slow = pool.submit(run.put, "caller", body)
+            until(lambda: upstream.asked("large"))
+            refused = run.put("caller", body)
+            upstream.opened.add("slow")
+        assert refused.status_code == 429
+        assert slow.result().status_code == 200
+
+
 @pytest.mark.parametrize(
     ("route", "param"),
     [
@@ -288,6 +330,36 @@ def visit(ledger: Ledger, clocks: Clocks, *, cost: Cost | None = None, tier: str
         route = one.reserve(ROUTE, Estimate(10, 10))
         one.note(Hop(tier, Reason.LAST, 0.0, cost=cost or Cost(5, 5, 0.01)))
         return route.tiers[-1].name
+
+
+SAID = Completion("x" * 400, Finish.STOP, 0, 0, "e", "m", 1.0, calls=(ToolCall("1", "f", "y" * 40),))
+
+
+@pytest.mark.parametrize(
+    ("hop", "tokens"),
+    [
+        (Hop("cheap", Reason.DEADLINE, 1.0, error=EngineSlow("e", 1.0)), 10 + 20),
+        (Hop("cheap", Reason.SLOW, 1.0, error=EngineSlow("e", 1.0), cost=Cost(0, 7)), 10 + 7),
+        (Hop("cheap", Reason.SLOW, 1.0, error=EngineSlow("e", 1.0), cost=Cost(6, 7)), 13),
+        (Hop("cheap", Reason.DEADLINE, 1.0, error=EngineSlow("e", 0.0)), 0),
+        (Hop("cheap", Reason.FAILED, 1.0, error=EngineDown("e", "gone")), 0),
+        (Hop("cheap", Reason.UNCALIBRATED, 0.0), 0),
+        (Hop("cheap", Reason.UNSURE, 1.0, given_up=True, cost=Cost(0, 7)), 10 + 7),
+        (Hop("cheap", Reason.LAST, 1.0, completion=SAID), 10 + 110),
+        (Hop("cheap", Reason.LAST, 1.0, completion=SAID, cost=Cost(0, 7)), 10 + 7),
+        (Hop("cheap", Reason.LAST, 1.0, completion=SAID, cost=Cost(6, 0)), 6 + 110),
+        (Hop("cheap", Reason.LAST, 1.0, completion=SAID, cost=Cost(6, 7)), 13),
+    ],
+)
+def test_what_a_hop_took_and_nobody_told_is_estimated(hop: Hop, tokens: int) -> None:
+    """Of three choices each has a third of what was reserved for their tokens, and the whole prompt."""
+    ledger, clocks = Ledger(), Clocks()
+    with Visit(ledger, dearest(TIERS), lambda: clocks.wall, lambda: clocks.monotonic) as one:
+        one.enter(Caller("alice", Allowance(tokens_per_day=10**6)))
+        one.reserve(ROUTE, Estimate(10, 60, 3))
+        one.note(hop)
+        one.note(Hop("dear", Reason.LAST, 1.0, completion=SAID, cost=Cost(5, 5, 0.5)))
+    assert Windows(ledger.numbers("alice"), DAYS).spent(int(clocks.wall // 86400) + 1, Windows.TOKENS) == tokens + 10
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.floats(-1e6, 1e6)), min_size=1, max_size=60))
