@@ -80,7 +80,7 @@ def run(read: Callable[[], Config], berth: Berth | None = None) -> None:
         if berth is None:
             listener = stack.enter_context(listen(config.server.host, config.server.port))
             admin = stack.enter_context(listen(*config.admin.address, said="admin.port")) if config.admin else None
-            lasting = Lasting(secrets.token_bytes(32), Ledger(config.keys.ledger))
+            lasting = Lasting(secrets.token_bytes(32), Ledger(config.keys.ledger).vacate())
             berth = Berth(listener, admin, lasting, invitation(url(listener), config, admin))
         runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
         runner.run(serve(config, read, berth))

@@ -102,7 +102,7 @@ def supervise(path: Path, given: Json, log_level: str) -> None:
         admin = stack.enter_context(listen(*config.admin.address, said="admin.port"))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="confgate-"))
         ledger = config.keys.ledger or Path(folder, "ledger")
-        Ledger(ledger)
+        Ledger(ledger).vacate()
         spare = secrets.token_hex(32)
         orders = [
             Orders(str(path.resolve()), given, log_level, held.getsockname()[1], seat, str(ledger), spare)
@@ -348,7 +348,8 @@ def work() -> None:
             listen(config.server.host, orders.port, shared=True) as listener,
             listen("127.0.0.1", 0) as admin,
         ):
-            lasting = Lasting(bytes.fromhex(orders.spare), Ledger(Path(orders.ledger), orders.seat))
+            ledger = Ledger(Path(orders.ledger), orders.seat).vacate([orders.seat])
+            lasting = Lasting(bytes.fromhex(orders.spare), ledger)
             loaded = json.dumps({"admin_port": admin.getsockname()[1]}) + "\n"
             berth = Berth(listener, admin, lasting, OPEN, sys.stdin.fileno(), loaded)
             run(lambda: written(Path(orders.config), given), berth)

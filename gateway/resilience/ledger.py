@@ -16,9 +16,9 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterable, Iterator, MutableSequence
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 from gateway.errors import ConfigError
 
@@ -40,13 +40,15 @@ IN_FLIGHT = 24  # one per worker
 
 class Ledger:
     """Slots by client name. path: where to keep it; None: in memory that ends with the process.  seat: this worker's
-    place among its fellows, from 0; what a dead one had in flight there is forgotten. Raises ConfigError."""
+    place among its fellows, from 0. Raises ConfigError."""
 
     def __init__(self, path: Path | None = None, seat: int = 0) -> None:
         if not 0 <= seat < MAX_SEATS:
             raise ConfigError(f"at most {MAX_SEATS} worker processes can share a ledger")
         self._seat = seat
         self._slots: dict[str, Numbers] = {}
+        self._mine: dict[str, int] = {}  # what this process has in flight, whatever stands in its seat
+        self._holds = 0  # how deep we are in `locked`
         size = len(MAGIC) + SLOTS * NUMBERS * 8
         try:
             self._file = nameless() if path is None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -60,20 +62,32 @@ class Ledger:
             raise ConfigError(f"cannot keep the ledger {path}: {getattr(error, 'strerror', None) or error}") from None
         if len(self._map) != size or self._map[: len(MAGIC)] != MAGIC:
             raise ConfigError(f"{path} is no ledger of this version; move it away, and a new one is begun")
-        for slot in range(SLOTS):
-            base = len(MAGIC) + slot * NUMBERS * 8
-            if not any(self._map[base : base + TAG_BYTES]):
-                break
-            self._numbers(base)[IN_FLIGHT + seat] = 0.0
+
+    def vacate(self, seats: Iterable[int] = range(MAX_SEATS)) -> Self:
+        """Forget what dead processes had in flight in these seats. One that lives soon writes its own anew."""
+        with self.locked():
+            for slot in range(SLOTS):
+                base = len(MAGIC) + slot * NUMBERS * 8
+                if not any(self._map[base : base + TAG_BYTES]):
+                    break
+                numbers = self._numbers(base)
+                for seat in seats:
+                    numbers[IN_FLIGHT + seat] = 0.0
+        return self
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """While this lasts, no other worker looks or writes. Nothing slow may happen in here."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        """While this lasts, no other worker looks or writes. Nothing slow may happen in here. One inside another is the
+        outer one's: the system's lock does not count."""
+        if not self._holds:
+            fcntl.lockf(self._file, fcntl.LOCK_EX)
+        self._holds += 1
         try:
             yield
         finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
+            self._holds -= 1
+            if not self._holds:
+                fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def numbers(self, name: str) -> Numbers:
         """A client's slot, all zeros at first. Raises ConfigError when all are taken."""
@@ -91,12 +105,14 @@ class Ledger:
         raise ConfigError(f"the ledger has room for {SLOTS} clients, ever; begin a new one")
 
     def in_flight(self, name: str, change: int = 0) -> int:
-        """How many requests of a client all workers have at once, after changing this one's share."""
+        """How many requests of a client all workers have at once, after changing this one's share. The whole share is
+        written every time: a process that still drains may have the same seat."""
         numbers = self.numbers(name)
         if change:
-            numbers[IN_FLIGHT + self._seat] += change
-        total = sum(numbers[IN_FLIGHT : IN_FLIGHT + MAX_SEATS])
-        return int(total) if math.isfinite(total) else 0
+            mine = self._mine.get(name, 0) + change
+            self._mine[name] = mine
+            numbers[IN_FLIGHT + self._seat] = mine
+        return int(sum(share for share in numbers[IN_FLIGHT : IN_FLIGHT + MAX_SEATS] if 0 < share < math.inf))
 
     def _numbers(self, base: int) -> Numbers:
         return cast("Numbers", memoryview(self._map)[base : base + NUMBERS * 8].cast("d"))

@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from gateway.errors import ConfigError, EngineDown, EngineSlow, OverBudget, Rate
 from gateway.http.auth import Caller
 from gateway.http.quota import Estimate, Visit, dearest, duration
 from gateway.nouns import Completion, Cost, Finish, Hop, Policy, Prices, Reason, Tier, ToolCall
-from gateway.resilience.ledger import DAYS, REQUESTS, Bucket, Ledger, Windows
+from gateway.resilience.ledger import DAYS, IN_FLIGHT, REQUESTS, Bucket, Ledger, Windows
 from tests.faults.ask import ask
 from tests.faults.gateway import (
     HEAD,
@@ -432,7 +434,51 @@ def test_what_a_killed_worker_had_in_flight_is_forgotten_when_its_seat_is_taken(
     killed, other = Ledger(path, seat=0), Ledger(path, seat=1)
     killed.in_flight("alice", +5)
     assert other.in_flight("alice", +1) == 6
-    assert Ledger(path, seat=0).in_flight("alice") == 1
+    assert Ledger(path).in_flight("alice") == 6, "who only looks, as the doctor does, changes nothing"
+    assert Ledger(path, seat=0).vacate([0]).in_flight("alice") == 1
+
+
+def test_nothing_stays_in_flight_in_seats_that_nobody_takes_again(tmp_path: Path) -> None:
+    path = tmp_path / "used"
+    for seat in range(4):
+        Ledger(path, seat=seat).in_flight("alice", +1)
+    assert Ledger(path).vacate().in_flight("alice") == 0
+
+
+def test_a_process_that_drains_beside_its_successor_takes_nothing_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "used"
+    old = Ledger(path)
+    for _ in range(3):
+        old.in_flight("alice", +1)
+    new = Ledger(path).vacate()
+    assert new.in_flight("alice", +1) == 1
+    for left in (2, 1, 0):
+        assert old.in_flight("alice", -1) == left
+    assert new.in_flight("alice", +1) == 2
+    assert new.in_flight("alice", -1) == 1
+    assert new.in_flight("alice", -1) == 0
+
+
+@pytest.mark.parametrize("number", [-3.0, float("nan"), float("inf")])
+def test_a_seat_that_holds_no_count_is_an_empty_one(number: float) -> None:
+    ledger = Ledger()
+    ledger.numbers("alice")[IN_FLIGHT + 7] = number
+    assert ledger.in_flight("alice", +2) == 2
+
+
+def test_a_client_who_is_new_does_not_let_others_in_before_its_turn_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "used"
+    ledger = Ledger(path)
+    look = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def free() -> bool:
+        return subprocess.call([sys.executable, "-c", look, path], stderr=subprocess.DEVNULL) == 0
+
+    for _ in range(2):
+        with ledger.locked():
+            ledger.in_flight("alice")
+            assert not free()
+        assert free()
 
 
 def test_concurrent_workers_lose_no_charge(tmp_path: Path) -> None:
