@@ -30,10 +30,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from gateway import config as configs
 from gateway.config import Config
 from gateway.errors import ConfigError
+from gateway.http.doors import Stamp, excuse_all
 from gateway.http.errors import Problem
 from gateway.http.live import Lasting
 from gateway.monitor.telling import joined
@@ -60,8 +62,9 @@ PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
     "retry-after",
     "www-authenticate",
     "x-content-type-options",
-    "x-request-id",
 )
+FROM_PAGE = ("origin", "sec-fetch-site")
+KEPT = ("authorization", "content-type", "host", "accept", "x-request-id", *FROM_PAGE)  # of the headers of a request
 KILL_SECONDS = 5.0  # beyond the grace, for a worker that does not end
 
 Json = dict[str, Any]
@@ -228,10 +231,12 @@ class Supervisor:
             for worker in self._workers:
                 worker.tell(signal.SIGKILL)
 
-    # The admin listener. Workers check the key and the host; nothing is decided here.
+    # The admin listener. Workers check the key, the host and the page; nothing is decided here.
 
-    def app(self) -> Starlette:
-        return Starlette(routes=[Route("/{path:path}", self.forward, methods=["GET", "POST", "PUT", "DELETE"])])
+    def app(self) -> ASGIApp:
+        app = Starlette(routes=[Route("/{path:path}", self.forward, methods=["GET", "POST", "PUT", "DELETE"])])
+        excuse_all(app)
+        return Stamp(app)
 
     async def forward(self, request: Request) -> Response:
         """To every worker, one after another, and their answers as one; the first refusal ends it."""
@@ -291,9 +296,9 @@ class Supervisor:
     async def _put(
         self, worker: Worker, request: Request, method: str, path: str, body: bytes
     ) -> tuple[int, dict[str, str], str, bytes]:
-        kept = ("authorization", "content-type", "host", "accept", "x-request-id")
-        headers = {name: value for name, value in request.headers.items() if name in kept}
-        if method != request.method:  # what we ask for by ourselves
+        headers = {name: value for name, value in request.headers.items() if name in KEPT}
+        if method != request.method:  # what we ask for by ourselves, whatever page it is for
+            headers = {name: value for name, value in headers.items() if name not in FROM_PAGE}
             headers["content-type"] = "application/json"
         where = f"http://127.0.0.1:{worker.admin_port}{path}"
         query = f"?{request.url.query}" if request.url.query else ""

@@ -144,7 +144,7 @@ def create_admin(
     app.include_router(console.data(live, journal), dependencies=[Depends(admin)])
     app.include_router(console.page())
     excuse_all(app)
-    return Stamp(hosts.Hosts(app, lambda: live.admin_hosts, "admin.hosts"))
+    return Stamp(hosts.Hosts(hosts.Pages(app), lambda: live.admin_hosts, "admin.hosts"))
 
 
 def id_of(live: Live, row: DecisionRow) -> str:

@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Awaitable
 
-from fastapi import FastAPI, Response
+from fastapi import Response
 from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +22,7 @@ from gateway.http.hangup import WHOLE, line
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}\Z")
 
 
-def excuse_all(app: FastAPI) -> None:
+def excuse_all(app: Starlette) -> None:
     """Whatever goes wrong in the application is told by `excuse`."""
     for family in (GatewayError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(family, excuse)

@@ -1,9 +1,10 @@
-"""Which names we answer to. A web page can make its own name mean 127.0.0.1, but it cannot make it ours."""
+"""Which names we answer to, and whose pages may ask for something to be done. A web page can make its own name mean
+127.0.0.1, but it cannot make it ours; it can have a browser send us what it likes, but the browser says for whom."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -11,6 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.http.errors import Problem
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+ELSEWHERE = Problem(403, "A page of another site asked for this; it may not.")
+READS = ("GET", "HEAD")  # what pages of other sites make a browser read, it does not let them see
+OURS = (b"same-origin", b"none")  # of Sec-Fetch-Site; none: no page at all asked
 
 
 class Hosts:
@@ -24,14 +30,34 @@ class Hosts:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         named = self._named()
         if scope["type"] == "http" and named is not None and called(scope) not in named:
-            return refuse(send, self._misdirected)
+            return refuse(self._misdirected, send)
         return self._app(scope, receive, send)
 
 
-async def refuse(send: Send, problem: Problem) -> None:
-    headers = [(name.encode(), value.encode()) for name, value in problem.headers.items()]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": problem.body})
+class Pages:
+    """Refuses what a page of another site would have done: where no key is needed, an operator's browser is enough."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http" and scope["method"] not in READS and elsewhere(dict(scope["headers"])):
+            return refuse(ELSEWHERE, send)
+        return self._app(scope, receive, send)
+
+
+def elsewhere(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser says that a page of another site asks. Over plain HTTP it tells that page's origin alone."""
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None:
+        return site not in OURS
+    return origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()
+
+
+async def refuse(told: Problem, send: Send) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in told.headers.items()]
+    await send({"type": "http.response.start", "status": told.status, "headers": headers})
+    await send({"type": "http.response.body", "body": told.body})
 
 
 def called(scope: Scope) -> str | None:

@@ -121,6 +121,37 @@ def test_an_admins_key_asks_no_model_and_the_admin_listener_answers_no_client(ru
     assert run.admin.get("/metrics", headers={"host": "evil.example"}).status_code == 400
 
 
+OTHER_PAGES = [
+    {"sec-fetch-site": "cross-site", "origin": "https://evil.example"},
+    {"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:1"},
+    {"origin": "https://evil.example"},
+    {"origin": "http://127.0.0.1:1"},
+    {"origin": "null"},
+]
+
+
+@pytest.mark.parametrize("page", OTHER_PAGES)
+@pytest.mark.parametrize("path", ["/admin/reload", "/admin/drain", "/admin/calibrators/cheap/promote"])
+def test_a_page_of_another_site_changes_nothing(page: dict[str, str], path: str, run: Run) -> None:
+    """Where admins need no key, any page that the operator looks at could."""
+    told = run.admin.post(path, headers={"content-type": "text/plain", **page})
+    assert told.status_code == 403
+    assert told.json()["error"]["type"] == "permission_error"
+    assert told.headers["x-request-id"]
+    assert run.admin.get("/metrics", headers=page).status_code == 200, "what is only read, the browser keeps from it"
+
+
+def test_a_page_of_ours_may_do_what_its_key_may(run: Run) -> None:
+    ours = str(run.admin.base_url).rstrip("/")
+    for page in (
+        {"sec-fetch-site": "same-origin", "origin": ours},
+        {"sec-fetch-site": "same-origin", "origin": "https://tls.example"},  # somebody before us takes TLS off
+        {"sec-fetch-site": "none"},
+        {"origin": ours},
+    ):
+        assert run.admin.post("/admin/reload", headers=page).status_code == 200
+
+
 def test_operators_see_what_runs_and_no_secret(run: Run) -> None:
     run.ask(small={"nats": SURE})
     assert 'confidence_gateway_hops_total{reason="confident",tier="cheap"}' in run.admin.get("/metrics").text

@@ -99,6 +99,30 @@ def test_metrics_and_lists_are_those_of_all_workers(fleet: Fleet) -> None:
     assert fleet.admin.get("/admin/config").json()["server"]["workers"] == 2
 
 
+@pytest.mark.parametrize("method", ["PATCH", "OPTIONS", "TRACE"])
+def test_what_no_worker_is_asked_is_refused_in_the_one_shape(method: str, fleet: Fleet) -> None:
+    told = fleet.admin.request(method, "/metrics", headers={"x-request-id": "mine"})
+    assert (told.status_code, told.headers["x-request-id"]) == (405, "mine")
+    assert told.json()["error"]["type"] == "invalid_request_error"
+    nowhere = fleet.admin.get("/metrics%0a/more")
+    assert nowhere.status_code == 404
+    assert nowhere.json()["error"]["message"] == "There is nothing here."
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/admin/tiers", "/admin/config", "/admin/console/data", "/admin/nothing"])
+def test_every_answer_carries_one_request_id(path: str, fleet: Fleet) -> None:
+    assert len(fleet.admin.get(path).headers.get_list("x-request-id")) == 1
+    assert fleet.admin.get(path, headers={"x-request-id": "mine"}).headers.get_list("x-request-id") == ["mine"]
+
+
+def test_a_page_of_another_site_changes_nothing_in_any_worker(fleet: Fleet) -> None:
+    for page in ({"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}):
+        assert fleet.admin.post("/admin/drain", headers=page).status_code == 403
+        assert fleet.admin.get("/admin/card", headers=page).status_code == 200
+    ours = {"sec-fetch-site": "same-origin", "origin": str(fleet.admin.base_url).rstrip("/")}
+    assert fleet.admin.post("/admin/reload", headers=ours).status_code == 200
+
+
 def test_the_console_is_passed_on_with_the_policy_that_guards_it_and_refusals_say_how_to_go_on(fleet: Fleet) -> None:
     page = fleet.admin.get("/admin/console", follow_redirects=True)
     assert (page.status_code, page.headers["content-security-policy"]) == (200, console.POLICY)
