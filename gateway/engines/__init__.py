@@ -23,7 +23,7 @@ import importlib
 import pkgutil
 from typing import ClassVar, Protocol, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from gateway.errors import ConfigError
 from gateway.nouns import Ability, Engine
@@ -34,6 +34,8 @@ __all__ = ["EngineFile", "Options", "find", "kinds", "resolve"]
 
 class Options(Written):
     """Base of every engine's options. abilities: of all its tiers.  forwards: fields that a tier allows are sent on."""
+
+    model_config = ConfigDict(allow_inf_nan=False)  # whatever else they may be, no limit is infinite
 
     abilities: ClassVar[frozenset[Ability]] = frozenset()
     forwards: ClassVar[bool] = False

@@ -13,8 +13,10 @@ import base64
 import ipaddress
 import socket
 import ssl
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
@@ -28,6 +30,9 @@ MAX_HEAD_BYTES = 64 * 2**10
 MAX_WAITING_BYTES = 2**18  # of a body that nobody has read yet, before the server is slowed down
 STAGGER_SECONDS = 0.25  # what an address gets before the next is tried beside it: RFC 8305, section 5
 KEEP_SECONDS = 15.0  # servers close idle connections, too: an old one is not worth the risk
+KNOWN_SECONDS = 5.0  # a name's addresses: as long as Kubernetes' DNS calls those of a service good
+
+Found = list[Any] | str  # addresses, or why there are none
 
 
 class Trouble(Exception):
@@ -65,9 +70,9 @@ class Client:
         url = urlsplit(server)
         assert url.hostname is not None, "a server has a host"
         self._host = url.hostname.encode("idna").decode() if not url.hostname.isascii() else url.hostname
-        self._literal = is_address(self._host)
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._port = url.port or (443 if self._tls else 80)
+        self._name = None if is_address(self._host) else Name(self._host, self._port)
         self._connect_seconds, self.most_bytes = connect_seconds, most_bytes
         self._idle: deque[tuple[float, Connection]] = deque()  # since when; the latest is used first
         self._sweep: asyncio.TimerHandle | None = None
@@ -115,11 +120,11 @@ class Client:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        found = None if self._literal else await self._addresses(loop)
         where: dict[str, Any] = {"host": self._host, "port": self._port}
         try:
             with Limit(loop.time() + self._connect_seconds):
-                if found is not None:  # uvloop would try them in turn, and wait for a dead one until the time is up
+                if self._name is not None:  # uvloop would try them in turn, and wait for a dead one until time is up
+                    found = await self._name.addresses()
                     where = {"sock": await start_connection(found, happy_eyeballs_delay=STAGGER_SECONDS)}
                 _, connection = await loop.create_connection(
                     lambda: Connection(self, loop),
@@ -127,21 +132,13 @@ class Client:
                     ssl=self._tls,
                     server_hostname=self._host if self._tls else None,
                 )
-        except TimeoutError as error:
-            raise ConnectTimeout from error
         except (OSError, RuntimeError) as error:  # the latter from uvloop, for a socket
+            if self._name is not None:
+                self._name.forget()
+            if isinstance(error, TimeoutError):
+                raise ConnectTimeout from error
             raise Unreachable(getattr(error, "strerror", None) or str(error)) from error
         return connection
-
-    async def _addresses(self, loop: asyncio.AbstractEventLoop) -> list[Any]:
-        """Where the server may be reached, in the order of preference. Raises Unreachable."""
-        try:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise Unreachable(error.strerror or str(error)) from error
-        if not found:
-            raise Unreachable("no address")
-        return found
 
     def keep(self, connection: Connection) -> None:
         """A connection that may be used again."""
@@ -164,6 +161,56 @@ class Client:
         self._idle.clear()
         for connection in list(self.connections):
             connection.abort()
+
+
+class Name:
+    """Where a host may be reached.
+
+    The system's resolver may hang for minutes, and nobody can stop it. So it is asked in a thread of its own: a loop
+    has few, for all servers, and they are waited for when the process ends. Whoever wants to know meanwhile waits for
+    the same answer.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self._asked: asyncio.Future[Found] | None = None
+        self._found: list[Any] = []
+        self._found_at = 0.0
+
+    async def addresses(self) -> list[Any]:
+        """In the order of preference. Raises Unreachable."""
+        loop = asyncio.get_running_loop()
+        if self._found and loop.time() - self._found_at <= KNOWN_SECONDS:
+            return self._found
+        if self._asked is None:
+            asked: asyncio.Future[Found] = loop.create_future()
+            threading.Thread(target=self._ask, args=(loop, asked), name="resolver", daemon=True).start()
+            self._asked = asked
+        asked = self._asked
+        await asyncio.wait({asked})  # who leaves does not cancel it for the others
+        found = asked.result()
+        if isinstance(found, str):
+            raise Unreachable(found)
+        return found
+
+    def forget(self) -> None:
+        """What was found led nowhere."""
+        self._found = []
+
+    def _ask(self, loop: asyncio.AbstractEventLoop, asked: asyncio.Future[Found]) -> None:
+        found: Found
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:  # the latter for what can be no name
+            found = getattr(error, "strerror", None) or str(error)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._tell, asked, found)
+
+    def _tell(self, asked: asyncio.Future[Found], found: Found) -> None:
+        self._asked = None
+        if not isinstance(found, str):
+            self._found, self._found_at = found, asked.get_loop().time()
+        asked.set_result(found)
 
 
 def is_address(host: str) -> bool:

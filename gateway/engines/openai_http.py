@@ -49,15 +49,18 @@ IDENTITY_SECONDS = 10.0  # vLLM's loop answers nobody while it builds replies wi
 DRAIN_SECONDS = 0.05  # for the end of a body whose [DONE] has come: 5 bytes, and the connection can be used again
 
 
-def with_a_port_there_can_be(url: str) -> str:
+def with_an_address_there_can_be(url: str) -> str:
     try:
-        _ = urlsplit(url).port
+        host, _ = urlsplit(url).hostname or "", urlsplit(url).port
+        _ = host.encode("idna")
     except ValueError as error:
         raise wrong("{url}: {told}", url=url, told=str(error)) from None
+    if not host:
+        raise wrong("{url}: it names no host", url=url)
     return url
 
 
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$"), AfterValidator(with_a_port_there_can_be)]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$"), AfterValidator(with_an_address_there_can_be)]
 
 
 class Options(engines.Options):
@@ -73,7 +76,7 @@ class Options(engines.Options):
     )
     model: str = Field(min_length=1, description="as the server calls it")
     api_key: SecretReference | None = None
-    connect_seconds: float = Field(1.0, gt=0)
+    connect_seconds: float = Field(1.0, gt=0, description="its name's look-up and TLS included")
     first_byte_seconds: float = Field(
         10.0,
         gt=0,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -212,20 +213,24 @@ def refusing() -> Iterator[tuple[str, int]]:
         yield bound.getsockname()
 
 
-Addresses = tuple[tuple[str, int], ...]
+Resolve = Callable[..., None]
 
 
-def resolve_to(addresses: Addresses) -> None:
-    """What the running loop finds for a name that ends in `.internal`."""
-    loop = asyncio.get_running_loop()
-    real = loop.getaddrinfo
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
+    """Says what the system finds for a name that ends in `.internal`. asked: is told of every such look-up."""
+    real = socket.getaddrinfo
 
-    async def resolve(host: str, *arguments: Any, **more: Any) -> Any:  # uvloop resolves an address again to connect
-        if not host.endswith(".internal"):
-            return await real(host, *arguments, **more)
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for address in addresses]
+    def say(*addresses: tuple[str, int], asked: Callable[[], object] = lambda: None) -> None:
+        def found(host: str, *arguments: Any, **more: Any) -> Any:
+            if not host.endswith(".internal"):
+                return real(host, *arguments, **more)
+            asked()
+            return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for address in addresses]
 
-    loop.getaddrinfo = resolve  # type: ignore[method-assign]
+        monkeypatch.setattr(socket, "getaddrinfo", found)
+
+    return say
 
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -236,6 +241,7 @@ LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_
 def test_of_a_name_with_a_dead_and_a_live_address_the_live_one_is_taken_in_time(
     dead: Callable[[], contextlib.AbstractContextManager[tuple[str, int]]],
     new_loop: Callable[[], asyncio.AbstractEventLoop],
+    resolve: Resolve,
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -244,7 +250,7 @@ def test_of_a_name_with_a_dead_and_a_live_address_the_live_one_is_taken_in_time(
 
     async def work(dead_address: tuple[str, int]) -> float:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        resolve_to((dead_address, server.sockets[0].getsockname()))
+        resolve(dead_address, server.sockets[0].getsockname())
         client = _http.Client("http://model.internal:8000/v1", {}, connect_seconds=PATIENCE, most_bytes=2**19)
         began = asyncio.get_running_loop().time()
         assert await get(client) == (200, b"ok")
@@ -259,9 +265,10 @@ def test_of_a_name_with_a_dead_and_a_live_address_the_live_one_is_taken_in_time(
 @LOOPS
 def test_a_name_all_of_whose_addresses_are_silent_is_given_up_when_the_time_is_up(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
+    resolve: Resolve,
 ) -> None:
     async def work(*addresses: tuple[str, int]) -> None:
-        resolve_to(addresses)
+        resolve(*addresses)
         client = _http.Client("http://model.internal", {}, connect_seconds=0.5, most_bytes=1)
         with pytest.raises(_http.ConnectTimeout):
             await get(client)
@@ -270,15 +277,68 @@ def test_a_name_all_of_whose_addresses_are_silent_is_given_up_when_the_time_is_u
         runner.run(work(first, second))
 
 
-def test_a_name_all_of_whose_addresses_refuse_is_unreachable() -> None:
+def test_a_name_all_of_whose_addresses_refuse_is_unreachable(resolve: Resolve) -> None:
     async def work(*addresses: tuple[str, int]) -> None:
-        resolve_to(addresses)
+        resolve(*addresses)
         client = _http.Client("http://model.internal", {}, connect_seconds=PATIENCE, most_bytes=1)
         with pytest.raises(_http.Unreachable, match="Connect call failed"):
             await get(client)
 
     with refusing() as first, refusing() as second:
         asyncio.run(work(first, second))
+
+
+@LOOPS
+def test_a_resolver_that_hangs_holds_up_one_thread_and_nobody_longer_than_a_connection_may_take(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], resolve: Resolve
+) -> None:
+    asked: list[bool] = []
+    answers = threading.Event()
+
+    def hang() -> None:
+        asked.append(threading.current_thread().daemon)
+        answers.wait(PATIENCE)
+
+    async def work() -> None:
+        client = _http.Client("http://model.internal", {}, connect_seconds=0.5, most_bytes=1)
+        found = await asyncio.gather(*(get(client) for _ in range(30)), return_exceptions=True)
+        assert {type(one) for one in found} == {_http.ConnectTimeout}
+        other = _http.Client("http://localhost:9", {}, connect_seconds=PATIENCE, most_bytes=1)
+        with pytest.raises(_http.Unreachable):
+            await get(other)
+
+    resolve(asked=hang)
+    began = time.monotonic()
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(work())
+    assert time.monotonic() - began < PATIENCE / 2, "nobody waits for it, the loop's end neither"
+    answers.set()  # and nobody is there to be told
+    assert asked == [True], "a daemon: nor does the process's end wait"
+
+
+def test_a_names_addresses_are_kept_until_they_are_of_no_use(resolve: Resolve) -> None:
+    asked: list[None] = []
+
+    async def work(listener: socket.socket) -> None:
+        resolve(listener.getsockname(), asked=lambda: asked.append(None))
+        client = _http.Client("http://model.internal", {}, connect_seconds=PATIENCE, most_bytes=1)
+        for _ in range(3):
+            with await client.ask(b"", fresh=True):
+                assert len(asked) == 1
+        listener.close()
+        for n in (1, 2):
+            with pytest.raises(_http.Unreachable):
+                await client.ask(b"", fresh=True)
+            assert len(asked) == n, "what led nowhere is not used again"
+        client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(work(listener))
+
+
+def test_a_name_that_cannot_be_looked_up_is_unreachable() -> None:
+    with pytest.raises(_http.Unreachable):
+        asyncio.run(get(_http.Client("http://vllm..svc:8000", {}, connect_seconds=PATIENCE, most_bytes=1)))
 
 
 def test_a_reply_that_was_read_leaves_nothing_to_the_garbage_collector() -> None:
