@@ -144,6 +144,9 @@ class Sqlite(SqlStore):
 
     def _open(self, *, check: bool) -> sqlite3.Connection:
         mode = "ro" if self._read_only else "rwc"
+        if not self._read_only:
+            with contextlib.suppress(OSError):  # it is there, or SQLite will say why not
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # its journals go by its mode
         connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={mode}",
             uri=True,

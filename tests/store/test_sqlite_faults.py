@@ -65,6 +65,21 @@ def test_every_commit_is_synced_in_either_journal_mode(
     store.close()
 
 
+@pytest.mark.parametrize("wal", [True, False])
+def test_what_is_kept_is_the_gateways_to_read_alone(wal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "wal_is_safe", lambda _: wal)
+    path = tmp_path / "s.db"
+    store = Sqlite(path)
+    [number] = numbers(1)
+    store.put([wish(number)])
+    kept = {one.name: one.stat().st_mode & 0o777 for one in tmp_path.glob("s.db*") if one.suffix != ".lock"}
+    assert kept == dict.fromkeys(["s.db", "s.db-wal", "s.db-shm"] if wal else ["s.db", "s.db-journal"], 0o600)
+    store.close()
+    path.chmod(0o640)  # as an operator wants it
+    Sqlite(path).close()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_second_writer_is_refused_and_told_whose_it_is(tmp_path: Path) -> None:
     store = Sqlite(tmp_path / "s.db")
     with pytest.raises(ConfigError, match=rf"written by another process.*{os.getpid()}"):
