@@ -103,10 +103,12 @@ def called(call: ToolCall) -> Json:
 
 
 def call_part(part: CallPart) -> Json:
-    """Of a call: its name once, then its arguments."""
-    if not part.name:
-        return {"index": part.index, "function": {"arguments": part.arguments}}
-    return {"index": part.index} | called(ToolCall(part.id, part.name, part.arguments))
+    """Of a call: its id and its name once, then its arguments."""
+    told: Json = {"index": part.index}
+    if part.id:
+        told |= {"id": part.id, "type": "function"}
+    function = {"name": part.name} if part.name else {}
+    return told | {"function": function | {"arguments": part.arguments}}
 
 
 @noun(frozen=True, slots=True)
