@@ -83,8 +83,7 @@ async def prefix(ask: Ask, route: Policy, listener: Listener, note: Observer = i
     for position, tier in enumerate(route.tiers):
         tried = position + 1
         if position == len(route.tiers) - 1:
-            reason = Reason.BYPASS if route.bypass else Reason.LAST
-            told = Opening(tier.name, "", reason, tried, None, None, tier.calibrator_id)
+            told = Opening(tier.name, "", last_reason(route), tried, None, None, tier.calibrator_id)
             hop = await pass_on(ask, tier, told, listener, must=True)
         elif tier.prefix is None:
             why = "the tier has no calibrator for first tokens"
@@ -111,10 +110,20 @@ def in_turn(route: Policy) -> Sequence[Tier]:
 
 
 def opening_reason(route: Policy, tier: Tier) -> Reason:
-    """Why a committed tier answers: it was asked alone, it was chosen, or those that were chosen before it failed."""
+    """Why a committed tier answers: it was asked alone, it was chosen or is the last that there is money for, or those
+    that come before it failed."""
     if route.bypass:
         return Reason.BYPASS
-    return Reason.LAST if tier is in_turn(route)[0] else Reason.FALLBACK
+    if tier is not in_turn(route)[0]:
+        return Reason.FALLBACK
+    return Reason.LAST if tier.name == route.commit_to else last_reason(route)
+
+
+def last_reason(route: Policy) -> Reason:
+    """Why the last tier answers, as far as that is known before it does."""
+    if route.bypass:
+        return Reason.BYPASS
+    return Reason.BUDGET if route.curtailed else Reason.LAST
 
 
 def passed(hops: Sequence[Hop], route: Policy, listener: Listener, reason: Reason) -> Answer | None:

@@ -115,6 +115,14 @@ def test_an_answer_that_is_cut_at_the_token_it_would_be_decided_on_is_not_passed
     assert (first["reason"], first["given_up"]) == ("truncated", False)
 
 
+@pytest.mark.parametrize("mode", ["prefix", "commit"])
+def test_an_answer_of_a_cheaper_tier_for_want_of_money_says_so(mode: str, held: Gateway) -> None:
+    route = {"stream_mode": mode, "budget_usd": 0.0001, "debug": True}
+    answer = post(held, ask({"nats": UNSURE}, stream=True, max_tokens=10, route=route))
+    assert (answer.headers["x-route-tier"], answer.headers["x-route-reason"]) == ("cheap", "budget")
+    assert chunks(answer.text)[-1]["route"]["reason"] == "budget"
+
+
 def test_half_an_answer_is_never_the_fallback(held: Gateway) -> None:
     half = {"text": WORDS, "nats": UNSURE, "gate": "never", "before": 1 + TOKENS}
     answer = post(held, ask(half, {"fault": "500"}, stream=True))
