@@ -562,11 +562,17 @@ class Config(Written):
     fleet: Fleet = Field(default=Fleet(), description="the machine that `confgate up` starts model servers on")
 
     _file: Path | None = PrivateAttr(default=None)
+    _text: str = PrivateAttr(default="")
 
     @property
     def file(self) -> Path | None:
         """Where this was read from; None for a configuration that was made otherwise."""
         return self._file
+
+    @property
+    def text(self) -> str:
+        """What was written; nothing for a configuration that was made otherwise."""
+        return self._text
 
     @field_validator("server")
     @classmethod
@@ -688,7 +694,7 @@ def parse(text: str, path: Path) -> Config:
         config = Config.model_validate(raw, context={"base_dir": path.resolve().parent})
     except ValidationError as error:
         raise ConfigError("\n".join(tell(mistake, tree, path) for mistake in causes(error))) from None
-    config._file = path.resolve()
+    config._file, config._text = path.resolve(), text
     return config
 
 

@@ -58,16 +58,19 @@ KEEP_ALIVE_SECONDS = 65  # longer than the 60 s of common load balancers, so tha
 class Berth:
     """What one of several workers gets from its supervisor.
 
-    ready: what to write to stdout once clients are let in.  loaded: what to write once they could be; whether they may
-    is then told on `lifeline`, and that the supervisor has ended, too.
+    config: what to serve by at first.  ready: what to write to stdout once clients are let in.  loaded: what to write
+    once they could be; whether they may is then told on `lifeline`, and that the supervisor has ended, too.
+    reloaded: as Live has it.
     """
 
+    config: Config
     listener: socket.socket
     admin: socket.socket | None
     lasting: Lasting
     ready: str
     lifeline: int | None = None
     loaded: str = ""
+    reloaded: Callable[[Config], object] = lambda _: None
 
 
 def run(read: Callable[[], Config], berth: Berth | None = None) -> None:
@@ -75,15 +78,15 @@ def run(read: Callable[[], Config], berth: Berth | None = None) -> None:
 
     Raises ConfigError when it cannot start.
     """
-    config = read()
     with contextlib.ExitStack() as stack:
         if berth is None:
+            config = read()
             listener = stack.enter_context(listen(config.server.host, config.server.port))
             admin = stack.enter_context(listen(*config.admin.address, said="admin.port")) if config.admin else None
             lasting = Lasting(secrets.token_bytes(32), Ledger(config.keys.ledger).vacate())
-            berth = Berth(listener, admin, lasting, invitation(url(listener), config, admin))
+            berth = Berth(config, listener, admin, lasting, invitation(url(listener), config, admin))
         runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
-        runner.run(serve(config, read, berth))
+        runner.run(serve(berth.config, read, berth))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -131,6 +134,7 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
         enter = rooms.enter_async_context
         traces = await enter(traced(config))
         live = await enter(opened(config, read, berth.lasting))
+        live.reloaded = berth.reloaded
         desk = await enter(kept(config, telemetry))
         rolling = await rolled(config, live, desk, telemetry)
         monitoring = await enter(watched(live, desk, telemetry))

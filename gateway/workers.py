@@ -17,8 +17,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ YOUNG_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
 CALIBRATORS = "/admin/calibrators/"  # a step that one worker takes, all the others read from the shared folder
 SHARED = ("/admin/console", "/admin/decisions")  # files, and what all read from one store: any worker's answer will do
-MONITORS, CARD = "/admin/monitors", "/admin/card"
+MONITORS, CARD, RELOAD = "/admin/monitors", "/admin/card", "/admin/reload"
 PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
     "cache-control",
     "content-security-policy",
@@ -66,6 +66,8 @@ PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
 FROM_PAGE = ("origin", "sec-fetch-site")
 KEPT = ("authorization", "content-type", "host", "accept", "x-request-id", *FROM_PAGE)  # of the headers of a request
 KILL_SECONDS = 5.0  # beyond the grace, for a worker that does not end
+RELOADED = "reloaded "  # a worker's word to the supervisor; the text that it serves by now follows, as JSON
+LINE_BYTES = 2**26  # longer than any text
 
 Json = dict[str, Any]
 Told = tuple[int, Response]  # a worker's seat, and its answer
@@ -74,9 +76,13 @@ Told = tuple[int, Response]  # a worker's seat, and its answer
 @dataclass(frozen=True, slots=True)
 class Orders:
     """What a worker is told, as JSON on its standard input; a second line, that it may let clients in. That this ends
-    tells it that the supervisor has."""
+    tells it that the supervisor has.
+
+    config: the file, for reloads.  text: what to serve by until then.
+    """
 
     config: str
+    text: str
     given: Json
     log_level: str
     port: int
@@ -87,7 +93,10 @@ class Orders:
 
 def written(path: Path, given: Json) -> Config:
     """The configuration as it is now, with what the command line said instead. Raises ConfigError."""
-    config = configs.read(path)
+    return adapted(configs.read(path), given)
+
+
+def adapted(config: Config, given: Json) -> Config:
     return config.model_copy(update={"server": config.server.model_copy(update=given)})
 
 
@@ -108,7 +117,7 @@ def supervise(path: Path, given: Json, log_level: str) -> None:
         Ledger(ledger).vacate()
         spare = secrets.token_hex(32)
         orders = [
-            Orders(str(path.resolve()), given, log_level, held.getsockname()[1], seat, str(ledger), spare)
+            Orders(str(path.resolve()), config.text, given, log_level, held.getsockname()[1], seat, str(ledger), spare)
             for seat in range(server.workers)
         ]
         runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
@@ -126,8 +135,9 @@ class Worker:
     async def load(self) -> bool:
         """Whether it has come so far that it could let clients in."""
         command = (sys.executable, *(f"-W{option}" for option in sys.warnoptions), "-m", "gateway.workers")
+        pipe = asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True
+            *command, stdin=pipe, stdout=pipe, limit=LINE_BYTES, start_new_session=True
         )
         told = await self._say(json.dumps(asdict(self.orders)) + "\n")
         self.admin_port = json.loads(told)["admin_port"] if told else 0
@@ -145,17 +155,29 @@ class Worker:
         self.process.stdin.write(line.encode())
         return await self.process.stdout.readline()
 
+    async def reloads(self) -> AsyncIterator[str]:
+        """Every text that it comes to serve by."""
+        assert self.process is not None, "it was started"
+        assert self.process.stdout is not None, "asked for"
+        async for line in self.process.stdout:
+            if line.startswith(RELOADED.encode()):
+                yield json.loads(line[len(RELOADED) :])
+
     def tell(self, number: int) -> None:
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(number)
 
 
 class Supervisor:
-    """Over its workers. read: the configuration as it is written now."""
+    """Over its workers. read: the configuration as it is written now.
+
+    _text: the one in service, which is what a worker that replaces another gets.  _reloads: how many there have been.
+    """
 
     def __init__(self, config: Config, orders: Sequence[Orders], read: Any) -> None:
         self._config, self._read = config, read
         self._workers = [Worker(one) for one in orders]
+        self._text, self._reloads = config.text, 0
         self._ending = False
 
     async def serve(self, admin: socket.socket, ready: str) -> None:
@@ -193,16 +215,21 @@ class Supervisor:
         except ConfigError as error:
             log.error("not reloaded", extra={"why": str(error)})
             return
+        self._spread()
+
+    def _spread(self, told: Collection[int] = ()) -> None:
+        """A reload to all but those who were told: those who load still, once they have."""
+        self._reloads += 1
         for worker in self._workers:
-            worker.tell(signal.SIGHUP)
+            if worker.admin_port and worker.orders.seat not in told:
+                worker.tell(signal.SIGHUP)
 
     async def _keep(self, worker: Worker) -> None:
         """Start it anew whenever it dies; until it ends as it was told to."""
         now = asyncio.get_running_loop().time
         pause, began = RESTART_SECONDS, now()
         while True:
-            assert worker.process is not None, "it was started"
-            code = await worker.process.wait()
+            code = await self._end_of(worker)
             worker.admin_port = 0
             if code == 0 or self._ending:
                 worker.ended = True
@@ -213,11 +240,27 @@ class Supervisor:
             if self._ending:
                 worker.ended = True
                 return
-            began = now()
+            began, reloads = now(), self._reloads
+            worker.orders = replace(worker.orders, text=self._text)
             if await worker.load():
                 await worker.open()
             if self._ending:
                 worker.tell(signal.SIGTERM)
+            elif reloads != self._reloads:
+                worker.tell(signal.SIGHUP)
+
+    async def _end_of(self, worker: Worker) -> int:
+        """Its exit code, once it has one. What it has reloaded until then is in service."""
+        async with asyncio.TaskGroup() as group:
+            listening = group.create_task(self._listen_to(worker))
+            assert worker.process is not None, "it was started"
+            code = await worker.process.wait()
+            listening.cancel()
+        return code
+
+    async def _listen_to(self, worker: Worker) -> None:
+        async for text in worker.reloads():
+            self._text = text
 
     async def _stop_all(self) -> None:
         """Nobody is left behind, whatever happened."""
@@ -250,6 +293,8 @@ class Supervisor:
         told = await self._ask(request, request.method, path, body, once=once)
         if isinstance(told, Response):
             return told
+        if path == RELOAD:
+            self._spread({seat for seat, _ in told})
         answers = [(seat, bytes(answer.body)) for seat, answer in told]
         if once:
             return told[0][1]
@@ -346,9 +391,14 @@ def work() -> None:
     """One worker, by the orders on standard input. Exits with 1, having said why, when it cannot start."""
     orders = Orders(**json.loads(sys.stdin.readline()))
     log_to_stderr(orders.log_level)
-    given = orders.given | {"port": orders.port}
+    path, given = Path(orders.config), orders.given | {"port": orders.port}
+
+    def reloaded(config: Config) -> None:
+        sys.stdout.write(f"{RELOADED}{json.dumps(config.text)}\n")
+        sys.stdout.flush()
+
     try:
-        config = written(Path(orders.config), given)
+        config = adapted(configs.parse(orders.text, path), given)
         with (
             listen(config.server.host, orders.port, shared=True) as listener,
             listen("127.0.0.1", 0) as admin,
@@ -356,8 +406,8 @@ def work() -> None:
             ledger = Ledger(Path(orders.ledger), orders.seat).vacate([orders.seat])
             lasting = Lasting(bytes.fromhex(orders.spare), ledger)
             loaded = json.dumps({"admin_port": admin.getsockname()[1]}) + "\n"
-            berth = Berth(listener, admin, lasting, OPEN, sys.stdin.fileno(), loaded)
-            run(lambda: written(Path(orders.config), given), berth)
+            berth = Berth(config, listener, admin, lasting, OPEN, sys.stdin.fileno(), loaded, reloaded)
+            run(lambda: written(path, given), berth)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         sys.stderr.flush()

@@ -89,11 +89,13 @@ class Live:
     written; the very same one where that is nothing.
     dress: gives a snapshot the calibrators that rollouts have come to; never raises.
     changed: called with every snapshot that comes into service.
+    reloaded: called with every configuration that a reload has brought into service.
     """
 
     def __init__(self, first: Generation, read: Callable[[], Config], lasting: Lasting) -> None:
         self._now, self._read, self.lasting = first, read, lasting
         self.changed: Callable[[Snapshot], object] = lambda _: None
+        self.reloaded: Callable[[Config], object] = lambda _: None
         self.amended: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
         self.dress: Callable[[Snapshot], Awaitable[Snapshot]] = as_it_is
         self._lock = asyncio.Lock()
@@ -141,6 +143,7 @@ class Live:
             old, self._now = self._now, following
             self.changed(self.snapshot)
             group.create_task(old.close())
+            self.reloaded(config)
         log.warning("configuration reloaded", extra={"withheld": dict(self.snapshot.withheld)})
         return config
 

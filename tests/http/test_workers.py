@@ -167,38 +167,76 @@ def test_workers_share_the_seats_of_a_tier(fleet: Fleet, upstream: Upstream) -> 
 def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_on(fleet: Fleet) -> None:
     before = fleet.workers()
     assert len(before) == 2
-    os.kill(before[0], signal.SIGKILL)
-    until(lambda: len(set(fleet.workers()) - set(before)) == 1)
-    until(lambda: len({row["worker"] for row in fleet.admin.get("/admin/tiers").json()}) == 2)
+    replace_one(fleet)
     assert before[1] in fleet.workers()
     assert {answer.status_code for answer in fleet.many(16)} == {200}
     assert fleet.gateway.logged(lambda line: line["event"] == "a worker died")
 
 
-@pytest.mark.parametrize("how", ["signal", "endpoint"])
-def test_a_reload_reaches_every_worker(how: str, fleet: Fleet) -> None:
-    changed = json.loads(json.dumps(fleet.plan))
-    changed["policies"][f"new-{how}"] = {"steps": [{"tier": "dear"}]}
-    fleet.path.write_text(json.dumps(changed))
+def replace_one(fleet: Fleet) -> None:
+    """Kill a worker, and wait for the one that takes its place."""
+    before = fleet.workers()
+    os.kill(before[0], signal.SIGKILL)
+    until(lambda: len(set(fleet.workers()) - set(before)) == 1)
+    until(lambda: len({row["worker"] for row in fleet.admin.get("/admin/tiers").json()}) == 2)
+
+
+def more(plan: Json, policy: str) -> Json:
+    """A copy with one policy more."""
+    copy: Json = json.loads(json.dumps(plan))
+    copy["policies"][policy] = {"steps": [{"tier": "dear"}]}
+    return copy
+
+
+def serves(fleet: Fleet, policy: str) -> bool:
+    """Whether one of the workers, any of them, has this policy."""
+    headers = {"authorization": "Bearer sk-free"}
+    told = httpx2.get(f"{fleet.gateway.url}/v1/models", headers=headers, timeout=PATIENCE)
+    return f'"auto:{policy}"' in told.text
+
+
+def reload(fleet: Fleet, plan: Json, how: str = "endpoint") -> None:
+    fleet.path.write_text(json.dumps(plan))
     if how == "signal":
         fleet.gateway.process.send_signal(signal.SIGHUP)
     else:
         assert fleet.admin.post("/admin/reload").json()["status"] == "reloaded"
 
-    def known() -> bool:
-        told = httpx2.get(
-            f"{fleet.gateway.url}/v1/models", headers={"authorization": "Bearer sk-free"}, timeout=PATIENCE
-        )
-        return f"auto:new-{how}" in told.text
 
-    until(lambda: all(known() for _ in range(8)))
+@pytest.mark.parametrize("how", ["signal", "endpoint"])
+def test_a_reload_reaches_every_worker(how: str, fleet: Fleet) -> None:
+    reload(fleet, more(fleet.plan, f"new-{how}"), how)
+    until(lambda: all(serves(fleet, f"new-{how}") for _ in range(8)))
     fleet.path.write_text("{")
     refused = fleet.admin.post("/admin/reload")
     assert refused.status_code == 400
     assert "cascade.yaml" in refused.json()["error"]["message"]
-    assert all(known() for _ in range(4))
-    fleet.path.write_text(json.dumps(fleet.plan))
-    assert fleet.admin.post("/admin/reload").status_code == 200
+    assert all(serves(fleet, f"new-{how}") for _ in range(4))
+    reload(fleet, fleet.plan)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "how"), [("broken", "endpoint"), ("no calibrator", "signal"), ("not meant yet", None)]
+)
+def test_who_takes_a_workers_place_serves_by_what_the_others_serve_by(
+    wrong: str, how: str | None, fleet: Fleet
+) -> None:
+    """Not by what is in the file: that may have been refused, by the workers alone even, or be half an edit."""
+    served = more(fleet.plan, "served")
+    reload(fleet, served)
+    edited = more(served, "edited")
+    if wrong == "no calibrator":
+        edited["tiers"][0]["calibrator"] = "gone.json"
+    fleet.path.write_text("{" if wrong == "broken" else json.dumps(edited))
+    if how == "signal":
+        fleet.gateway.process.send_signal(signal.SIGHUP)
+        fleet.gateway.logged(lambda line: "gone.json" in line.get("why", ""), 2)
+    elif how == "endpoint":
+        assert fleet.admin.post("/admin/reload").status_code == 400
+    replace_one(fleet)
+    for _ in range(8):
+        assert (serves(fleet, "served"), serves(fleet, "edited")) == (True, False)
+    reload(fleet, fleet.plan)
 
 
 def test_a_drain_lets_every_worker_end_what_it_has_begun(upstream: Upstream, tmp_path: Path) -> None:
