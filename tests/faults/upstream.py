@@ -677,6 +677,7 @@ STATUS: dict[str, tuple[int, dict[str, str], object]] = {
     "502": (502, {}, {}),
     "503": (503, {}, {}),
     "429": (429, {"retry-after": "7"}, complaint("slow down", 429)),
+    "429_at_once": (429, {"retry-after": "0"}, complaint("slow down", 429)),
     "429_second": (429, {"retry-after": "1"}, complaint("slow down", 429)),
     "429_day": (429, {"retry-after": "86400"}, complaint("slow down", 429)),
     "429_date": (429, {"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}, complaint("slow down", 429)),

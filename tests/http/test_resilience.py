@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.faults.ask import ask
+from tests.faults.ask import ask, leave_idle
 from tests.faults.gateway import PATIENCE, SURE, Gateway, cascade, running, soonest, timed, until, write_artifact
 from tests.faults.upstream import Upstream
 
-LANES = 48
+LANES = 50
 LONG, SHORT = 120.0, 0.3  # s, for which a breaker stays open: for what is seen while it is, for what comes after
 BREAKS = ("reset", "hang_up", "reset_in_body", "end_in_body")
 
@@ -33,11 +33,11 @@ def lanes(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
         limits = {"in_flight": 2, "waiting": 1, "waiting_seconds": PATIENCE, "breaker": breaker}
         return {**like, "name": f"{like['name']}-{name}", "limits": limits}
 
-    names = [*map(str, range(LANES)), *(f"healing-{n}" for n in range(4)), "hurried"]
+    names = [*map(str, range(LANES)), *(f"healing-{n}" for n in range(4)), "gone", "hurried"]
     plan["tiers"] = [tier(one, name) for name in names for one in (cheap, dear)]
     plan["tiers"][-2]["patience_seconds"] = 0.3
-    gone = {"kind": "openai_http", "url": "http://127.0.0.1:1/v1", "model": "small"}
-    plan["tiers"].append({"name": "gone", "engine": gone})
+    plan["tiers"][-4]["engine"] = {**cheap["engine"], "url": "http://127.0.0.1:1/v1"}
+    plan["on_bad_artifact"] = "escalate"  # nobody is there to be held against the calibrator
     steps = {name: [{"tier": f"cheap-{name}", "accept_at": 0.8}, {"tier": f"dear-{name}"}] for name in names}
     plan["policies"] = {f"p-{name}": {"steps": step} for name, step in steps.items()} | {
         "default": {"steps": steps[names[0]]}
@@ -93,10 +93,10 @@ def healing(http: httpx2.Client) -> Lane:
 
 @pytest.mark.parametrize("fault", BREAKS)
 def test_a_broken_connection_is_tried_once_more_on_a_new_one(fault: str, lane: Lane, upstream: Upstream) -> None:
+    leave_idle(2, lane.ask, upstream)
+    upstream.seen.clear()
     assert lane.hops({"fault": fault, "times": 1, "nats": SURE}) == [("confident", 1)]
-    first, second = upstream.asked("small")
-    assert first.connection != second.connection
-    assert not second.reused
+    assert [seen.reused for seen in upstream.asked("small")] == [True, False]
     assert lane.metric("retries_total", "cheap") == 1
 
 
@@ -106,15 +106,25 @@ def test_there_is_no_third_attempt(fault: str, lane: Lane, upstream: Upstream) -
     assert len(upstream.asked("small")) == 2
 
 
+def test_a_retry_that_is_over_makes_room_for_the_next(lane: Lane) -> None:
+    """More of them, one after another, than there may be at once."""
+    for times, told in ((1, [("confident", 1)]), (None, [("failed", 1), ("last", 0)])):
+        for text in "abcd":
+            assert lane.hops({"fault": "reset", "times": times, "nats": SURE, "text": text}) == told
+
+
 @pytest.mark.parametrize("fault", ["500", "502", "503", "html", "cut_json", "unauthorized"])
 def test_a_server_that_answered_is_not_asked_again(fault: str, lane: Lane, upstream: Upstream) -> None:
     assert lane.hops({"fault": fault}) == [("failed", 0), ("last", 0)]
     assert len(upstream.asked("small")) == 1
 
 
-def test_a_server_that_refuses_connections_is_tried_twice(lane: Lane) -> None:
-    told = lane.ask(model="gone")
-    assert told.status_code == 502
+def test_a_server_that_refuses_connections_is_tried_twice(http: httpx2.Client) -> None:
+    gone = Lane(http, "gone")
+    for _ in range(5):
+        assert gone.hops() == [("failed", 1), ("last", 0)]
+    assert gone.hops() == [("breaker_open", 0), ("last", 0)]
+    assert gone.ask(model="cheap-gone").status_code == 502
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "html"])
@@ -139,6 +149,24 @@ def test_a_failing_tier_is_used_again_once_it_has_healed(fault: str, healing: La
         healing.ask({"fault": fault})
     until(lambda: healing.hops({"nats": SURE}) == [("confident", 0)])
     assert healing.metric("breaker_open", "cheap") == 0
+
+
+def test_one_question_at_a_time_finds_out_whether_it_has_healed(healing: Lane, upstream: Upstream) -> None:
+    while not healing.metric("breaker_open", "cheap"):
+        healing.ask({"fault": "503"})
+    upstream.seen.clear()
+    asked = list[Future[Any]]()
+
+    def looks() -> bool:
+        asked.append(pool.submit(healing.ask, {"nats": SURE, "gate": "healed"}))
+        until(lambda: upstream.asked("small") or asked[-1].done())
+        return bool(upstream.asked("small"))
+
+    with ThreadPoolExecutor(1) as pool:
+        until(looks)
+        assert healing.hops({"nats": SURE}) == [("breaker_open", 0), ("last", 0)]
+        upstream.opened.add("healed")
+        assert hops(asked[-1].result()) == [("confident", 0)]
 
 
 def test_a_silent_tier_is_left_alone_too(http: httpx2.Client) -> None:
@@ -189,6 +217,12 @@ def test_a_server_that_wants_to_rest_is_skipped_and_clients_are_told_when_to_ret
     assert told[-1].headers["retry-after"] == seconds
     assert len(upstream.asked("large")) == 3
     assert lane.metric("breaker_open", "cheap") == 0
+
+
+def test_a_server_that_wants_to_rest_again_and_again_is_not_taken_for_a_failing_one(lane: Lane) -> None:
+    for _ in range(10):
+        assert lane.hops({"fault": "429_at_once"}) == [("rate_limited", 0), ("last", 0)]
+    assert lane.hops({"nats": SURE}) == [("confident", 0)]
 
 
 def test_a_server_that_rested_is_asked_again(lane: Lane) -> None:

@@ -75,6 +75,11 @@ def test_open_times_vary_by_a_fifth() -> None:
         assert one.left(0.0) == pytest.approx(seconds, abs=1e-4)
 
 
+def test_who_comes_while_a_probe_is_out_is_barred() -> None:
+    one = opened()
+    assert [one.enter(5.0) for _ in range(3)] == [Entry.PROBE, Entry.BARRED, Entry.BARRED]
+
+
 def test_a_good_probe_closes_it_and_the_count_begins_anew() -> None:
     one = opened()
     assert call(one, 4.9, True) is not Entry.PROBE
