@@ -136,9 +136,13 @@ class Worker:
         """Whether it has come so far that it could let clients in."""
         command = (sys.executable, *(f"-W{option}" for option in sys.warnoptions), "-m", "gateway.workers")
         pipe = asyncio.subprocess.PIPE
-        self.process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, limit=LINE_BYTES, start_new_session=True
-        )
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, stdin=pipe, stdout=pipe, limit=LINE_BYTES, start_new_session=True
+            )
+        except OSError as error:  # no memory, or nothing more can be opened
+            log.error("a worker could not be started", extra={"worker": self.orders.seat, "why": str(error)})
+            return False
         told = await self._say(json.dumps(asdict(self.orders)) + "\n")
         self.admin_port = json.loads(told)["admin_port"] if told else 0
         return bool(told)

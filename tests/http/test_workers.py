@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import time
@@ -178,6 +179,21 @@ def replace_one(fleet: Fleet) -> None:
     before = fleet.workers()
     os.kill(before[0], signal.SIGKILL)
     until(lambda: len(set(fleet.workers()) - set(before)) == 1)
+    until(lambda: len({row["worker"] for row in fleet.admin.get("/admin/tiers").json()}) == 2)
+
+
+def test_a_supervisor_that_can_open_nothing_more_replaces_a_worker_once_it_can(fleet: Fleet) -> None:
+    supervisor, before = fleet.gateway.process.pid, fleet.workers()
+    few, many = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, many))
+    os.kill(before[0], signal.SIGKILL)
+    try:
+        fleet.gateway.logged(lambda line: line["event"] == "a worker could not be started")
+        assert fleet.workers() == before[1:]
+        assert fleet.ask().status_code == 200
+    finally:
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (few, many))
+    until(lambda: len(fleet.workers()) == 2)
     until(lambda: len({row["worker"] for row in fleet.admin.get("/admin/tiers").json()}) == 2)
 
 
