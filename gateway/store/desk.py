@@ -169,6 +169,9 @@ class Desk:
                 await asyncio.sleep(pause * self._chance.uniform(0.5, 1.5))
                 pause = min(2 * pause, PAUSE_MAX_SECONDS)
                 purge_at = max(purge_at, now() + pause)
+            except Exception:  # of a purge, which comes again; nobody's answer hangs on it
+                log.exception("what is too old could not be forgotten")
+                purge_at = now() + PURGE_SECONDS
             else:
                 self._watch.store_up(True)
                 pause = PAUSE_SECONDS

@@ -75,6 +75,9 @@ class Postgres(SqlStore):
     def put(self, wishes: Sequence[Wish]) -> list[tuple[Outcome, LabelRow]]:
         return self._again(lambda: super(Postgres, self).put(wishes))
 
+    def purge(self, before: float, labelled_before: float) -> int:
+        return self._again(lambda: super(Postgres, self).purge(before, labelled_before))
+
     def _again(self, work: Callable[[], T]) -> T:
         for _ in range(TRIES):
             with contextlib.suppress(MetAnother):

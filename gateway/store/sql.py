@@ -275,7 +275,7 @@ class SqlStore:
             "(SELECT 1 FROM labels WHERE labels.number = decisions.number)) LIMIT %s"
         )
         with self.writing() as at:
-            numbers = [row[0] for row in at.rows(told, (min(before, labelled_before), before, PURGE_ROWS))]
+            numbers = sorted(row[0] for row in at.rows(told, (min(before, labelled_before), before, PURGE_ROWS)))
             at.many("DELETE FROM hops WHERE number = %s", [(number,) for number in numbers])
             at.many("DELETE FROM decisions WHERE number = %s", [(number,) for number in numbers])
         return len(numbers)

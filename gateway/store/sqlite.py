@@ -174,8 +174,12 @@ class Sqlite(SqlStore):
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         aside = self.path.with_name(f"{self.path.name}.broken-{stamp}-{os.urandom(2).hex()}")
         for ending in ("", "-journal", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 self.path.with_name(self.path.name + ending).rename(aside.with_name(aside.name + ending))
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # a disk that damages files is often read-only soon
+                raise StoreDown(f"{self.path}: broken ({why}), and cannot be moved aside ({error})") from error
         log.error("the store was broken; it was moved aside and begun anew", extra={"to": str(aside), "why": why})
         self._moved_aside(aside)
 

@@ -25,7 +25,7 @@ class Keep:
     def kept(self, text: str) -> str:
         """A text as it may be kept; one that the function cannot take is not."""
         try:
-            return str(self.redact(text[: self.most]))
+            return str(self.redact(text))[: self.most]  # in this order: what the cut goes through is not to be seen
         except Exception as error:
             return f"[not kept: the redacting function raised {type(error).__name__}]"
 

@@ -41,7 +41,7 @@ class Moody(Sqlite):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.free, self.down, self.chokes_on = threading.Event(), False, ""
+        self.free, self.down, self.chokes_on, self.purged = threading.Event(), False, "", False
         self.free.set()
 
     def write(self, entries: Sequence[Entry]) -> None:
@@ -51,6 +51,10 @@ class Moody(Sqlite):
         if any(one.decision is not None and one.decision.number == self.chokes_on for one in entries):
             raise OverflowError("no store takes this")
         super().write(entries)
+
+    def purge(self, before: float, labelled_before: float) -> int:
+        self.purged = True
+        raise OverflowError("nothing is forgotten here")
 
     def put(self, wishes: Sequence[Wish]) -> list[tuple[Outcome, LabelRow]]:
         self.free.wait(20)
@@ -172,6 +176,15 @@ def test_more_labels_than_may_wait_are_refused_at_once(tmp_path: Path) -> None:
         store.free.set()
 
     at_work(tmp_path, act, seconds=0.3)
+
+
+def test_a_purge_that_fails_ends_nothing(tmp_path: Path) -> None:
+    async def act(desk: Desk, store: Moody, seen: Seen) -> None:
+        await eventually(lambda: store.purged)
+        desk.write(entry(*numbers(1)))
+        await eventually(lambda: stored(tmp_path) == 1)
+
+    assert all(at_work(tmp_path, act).up)
 
 
 def test_old_decisions_are_forgotten_as_time_goes_by(tmp_path: Path) -> None:

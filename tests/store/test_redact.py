@@ -49,3 +49,9 @@ def test_a_function_that_fails_keeps_nothing_of_the_text() -> None:
 def test_a_function_that_is_not_there_is_a_mistake_of_the_configuration(name: str) -> None:
     with pytest.raises(ValueError, match=r"cannot find|no function"):
         Texts(redact=name)
+
+
+def test_what_a_cut_would_go_through_is_replaced_before_it() -> None:
+    text = "x " * 20 + "write to john.smith@example.com"
+    for most in range(40, len(text)):
+        assert "john" not in Keep(redact.contacts, most).kept(text)

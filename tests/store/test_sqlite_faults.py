@@ -110,6 +110,23 @@ def test_several_workers_on_one_file_are_refused_before_anything_starts(tmp_path
     assert (code, "several workers need store.postgres" in err) == (1, True)
 
 
+def test_a_broken_file_that_cannot_be_moved_is_a_store_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "decisions.sqlite"
+    path.write_bytes(b"no database " * 1000)
+
+    def read_only(*_: object) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(Path, "rename", read_only)
+    store = Sqlite(path)
+    for act in (lambda: store.write([entry(*numbers(1))]), lambda: store.purge(1.0, 1.0)):
+        with pytest.raises(StoreDown, match="cannot be moved aside"):
+            act()
+    store.close()
+
+
 @pytest.mark.parametrize("kind", ["not a database", "flipped bytes", "cut short", "broken while open"])
 def test_a_broken_file_is_moved_aside_and_begun_anew(kind: str, tmp_path: Path) -> None:
     path, moved = tmp_path / "s.db", []
