@@ -4,7 +4,8 @@
 
 What a user would do, with the commands that a user has: collect, fit, sweep --write, serve; then 1,000 questions
 through the gateway over HTTP. Beside it (--parts): accuracy per tier against the in-process engine, the same throughput
-with log-probs over HTTP in place of the plugin, and what giving up doomed answers saves.
+with log-probs over HTTP in place of the plugin, the contract with clients (contract.py), and what giving up doomed
+answers saves.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from calibrators.scores import wilson
 from eval.datasets import pocket
 from eval.grade import Grade, grade
 from tests.gpu import load, servers
+from tests.gpu.contract import Contract, held
 
 TIERS = ("pocket-nano", "pocket-micro", "pocket-small", "pocket-base")
 PRICES = (0.110, 0.173, 0.321, 1.527)  # as in deploy/pocket/cascade.yaml
 MODELS = Path("deploy/pocket/models")
 FIRST_PORT, GATEWAY_PORT = 8401, 8480
 CLIENTS = 128
-PARTS = ("engine", "logprobs", "aborts")
+PARTS = ("engine", "contract", "logprobs", "aborts")
 ABORT_AT = (0.003, 0.01, 0.03, 0.1)  # share of right answers that may be given up, per tier, on calibration
 
 
@@ -52,6 +54,8 @@ def cascade(folder: Path, confidence: str, calibrators: str | None) -> Path:
             "prices": prices,
             "limits": {"in_flight": 2 * CLIENTS},
         }
+        if name == TIERS[-1]:
+            tier["allows"] = ["response_format"]
         tiers.append(tier | ({"calibrator": f"{calibrators}/{name}.json"} if calibrators else {}))
     accept = [{"tier": name, "accept_at": 0.9} for name in TIERS[:-1]] if calibrators else []
     written = {
@@ -231,6 +235,16 @@ def cascaded(kind: str, args: argparse.Namespace, result: dict[str, Any]) -> Non
     servers.save(args.out, result)
 
 
+def contract(args: argparse.Namespace) -> dict[str, Any]:
+    """By the cascade that the engine's part has fitted and chosen."""
+    environment, last = os.environ | {"PYTHONPATH": args.gateway_path}, len(TIERS) - 1
+    config = args.scratch / "cascade-engine-fitted.yaml"
+    confgate("doctor", "-c", config, environment=environment)
+    port = FIRST_PORT + last
+    with gateway(config, args.out.parent / "gateway-contract.log", environment):
+        return held(Contract(f"http://127.0.0.1:{GATEWAY_PORT}/v1", f"http://127.0.0.1:{port}/v1", port, TIERS[last]))
+
+
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("--out", type=Path, required=True)
@@ -254,11 +268,15 @@ def main() -> None:
             if part == "aborts":
                 learned, test = list(pocket.problems("calibration", 800)), list(pocket.problems("test", 1000))
                 result["early_abort"] = {"window": 16, "learned_on": 800, "rows": aborts(learned, test)}
+            elif part == "contract":
+                result["contract"] = contract(args)
             else:
                 cascaded(part, args, result)
             servers.save(args.out, result)
     told = result.get("accuracy_against_in_process", {})
     print(json.dumps(told, indent=1))
+    broken = [name for name, seen in result.get("contract", {}).items() if "wrong" in seen]
+    assert not broken, broken
     assert all(abs(v["vllm"] - v["in_process"]) <= 10 for v in told.values()), "a tier is over a point off"
 
 
