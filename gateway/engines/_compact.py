@@ -7,6 +7,7 @@ looks at nothing that the object's summary does not tell, the numbers stay in th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from gateway.errors import BadTrace
 from gateway.nouns import SLACK_NATS, Ask, Floats, Source, Summary, TokenTrace
 
 SCHEMA = "confgate.confidence/1"
+STRUCTURED = frozenset({"response_format", "structured_outputs"})
 
 
 class Arrays(msgspec.Struct):
@@ -150,5 +152,14 @@ def unpacked(told: msgspec.Raw) -> Arrays | None:
 
 
 def wanted(ask: Ask) -> bool:
-    """Whether an engine that computes confidence itself is asked for it: greedy answers only, and with evidence."""
-    return ask.evidence and ask.sampling.temperature == 0
+    """Whether an engine that computes confidence itself is asked for it: of greedy answers, and where nothing changes
+    the logits that it reads. The plugin refuses such a request (gateway/vllm_plugin/processor.py)."""
+    sampling = ask.sampling
+    if not ask.evidence or sampling.temperature != 0 or sampling.logit_bias or sampling.min_tokens:
+        return False
+    return not ask.fields or not constrained(ask.fields)
+
+
+def constrained(fields: Mapping[str, Any]) -> bool:
+    """Whether a server that gets these fields may emit some tokens only. A tool that must be called is such a wish."""
+    return not fields.keys().isdisjoint(STRUCTURED) or fields.get("tool_choice", "auto") not in ("auto", "none")

@@ -145,6 +145,7 @@ class OpenAIHttp:
         assert options.url is not None, "one engine, one server"
         self._base = options.url.rstrip("/")
         self._path = quote(urlsplit(self._base).path, safe="/%:@!$&'()*+,;=")
+        self._root = self._path.removesuffix("/v1")  # vLLM's own endpoints
         self._client = self._open(key)
         self._questions = itertools.count()
 
@@ -169,10 +170,7 @@ class OpenAIHttp:
         try:
             raw = await self._post(ask)
         except EngineTooSmall as error:
-            shorter = fitting(ask, error)
-            if shorter is None:
-                raise
-            ask = shorter
+            ask = await self._shortened(ask, error)
             raw = await self._post(ask)
         read = _reply.read if ask.prompt is None else _text.read
         answered = read(raw, ask, self.name)
@@ -185,10 +183,7 @@ class OpenAIHttp:
         try:
             answered = await self._listen(ask, hear)
         except EngineTooSmall as error:
-            shorter = fitting(ask, error)
-            if shorter is None:
-                raise
-            answered = await self._listen(shorter, hear)
+            answered = await self._listen(await self._shortened(ask, error), hear)
         return self._completion(answered, ask, loop.time() - began)
 
     def _completion(self, answered: _reply.Answered, ask: Ask, seconds: float) -> Completion:
@@ -257,6 +252,24 @@ class OpenAIHttp:
                 self.name, options.idle_seconds if assembly.begun else options.first_byte_seconds
             ) from None
         return answered
+
+    async def _shortened(self, ask: Ask, error: EngineTooSmall) -> Ask:
+        """The ask with what the window leaves for its answer. Raises the error where the prompt alone is too long."""
+        if ask.prompt is not None and error.prompt_tokens is None:
+            error = EngineTooSmall(self.name, await self._counted(ask.prompt), error.window_tokens)
+        shorter = fitting(ask, error)
+        if shorter is None:
+            raise error
+        return shorter
+
+    async def _counted(self, prompt: str) -> int | None:
+        """Tokens of a raw prompt, by vLLM's own endpoint; other servers do not have it."""
+        body = msgspec.json.encode({"model": self._options.model, "prompt": prompt})
+        try:
+            raw = await self._call(self._client.request("POST", f"{self._root}/tokenize", body))
+            return msgspec.json.decode(raw, type=Tokenized).count
+        except (EngineError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return None
 
     async def _post(self, ask: Ask) -> bytes:
         """The body of a 200. Raises EngineError leaves only."""
@@ -345,7 +358,7 @@ class OpenAIHttp:
     async def _version(self) -> dict[str, str]:
         """vLLM's own endpoint; other servers do not have it."""
         try:
-            raw = await self._call(self._client.request("GET", f"{self._path.removesuffix('/v1')}/version"))
+            raw = await self._call(self._client.request("GET", f"{self._root}/version"))
             return {"engine_version": msgspec.json.decode(raw, type=Version).version}
         except (EngineError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return {}
@@ -378,6 +391,10 @@ class Version(msgspec.Struct):
     version: str
 
 
+class Tokenized(msgspec.Struct):
+    count: int
+
+
 def request_body(ask: Ask, options: Options) -> dict[str, Any]:
     """What is sent. The sampler is always written out, because servers have defaults of their own."""
     sampling = ask.sampling
@@ -397,7 +414,7 @@ def request_body(ask: Ask, options: Options) -> dict[str, Any]:
         body |= {"logprobs": ask.top_k} if raw else {"logprobs": True, "top_logprobs": ask.top_k}
     if in_engine and _compact.wanted(ask):
         body |= _compact.wish(options.confidence_k, ask.window)
-    if ask.max_tokens is not None or raw:  # for a raw prompt nothing said means 16 tokens, and null what is left
+    if ask.max_tokens is not None:
         body["max_tokens"] = ask.max_tokens
     if sampling.seed is not None:
         body["seed"] = sampling.seed
@@ -460,11 +477,12 @@ def streamed(options: Options) -> dict[str, Any]:
 def fitting(ask: Ask, error: EngineTooSmall) -> Ask | None:
     """The ask with as many tokens as the window leaves, when it may be the answer's length and not the prompt's.
 
-    A server that did not count the prompt is asked without a limit: then it gives what is left.
+    A server that did not count a chat's prompt is asked without a limit: then it gives what is left. Of a raw prompt it
+    would give 16 tokens then, and fails (vLLM 0.22) where it is told null.
     """
     if ask.max_tokens is None:
         return None
     if error.prompt_tokens is None:
-        return replace(ask, max_tokens=None)
+        return replace(ask, max_tokens=None) if ask.prompt is None else None
     room = error.window_tokens - error.prompt_tokens
     return replace(ask, max_tokens=room) if 0 < room < ask.max_tokens else None

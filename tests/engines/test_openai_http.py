@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -324,4 +325,7 @@ def test_an_answer_too_long_for_the_window_is_asked_for_shorter() -> None:
     assert fitting(ask(max_tokens=100), EngineTooSmall("e", 90, 64)) is None
     assert fitting(ask(max_tokens=100), EngineTooSmall("e", None, 64)) == ask()
     assert fitting(ask(), EngineTooSmall("e", 30, 64)) is None
+    raw = dataclasses.replace(ask(max_tokens=100), prompt="1 + 1 =")
+    assert fitting(raw, EngineTooSmall("e", 30, 64)) == dataclasses.replace(raw, max_tokens=34)
+    assert fitting(raw, EngineTooSmall("e", None, 64)) is None
     assert GREEDY.draws_like(Sampling(top_p=0.5))

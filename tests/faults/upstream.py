@@ -184,6 +184,8 @@ class Upstream:
             return await send_json(writer, {"version": self.version})
         if seen.path == "/v1/models":
             return await send_json(writer, {"data": [{"id": model, "owned_by": "vllm"} for model in MODELS]})
+        if seen.path == "/tokenize":
+            return await send_json(writer, {"count": PROMPT_TOKENS, "max_model_len": 64, "tokens": []})
         plan = plan_of(seen.body)
         plan.fault = self.breaks or plan.fault
         plan.nats -= self.swapped_nats
@@ -207,6 +209,11 @@ class Upstream:
             return await send_json(writer, told, status=status, headers=headers)
         if plan.window is not None and (told := overflow(plan.window, seen.body)):
             return await send_json(writer, complaint(told), status=400)
+        if "prompt" in seen.body and seen.body.get("max_tokens", 16) is None:  # vLLM 0.22: an assertion
+            return await send_json(writer, complaint("", 500, "InternalServerError"), status=500)
+        if "vllm_xargs" in seen.body and (what := changes(seen.body)):
+            words = f"confidence is read from raw logits, which {what} changes: ask without one of the two"
+            return await send_json(writer, complaint(words), status=400)
         if seen.body.get("logprobs") and (seen.body.get("top_logprobs") or 0) > self.max_logprobs:
             return await send_json(writer, complaint("too many logprobs"), status=400)
         if self.penalised:
@@ -658,7 +665,17 @@ def complaint(message: str, code: object = 400, kind: str = "BadRequestError") -
 WINDOW = "This model's maximum context length is 64 tokens. However, your request has 90 input tokens. Please reduce."
 
 
-def overflow(window: int, body: dict[str, Any], prompt: int = 20) -> str:
+def changes(body: dict[str, Any]) -> str:
+    """What of a request keeps the plugin from reading its logits, as in gateway/vllm_plugin/processor.py."""
+    if body.get("tool_choice", "auto") not in ("auto", "none"):
+        return "structured outputs"
+    return next((name for name in ("logit_bias", "min_tokens", "response_format") if body.get(name)), "")
+
+
+PROMPT_TOKENS = 20  # of a prompt that meets a window
+
+
+def overflow(window: int, body: dict[str, Any], prompt: int = PROMPT_TOKENS) -> str:
     """What vLLM 0.16 and later say of a request that is too long for the window, "" of one that is not. They stop
     counting the prompt one token above what would fit (vllm/renderers/params.py)."""
     wanted = body.get("max_tokens", 16 if "prompt" in body else None) or 0

@@ -22,6 +22,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iter
     plan: dict[str, Any] = cascade(upstream.url)
     cheap, dear = plan["tiers"]
     cheap["engine"]["confidence"] = "engine"
+    cheap["allows"] = ["response_format", "tools"]
     plan["tiers"] = [*(cheap | {"name": name, "calibrator": f"{name}.json"} for name in FEATURES), dear]
     steps = {name: [{"tier": name, "accept_at": 0.8}, {"tier": "dear"}] for name in FEATURES}
     plan["policies"] = {name: {"steps": step} for name, step in steps.items()} | {"default": {"steps": steps["summed"]}}
@@ -67,3 +68,27 @@ def test_a_plugin_that_tells_less_than_is_needed_costs_the_confidence_and_the_re
     assert route["hops"][0]["null_reason"] == "no_evidence"
     assert served.logged(lambda line: "older than this gateway" in line.get("why", ""))
     assert told(served, "whole", {"nats": SURE, "older_plugin": True})["route"]["tier"] == "whole"
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"logit_bias": {"5": 1}},
+        {"min_tokens": 3},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}},
+    ],
+    ids=lambda wish: ",".join(wish),
+)
+def test_what_changes_the_logits_is_asked_for_without_confidence(wish: dict[str, Any], served: Gateway) -> None:
+    """The plugin would refuse the request: docs/vllm_plugin.md."""
+    calls = [["weather", "{}"]] if "tools" in wish else []
+    body = ask({"nats": SURE, "calls": calls}, **wish) | {"model": "summed"}
+    url, debug = f"{served.url}/v1/chat/completions", {"x-route-debug": "true"}
+    answer = httpx2.post(url, json=body, headers=debug, timeout=PATIENCE)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["route"]["confidence"] is None
