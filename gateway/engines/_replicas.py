@@ -49,6 +49,9 @@ class Replica:
         }
 
 
+Put = Callable[[Replica, Ask, Callable[[], object]], Awaitable[Completion]]  # who is told when it begins to be heard
+
+
 class Replicas:
     """An engine over engines. replicas: at least one; all with the same model behind.
 
@@ -67,22 +70,27 @@ class Replicas:
 
     async def complete(self, ask: Ask) -> Completion:
         """One answer of one of them. Raises EngineError leaves only."""
-        return await self._ask(lambda one, fresh: one.engine.complete(fresh), ask)
+        return await self._ask(lambda one, ask, _: one.engine.complete(ask), ask)
 
     async def stream(self, ask: Ask, hear: Callable[[Any], Awaitable[None]]) -> Completion:
         """The same piece by piece; once a piece was heard, there is no other server."""
         heard = False
 
-        async def listen(piece: Any) -> None:
-            nonlocal heard
-            heard = True
-            await hear(piece)
+        def put(one: Replica, ask: Ask, begun: Callable[[], object]) -> Awaitable[Completion]:
+            async def listen(piece: Any) -> None:
+                nonlocal heard
+                if not heard:
+                    heard = True
+                    begun()
+                await hear(piece)
 
-        return await self._ask(lambda one, fresh: cast(Any, one.engine).stream(fresh, listen), ask, final=lambda: heard)
+            return cast(Awaitable[Completion], cast(Any, one.engine).stream(ask, listen))
+
+        return await self._ask(put, ask, final=lambda: heard)
 
     async def _ask(
         self,
-        put: Callable[[Replica, Ask], Awaitable[Completion]],
+        put: Put,
         ask: Ask,
         final: Callable[[], bool] = lambda: False,
     ) -> Completion:
@@ -123,18 +131,23 @@ class Replicas:
         self,
         one: Replica,
         entry: Entry,
-        put: Callable[[Replica, Ask], Awaitable[Completion]],
+        put: Put,
         ask: Ask,
         heard: Callable[[], bool],
     ) -> Completion:
         now = asyncio.get_running_loop().time
         began = now()
         good: bool | None = None
+
+        def begun() -> None:
+            nonlocal entry
+            entry = one.breaker.proven(entry, now())
+
         one.in_flight += 1
         try:
             if not one.verified:
                 await self._verify(one)
-            answer = await put(one, ask)
+            answer = await put(one, ask, begun)
             good, one.fault = True, ""
             return answer
         except EngineError as error:

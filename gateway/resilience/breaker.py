@@ -65,6 +65,13 @@ class Breaker:
         self._probing = True
         return Entry.PROBE
 
+    def proven(self, entry: Entry, now: float) -> Entry:
+        """A call that was to find out, or was made all the same, hears its server, long before it may end: others need
+        not wait for that. The entry that it has to leave from now on."""
+        if entry is not Entry.FREE:
+            self.leave(entry, good=True, now=now)
+        return Entry.FREE
+
     def leave(self, entry: Entry, *, good: bool | None, now: float) -> None:
         """How the call went; None when it says nothing about the server (its client left).
 

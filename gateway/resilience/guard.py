@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from gateway.errors import (
@@ -60,12 +61,12 @@ class Turn:
     """One attempt. fresh: whether it must take a new connection.
 
     prompt_tokens, tokens: of an answer that is heard piece by piece, so far; an attempt that fails was paid for, too.
-    first_at: when its first piece came, seconds on the loop's clock.
+    first_at: when its first piece came, seconds on the loop's clock; begun: is told then.
     """
 
-    def __init__(self, limit: Limit, deadline: float, *, fresh: bool) -> None:
+    def __init__(self, limit: Limit, deadline: float, begun: Callable[[], object], *, fresh: bool) -> None:
         self.fresh = fresh
-        self._limit, self._deadline = limit, deadline
+        self._limit, self._deadline, self._begun = limit, deadline, begun
         self.prompt_tokens = self.tokens = 0
         self.first_at: float | None = None
 
@@ -73,6 +74,7 @@ class Turn:
         """So much by now. prompt_tokens: 0 where the engine has not told."""
         if self.first_at is None:
             self.first_at = asyncio.get_running_loop().time()
+            self._begun()
         self.prompt_tokens, self.tokens = max(self.prompt_tokens, prompt_tokens), tokens
 
     def go_on(self) -> None:
@@ -103,10 +105,15 @@ class Guard:
             raise EngineRefused(call.engine, 429, "it wants to be left alone", resting)
         entry = self.breaker.enter(now())
         good: bool | None = None
+
+        def begun() -> None:
+            nonlocal entry
+            entry = self.breaker.proven(entry, now())
+
         try:
             if entry is Entry.BARRED and not call.must:
                 raise EngineBarred(call.engine, self.breaker.left(now()))
-            answer = await self._seated(attempt, call, once=entry is not Entry.FREE)
+            answer = await self._seated(attempt, call, begun, once=entry is not Entry.FREE)
             good = True
             return answer
         except (EngineError, DeadlinePassed) as error:
@@ -117,7 +124,9 @@ class Guard:
         finally:
             self.breaker.leave(entry, good=good, now=now())
 
-    async def _seated(self, attempt: Callable[[Turn], Awaitable[T]], call: Call, *, once: bool) -> T:
+    async def _seated(
+        self, attempt: Callable[[Turn], Awaitable[T]], call: Call, begun: Callable[[], object], *, once: bool
+    ) -> T:
         """Wait for a seat, then ask, each for as long as is allowed."""
         now = asyncio.get_running_loop().time
         waits_until = now() + self.limits.waiting_seconds
@@ -133,7 +142,7 @@ class Guard:
         patience_ends = began + call.patience_seconds
         try:
             with Limit(min(patience_ends, call.deadline)) as limit:
-                return await self._twice(attempt, call, limit, once=once)
+                return await self._twice(attempt, call, partial(Turn, limit, call.deadline, begun), once=once)
         except TimeoutError:
             waited = now() - began
             if limit.when() != call.deadline:
@@ -142,19 +151,21 @@ class Guard:
         finally:
             self.bulkhead.leave()
 
-    async def _twice(self, attempt: Callable[[Turn], Awaitable[T]], call: Call, limit: Limit, *, once: bool) -> T:
+    async def _twice(
+        self, attempt: Callable[[Turn], Awaitable[T]], call: Call, turn: Callable[..., Turn], *, once: bool
+    ) -> T:
         """One attempt, and a second one when the connection was to blame and the budget allows.
 
         A single attempt takes a new connection at once: an old one's death would be held against a healed server.
         """
         try:
-            return await attempt(Turn(limit, call.deadline, fresh=once))
+            return await attempt(turn(fresh=once))
         except EngineDown as error:
             if once or not error.again or not self.budget.take(self.bulkhead.in_flight):
                 raise
             call.retried(error)
         try:
-            return await attempt(Turn(limit, call.deadline, fresh=True))
+            return await attempt(turn(fresh=True))
         finally:
             self.budget.give_back()
 

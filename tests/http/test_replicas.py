@@ -139,6 +139,25 @@ def test_a_stream_that_has_not_begun_goes_to_another_server_too(fleet: Fleet) ->
         assert '"error"' not in told.text
 
 
+def test_a_server_that_is_back_is_used_by_others_before_a_long_stream_of_it_has_ended(fleet: Fleet) -> None:
+    healed = fleet.servers[2]
+    healed.breaks = "503"
+    until(lambda: fleet.ask() == 200 and fleet.states()[2]["breaker"] == "open")
+    healed.breaks = ""
+    healed.seen.clear()
+    body = ask({"nats": SURE, "gate": "end", "before": 2}, stream=True) | {"model": "cheap"}
+    with ExitStack() as streams:
+
+        def stream_reaches_it() -> bool:
+            streams.enter_context(fleet.http.stream("POST", "/v1/chat/completions", json=body))
+            return bool(healed.asked("small"))
+
+        until(stream_reaches_it)
+        until(lambda: fleet.states()[2]["breaker"] == "closed")
+        for server in fleet.servers:
+            server.opened.add("end")
+
+
 def test_a_server_that_comes_back_as_another_is_not_used(fleet: Fleet) -> None:
     changed = fleet.servers[2]
     changed.__exit__()

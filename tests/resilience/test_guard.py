@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from gateway.errors import DeadlinePassed, EngineDown, EngineError, EngineFull, EngineSlow
+from gateway.resilience.breaker import Rules
 from gateway.resilience.budget import RetryBudget
 from gateway.resilience.bulkhead import Bulkhead, Full
 from gateway.resilience.guard import Call, Guard, Limits, Turn
@@ -174,3 +175,22 @@ def test_the_probe_of_an_open_breaker_is_one_attempt() -> None:
 
     asyncio.run(work())
     assert attempts == [True]
+
+
+def test_a_stream_that_probes_lets_others_in_with_its_first_piece_and_counts_as_any_other_from_then_on() -> None:
+    guard = Guard(Limits(breaker=Rules(in_a_row=2, open_seconds=0.0)))
+    for _ in range(2):
+        take(guard, break_off, 60.0, 60.0)
+    was_open: list[bool] = []
+
+    async def breaks_later(turn: Turn) -> None:
+        was_open.append(guard.breaker.is_open)
+        turn.spent(0, 1)
+        was_open.append(guard.breaker.is_open)
+        await break_off(turn)
+
+    take(guard, breaks_later, 60.0, 60.0)
+    assert was_open == [True, False]
+    assert not guard.breaker.is_open, "one failure is not two"
+    take(guard, break_off, 60.0, 60.0)
+    assert guard.breaker.is_open
