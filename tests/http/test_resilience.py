@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
@@ -24,8 +25,10 @@ def lanes(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Many cascades in one process."""
     folder = tmp_path_factory.mktemp("lanes")
     write_artifact(folder / "cheap.json")
+    write_artifact(folder / "first.json", span="prefix-1")
     plan = cascade(upstream.url)
     cheap, dear = plan["tiers"]
+    cheap["prefix_calibrator"] = "first.json"
 
     def tier(like: dict[str, Any], name: str) -> dict[str, Any]:
         seconds = SHORT if name.startswith("healing") else LONG
@@ -33,13 +36,13 @@ def lanes(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
         limits = {"in_flight": 2, "waiting": 1, "waiting_seconds": PATIENCE, "breaker": breaker}
         return {**like, "name": f"{like['name']}-{name}", "limits": limits}
 
-    names = [*map(str, range(LANES)), *(f"healing-{n}" for n in range(4)), "gone", "hurried"]
+    names = [*map(str, range(LANES)), *(f"healing-{n}" for n in range(6)), "gone", "hurried"]
     plan["tiers"] = [tier(one, name) for name in names for one in (cheap, dear)]
     plan["tiers"][-2]["patience_seconds"] = 0.3
     plan["tiers"][-4]["engine"] = {**cheap["engine"], "url": "http://127.0.0.1:1/v1"}
     plan["on_bad_artifact"] = "escalate"  # nobody is there to be held against the calibrator
     steps = {name: [{"tier": f"cheap-{name}", "accept_at": 0.8}, {"tier": f"dear-{name}"}] for name in names}
-    plan["policies"] = {f"p-{name}": {"steps": step} for name, step in steps.items()} | {
+    plan["policies"] = {f"p-{name}": {"steps": step, "commit_to": step[0]["tier"]} for name, step in steps.items()} | {
         "default": {"steps": steps[names[0]]}
     }
     with running(folder, plan) as process:
@@ -167,6 +170,27 @@ def test_one_question_at_a_time_finds_out_whether_it_has_healed(healing: Lane, u
         assert healing.hops({"nats": SURE}) == [("breaker_open", 0), ("last", 0)]
         upstream.opened.add("healed")
         assert hops(asked[-1].result()) == [("confident", 0)]
+
+
+@pytest.mark.parametrize("mode", ["commit", "prefix"])
+def test_a_stream_that_finds_it_healed_lets_others_in_with_its_first_piece(
+    mode: str, healing: Lane, http: httpx2.Client, upstream: Upstream
+) -> None:
+    while not healing.metric("breaker_open", "cheap"):
+        healing.ask({"fault": "503"})
+    upstream.seen.clear()
+    body = ask({"nats": SURE, "gate": "long", "before": 2}, stream=True, route={"stream_mode": mode})
+    body["model"] = f"auto:p-{healing.name}"
+    with ExitStack() as streams:
+
+        def looks() -> bool:
+            streams.enter_context(http.stream("POST", "/v1/chat/completions", json=body))
+            return bool(upstream.asked("small"))
+
+        until(looks)
+        until(lambda: healing.hops({"nats": SURE}) == [("confident", 0)])
+        assert "long" not in upstream.opened
+        upstream.opened.add("long")
 
 
 def test_a_silent_tier_is_left_alone_too(http: httpx2.Client) -> None:
