@@ -286,9 +286,12 @@ def told(completion: Completion, question: Question, prices: Prices) -> dict[str
 
 
 def is_final(error: EngineError) -> bool:
-    """Whether asking again cannot help: the prompt is too long, or the request itself is refused."""
+    """Whether asking again cannot help: the prompt is too long, or the request itself is refused, by every server."""
     return isinstance(error, EngineTooSmall) or (
-        isinstance(error, EngineRefused) and error.status < 500 and error.status not in (408, 409, 429)
+        not error.elsewhere
+        and isinstance(error, EngineRefused)
+        and error.status < 500
+        and error.status not in (408, 409, 429)
     )
 
 

@@ -118,7 +118,9 @@ class ClientGone(GatewayError):
 
 
 class EngineError(GatewayError):
-    """An engine did not deliver a usable answer."""
+    """An engine did not deliver a usable answer. elsewhere: another server of the tier may, and may be asked."""
+
+    elsewhere = False
 
     def __init__(self, engine: str, message: str) -> None:
         super().__init__(f"{engine}: {message}")

@@ -86,7 +86,7 @@ class Telemetry:
         self._first = histogram(
             "first_token_seconds", "of a stream, from the request to the first piece passed on", SECONDS, "mode"
         )
-        self._retries = counts("retries", "second attempts on a new connection", "tier")
+        self._retries = counts("retries", "second attempts, on a new connection or at another server", "tier")
         self._shed = counter("shed_requests", "turns refused because every seat of the tier was taken", "tier")
         self._guards = {
             name: Gauge(f"{PREFIX}_{name}", told, ["tier"], registry=registry)
@@ -263,8 +263,9 @@ class Telemetry:
 
 
 def urgency(hop: Hop) -> int:
-    """A server that does not let us in is our own mistake and will not heal by itself."""
-    if isinstance(hop.error, EngineRefused) and hop.error.status in (401, 403, 404):
+    """A server that does not let us in is our own mistake and will not heal by itself, even where another one does."""
+    errors = (hop.error, *hop.retried)
+    if any(isinstance(error, EngineRefused) and error.status in (401, 403, 404) for error in errors):
         return logging.ERROR
     return logging.INFO if hop.error is None else logging.WARNING
 

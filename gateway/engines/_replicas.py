@@ -1,9 +1,9 @@
-"""Several servers of one model as one engine: each question goes to the one with the least to do, and a server that
-fails is left alone for a while, without the client's noticing.
+"""Several servers of one model as one engine: the one with the least to do is asked, and a server that fails is left
+alone for a while.
 
-A question that one server failed is put to another one at once. That is the tier's one second attempt: whoever asked
-must not make a third. Health is judged by real traffic; a server that was away is asked who it is before it is used
-again, because it may have come back as another one.
+Each question goes to one server. Where that fails and another may do better, the error says so: a second attempt is
+the guard's to make, out of the tier's retry budget. Health is judged by real traffic; a server that was away is asked
+who it is before it is used again, because it may have come back as another one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,14 @@ class Replica:
         self.verified = False
         self.fault = ""  # the last one, until it does well again
 
+    def able(self, now: float) -> bool:
+        """Whether nothing speaks against asking it. All times: seconds on the loop's clock."""
+        return self.breaker.lets_in(now) and not self.pause.left(now)
+
+    def left(self, now: float) -> float:
+        """Seconds until it may be asked."""
+        return max(self.breaker.left(now), self.pause.left(now))
+
     def state(self, now: float) -> Json:
         return {
             "url": self.address,
@@ -49,7 +57,7 @@ class Replica:
         }
 
 
-Put = Callable[[Replica, Ask, Callable[[], object]], Awaitable[Completion]]  # who is told when it begins to be heard
+Put = Callable[[Replica, Callable[[], object]], Awaitable[Completion]]  # who is told when it begins to be heard
 
 
 class Replicas:
@@ -70,101 +78,76 @@ class Replicas:
 
     async def complete(self, ask: Ask) -> Completion:
         """One answer of one of them. Raises EngineError leaves only."""
-        return await self._ask(lambda one, ask, _: one.engine.complete(ask), ask)
+        return await self._ask(lambda one, _: one.engine.complete(ask), ask)
 
     async def stream(self, ask: Ask, hear: Callable[[Any], Awaitable[None]]) -> Completion:
         """The same piece by piece; once a piece was heard, there is no other server."""
-        heard = False
 
-        def put(one: Replica, ask: Ask, begun: Callable[[], object]) -> Awaitable[Completion]:
+        def put(one: Replica, begun: Callable[[], object]) -> Awaitable[Completion]:
             async def listen(piece: Any) -> None:
-                nonlocal heard
-                if not heard:
-                    heard = True
-                    begun()
+                begun()
                 await hear(piece)
 
             return cast(Awaitable[Completion], cast(Any, one.engine).stream(ask, listen))
 
-        return await self._ask(put, ask, final=lambda: heard)
+        return await self._ask(put, ask)
 
-    async def _ask(
-        self,
-        put: Put,
-        ask: Ask,
-        final: Callable[[], bool] = lambda: False,
-    ) -> Completion:
-        first, entry = self._choose(None)
-        try:
-            return await self._one(first, entry, put, ask, final)
-        except EngineError as error:
-            if not elsewhere(error) or final():
-                raise  # what a stream has begun, nobody else can end
-            second, entry = self._choose(first)
-            if second is first or entry is Entry.BARRED:
-                second.breaker.leave(entry, good=None, now=asyncio.get_running_loop().time())
-                raise
-            log.warning("another replica is asked", extra={"tier": self.name, "why": str(error)})
-        try:
-            return await self._one(second, entry, put, ask, final)
-        except EngineDown as error:
-            error.again = False  # this was the second attempt
-            raise
-
-    def _choose(self, failed: Replica | None) -> tuple[Replica, Entry]:
-        """The one with the least to do of those that may be asked, one that is due for a look before all others; where
-        none may, the one that may be soonest. failed: not this one, if there is another. Its breaker has been entered.
-        """
-        now = asyncio.get_running_loop().time()
-        self._turn += 1
-        offset = self._turn % len(self._replicas)
-        others = [one for one in (*self._replicas[offset:], *self._replicas[:offset]) if one is not failed]
-        able = [one for one in others if not one.breaker.left(now) and not one.pause.left(now)]
-        for one in sorted(able, key=lambda one: (not one.breaker.is_open or failed is not None, one.in_flight)):
-            entry = one.breaker.enter(now)
-            if entry is not Entry.BARRED:
-                return one, entry
-        soonest = min(others or self._replicas, key=lambda one: max(one.breaker.left(now), one.pause.left(now)))
-        return soonest, soonest.breaker.enter(now)
-
-    async def _one(
-        self,
-        one: Replica,
-        entry: Entry,
-        put: Put,
-        ask: Ask,
-        heard: Callable[[], bool],
-    ) -> Completion:
+    async def _ask(self, put: Put, ask: Ask) -> Completion:
         now = asyncio.get_running_loop().time
+        one, entry = self._choose(now(), fresh=ask.fresh)
         began = now()
+        heard = False
         good: bool | None = None
 
         def begun() -> None:
-            nonlocal entry
-            entry = one.breaker.proven(entry, now())
+            nonlocal heard, entry
+            if not heard:
+                heard, entry = True, one.breaker.proven(entry, now())
 
         one.in_flight += 1
         try:
             if not one.verified:
                 await self._verify(one)
-            answer = await put(one, ask, begun)
+            answer = await put(one, begun)
             good, one.fault = True, ""
             return answer
         except EngineError as error:
             good = True
             if isinstance(error, EngineRefused) and error.status == 429:
                 one.pause.rest(error.retry_after_seconds, now())
-            elif elsewhere(error):
+            elif its_own(error):
                 good, one.fault = False, str(error)
                 one.verified = False
+            if its_own(error) and not heard:  # what a stream has begun, nobody else can end
+                error.elsewhere = self._others(one, now())
+                log.warning("a replica failed", extra={"tier": self.name, "url": one.address, "why": str(error)})
             raise
         except asyncio.CancelledError:
-            if now() - began >= self._hung_seconds and not heard():
+            if now() - began >= self._hung_seconds and not heard:
                 good, one.fault = False, f"{self.name}: silent for {now() - began:.1f} s"
             raise
         finally:
             one.in_flight -= 1
             one.breaker.leave(entry, good=good, now=now())
+
+    def _others(self, failed: Replica, now: float) -> bool:
+        """Whether there are others that may be asked."""
+        return any(one.able(now) for one in self._replicas if one is not failed)
+
+    def _choose(self, now: float, *, fresh: bool) -> tuple[Replica, Entry]:
+        """The one with the least to do of those that may be asked, one that is due for a look before all others; where
+        none may, the one that may be soonest. fresh: others have failed, so those due for a look come last. Its breaker
+        has been entered.
+        """
+        self._turn += 1
+        offset = self._turn % len(self._replicas)
+        around = (*self._replicas[offset:], *self._replicas[:offset])
+        able = [one for one in around if one.able(now)]
+        if able:
+            chosen = min(able, key=lambda one: (one.breaker.is_open is fresh, one.in_flight))
+        else:
+            chosen = min(around, key=lambda one: one.left(now))
+        return chosen, chosen.breaker.enter(now)
 
     async def _verify(self, one: Replica) -> None:
         """Raises EngineGarbled for a server that is another than the rest."""
@@ -213,8 +196,8 @@ class Replicas:
             await one.engine.close()
 
 
-def elsewhere(error: EngineError) -> bool:
-    """Whether another server may do better."""
+def its_own(error: EngineError) -> bool:
+    """Whether a server failed in a way that others of the same model need not share."""
     refused = isinstance(error, EngineRefused) and error.status in ELSEWHERE
     return refused or isinstance(error, EngineDown | EngineGarbled | EngineSlow)
 

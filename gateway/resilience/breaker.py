@@ -56,11 +56,15 @@ class Breaker:
         """Seconds until a probe may be sent; 0 when one may be, or when nothing is barred."""
         return max(0.0, self._until - now) if self.is_open else 0.0
 
+    def lets_in(self, now: float) -> bool:
+        """Whether a call that entered now would not be barred."""
+        return not (self.is_open and (self._probing or now < self._until))
+
     def enter(self, now: float) -> Entry:
         """Claim a way in. Every entry must be left again."""
         if not self.is_open:
             return Entry.FREE
-        if self._probing or now < self._until:
+        if not self.lets_in(now):
             return Entry.BARRED
         self._probing = True
         return Entry.PROBE

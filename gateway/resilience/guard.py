@@ -47,7 +47,7 @@ class Call:
 
     engine: for messages.  patience_seconds: for both attempts together, counted from the seat.
     deadline: the request's own, seconds on the loop's clock.  must: nobody comes after this tier, so it is asked
-    even when it is known to be failing, but once.  retried: is told why a second attempt is made.
+    even when it is known to be failing, but each of its servers once.  retried: is told why a second attempt is made.
     """
 
     engine: str
@@ -58,7 +58,7 @@ class Call:
 
 
 class Turn:
-    """One attempt. fresh: whether it must take a new connection.
+    """One attempt. fresh: whether it must take a new connection; always so for a second one.
 
     prompt_tokens, tokens: of an answer that is heard piece by piece, so far; an attempt that fails was paid for, too.
     first_at: when its first piece came, seconds on the loop's clock; begun: is told then.
@@ -154,14 +154,17 @@ class Guard:
     async def _twice(
         self, attempt: Callable[[Turn], Awaitable[T]], call: Call, turn: Callable[..., Turn], *, once: bool
     ) -> T:
-        """One attempt, and a second one when the connection was to blame and the budget allows.
+        """One attempt, and a second one when the connection was to blame, or one server of several, and the budget
+        allows. This is the one place where anything is asked again.
 
-        A single attempt takes a new connection at once: an old one's death would be held against a healed server.
+        once: not over another connection. A single attempt takes a new one at once: an old one's death would be held
+        against a healed server.
         """
         try:
             return await attempt(turn(fresh=once))
-        except EngineDown as error:
-            if once or not error.again or not self.budget.take(self.bulkhead.in_flight):
+        except EngineError as error:
+            again = error.elsewhere or (isinstance(error, EngineDown) and error.again and not once)
+            if not again or not self.budget.take(self.bulkhead.in_flight):
                 raise
             call.retried(error)
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,8 @@ def test_a_fault_that_another_server_does_not_share_is_hidden(fault: str, fleet:
     for _ in range(4):
         assert fleet.ask() == 200
     assert fleet.shares()[2] >= 3
+    hidden = fleet.gateway.logged(lambda line: line["event"] == "hop" and line.get("retried"))
+    assert {line["level"] for line in hidden} == {"error" if fault == "unauthorized" else "info"}
     fleet.servers[2].breaks = fault
     for server in fleet.servers:
         server.seen.clear()
@@ -156,6 +160,52 @@ def test_a_server_that_is_back_is_used_by_others_before_a_long_stream_of_it_has_
         until(lambda: fleet.states()[2]["breaker"] == "closed")
         for server in fleet.servers:
             server.opened.add("end")
+
+
+def test_a_tier_takes_two_attempts_and_no_third_whichever_of_its_servers_come_free_meanwhile(fleet: Fleet) -> None:
+    dies, *others = fleet.servers
+    for server in others:
+        server.breaks = "503"
+    until(lambda: fleet.ask() == 200 and [state["breaker"] for state in fleet.states()[1:]] == ["open"] * 2)
+    for server in others:
+        server.breaks = ""
+    dies.opened |= {"probe", "late"}
+    with ThreadPoolExecutor(8) as pool:
+
+        def probed() -> bool:
+            """Each of the others is found out about by a question that hangs."""
+            return all(state["in_flight"] for state in fleet.states()[1:])
+
+        until(lambda: probed() or (pool.submit(fleet.ask, gate="probe") and time.sleep(0.1)))
+        for server in fleet.servers:
+            server.seen.clear()
+            server.breaks = "reset"
+        asked = pool.submit(fleet.ask, gate="late")
+        until(lambda: any(server.asked("small") for server in others))
+        second, free = sorted(others, key=lambda server: not server.asked("small"))
+        free.breaks = ""
+        free.opened |= {"probe", "late"}
+        until(lambda: fleet.states()[fleet.servers.index(free)]["breaker"] == "closed")
+        second.opened |= {"probe", "late"}
+        assert asked.result() == 502
+    assert sorted(fleet.shares()) == [0, 1, 1]
+
+
+def test_another_server_is_asked_out_of_the_retry_budget(fleet: Fleet) -> None:
+    dies, *others = fleet.servers
+    dies.breaks = "reset"
+    with ThreadPoolExecutor(12) as pool:
+        body = ask({"nats": SURE, "gate": "end"}) | {"route": {"debug": True}}
+        asked = [pool.submit(fleet.http.post, "/v1/chat/completions", json=body) for _ in range(12)]
+        until(lambda: fleet.shares() == [4, 4, 4])
+        dies.opened.add("end")
+        until(lambda: any(one.done() for one in asked))
+        for server in others:
+            server.opened.add("end")
+        answers = [one.result() for one in asked]
+    assert sorted(answer.status_code for answer in answers) == [200] * 11 + [502]
+    assert sum(answer.json()["route"]["hops"][0]["retries"] for answer in answers if answer.status_code == 200) == 3
+    assert sum(fleet.shares()) == 12 + 3
 
 
 def test_a_server_that_comes_back_as_another_is_not_used(fleet: Fleet) -> None:
