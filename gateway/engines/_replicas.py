@@ -114,7 +114,9 @@ class Replicas:
         except EngineError as error:
             good = True
             if isinstance(error, EngineRefused) and error.status == 429:
-                one.pause.rest(error.retry_after_seconds, now())
+                one.pause.rest(error.retry_after_seconds or None, now())  # at once: others may still be better
+                entry = one.breaker.proven(entry, now())  # it is well
+                error.retry_after_seconds = min(one.left(now()) for one in self._replicas)
             elif its_own(error):
                 good, one.fault = False, str(error)
                 one.verified = False
@@ -137,7 +139,7 @@ class Replicas:
     def _choose(self, now: float, *, fresh: bool) -> tuple[Replica, Entry]:
         """The one with the least to do of those that may be asked, one that is due for a look before all others; where
         none may, the one that may be soonest. fresh: others have failed, so those due for a look come last. Its breaker
-        has been entered.
+        has been entered. Raises EngineRefused while it rests: only one that failed is asked all the same.
         """
         self._turn += 1
         offset = self._turn % len(self._replicas)
@@ -147,6 +149,8 @@ class Replicas:
             chosen = min(able, key=lambda one: (one.breaker.is_open is fresh, one.in_flight))
         else:
             chosen = min(around, key=lambda one: one.left(now))
+            if chosen.pause.left(now):
+                raise EngineRefused(self.name, 429, "its servers want to be left alone", chosen.left(now))
         return chosen, chosen.breaker.enter(now)
 
     async def _verify(self, one: Replica) -> None:

@@ -208,6 +208,28 @@ def test_another_server_is_asked_out_of_the_retry_budget(fleet: Fleet) -> None:
     assert sum(fleet.shares()) == 12 + 3
 
 
+@pytest.mark.parametrize("first_back", range(3))
+def test_servers_that_rest_are_left_alone_and_clients_told_when_the_first_of_them_is_back(
+    first_back: int, fleet: Fleet
+) -> None:
+    for server in fleet.servers:
+        server.breaks = "429_day"
+    soon = fleet.servers[first_back]
+    soon.breaks = "429_second"
+
+    def told() -> str:
+        answer = fleet.http.post("/v1/chat/completions", json=ask({"nats": SURE}))
+        assert answer.status_code == 429
+        return answer.headers["retry-after"]
+
+    assert [told() for _ in range(4)] == ["1"] * 4
+    soon.breaks = ""
+    until(lambda: fleet.ask() == 200)
+    for _ in range(3):
+        assert fleet.ask() == 200
+    assert [len(server.asked("small")) for server in fleet.servers if server is not soon] == [1, 1]
+
+
 def test_a_server_that_comes_back_as_another_is_not_used(fleet: Fleet) -> None:
     changed = fleet.servers[2]
     changed.__exit__()
