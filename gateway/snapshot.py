@@ -53,7 +53,8 @@ class Snapshot:
 
     tiers: without a threshold, for asking one directly.  policies: by name, `default` always there.
     withheld: tiers that run without their calibrator, and why.  away: those of them whose server could not be asked
-    who it is.  engines: by tier, shared with the snapshot that comes after where it wants the same.
+    who it is, which are looked at again.  engines: by tier, shared with the snapshot that comes after where it wants
+    the same.
     certificates: of the policies that carry one, and whether it holds.  withdrawn: those of them that hold no longer
     since they were loaded.  reference: what drift is measured from.  tested: what a card measured offline.
     """
@@ -125,24 +126,27 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
 
 
 async def healed(snapshot: Snapshot) -> Snapshot:
-    """The snapshot with the calibrators of servers that have come back; the very same one when none has."""
+    """The snapshot with the calibrators of servers that have come back; the very same one when nothing has changed. A
+    file that cannot be read just then, say for want of descriptors, is looked for again like a server."""
     tiers, withheld, away = dict(snapshot.tiers), dict(snapshot.withheld), set(snapshot.away)
     for entry in snapshot.config.tiers:
         if entry.name in snapshot.away:
             try:
                 better = await calibrated(tiers[entry.name], entry, 0.0, snapshot.config.signers)
                 check_early_abort(snapshot.config, *learned(better))
-            except EngineError:
-                continue
-            except (artifacts.ArtifactError, ConfigError) as error:  # it is back, and another one
-                withheld[entry.name] = str(error)
-                log.error("calibrator withheld", extra={"tier": entry.name, "why": str(error)})
+            except (artifacts.ArtifactError, EngineError, ConfigError) as error:
+                if withheld[entry.name] != str(error):
+                    withheld[entry.name] = str(error)
+                    log.error("calibrator withheld", extra={"tier": entry.name, "why": str(error)})
+                if isinstance(error, EngineError | artifacts.ArtifactMissing):
+                    continue  # else it is back, and another one
             else:
                 tiers[entry.name] = better
                 del withheld[entry.name]
                 log.warning("calibrator no longer withheld", extra={"tier": entry.name})
             away.remove(entry.name)
-    return snapshot if away == snapshot.away else changed(snapshot, tiers, withheld, away)
+    same = away == snapshot.away and withheld == snapshot.withheld
+    return snapshot if same else changed(snapshot, tiers, withheld, away)
 
 
 def changed(

@@ -14,7 +14,7 @@ from calibrators import artifact as artifacts
 from gateway import config
 from gateway.errors import ConfigError
 from gateway.nouns import Source
-from gateway.snapshot import Snapshot, open_cascade, open_engines
+from gateway.snapshot import Snapshot, healed, open_cascade, open_engines
 from tests.faults.gateway import cascade, write_artifact
 from tests.faults.upstream import Upstream
 
@@ -114,6 +114,34 @@ def test_a_server_that_is_still_loading_is_waited_for(tmp_path: Path) -> None:
         return await asyncio.to_thread(Upstream(port=port).__enter__)
 
     assert asyncio.run(work())
+
+
+def test_a_file_that_is_missing_for_a_moment_while_its_server_is_away_is_looked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "cheap.json"
+    label = write_artifact(path)
+
+    async def work() -> None:
+        with Upstream() as upstream:
+            plan = cascade(upstream.url, on_bad_artifact="escalate")
+            upstream.__exit__()
+            async with open_cascade(config.parse(json.dumps(plan), tmp_path / "cascade.yaml")) as snapshot:
+                path.rename(tmp_path / "elsewhere.json")
+                for _ in range(3):
+                    snapshot = await healed(snapshot)
+                assert "No such file" in snapshot.withheld["cheap"]
+                upstream.__enter__()
+                snapshot = await healed(snapshot)
+                assert "No such file" in snapshot.withheld["cheap"]
+                (tmp_path / "elsewhere.json").rename(path)
+                snapshot = await healed(snapshot)
+                assert (snapshot.tiers["cheap"].calibrator_id, snapshot.withheld) == (label, {})
+                assert await healed(snapshot) is snapshot
+
+    asyncio.run(work())
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 2, "once for each reason"
 
 
 def test_engines_can_be_opened_before_any_artefact_exists(tmp_path: Path) -> None:
