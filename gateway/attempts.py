@@ -28,13 +28,14 @@ class Stopped:
     """An answer that was given up before its end. It is nobody's, but it was paid for.
 
     verdict: on what had come, None where no calibrator was asked.  tokens: how many had come.
-    prompt_tokens: 0 where the engine had not told yet.  why: in words.
+    prompt_tokens: 0 where the engine had not told yet.  why: in words.  other_model: as in Completion.
     """
 
     verdict: Verdict | None
     tokens: int
     prompt_tokens: int
     why: str = ""
+    other_model: bool = False
 
 
 Attempt = Callable[[Tier, Ask, Turn], Awaitable[Completion | Stopped]]

@@ -173,6 +173,7 @@ async def take_hop(
         rival_id="" if other is None else other.calibrator_id,
         rival_p=None if other is None else judge(completion, other, ask, earlier).p_correct,
         first_seconds=first_seconds,
+        other_model=completion.other_model,
     )
 
 
@@ -193,6 +194,7 @@ def stopped(tier: Tier, given_up: Stopped) -> Hop:
         note=verdict.note or f"given up after {given_up.tokens} tokens{because}{untold}",
         null_reason=verdict.null_reason,
         given_up=True,
+        other_model=given_up.other_model,
     )
 
 

@@ -341,6 +341,7 @@ class Completion:
     clamped_tokens: how many tokens carry the engine's floor instead of a log-prob (vLLM sends -9999 for -infinity).
     calls: what the model wants called; the trace is then of all that it wrote, not of the text alone.
     prompt_token_ids, token_ids: where the Ask wanted them.
+    other_model: the server named another model than it was asked for.
     reasoning: what was thought before the answer, where a server keeps it apart.  stop_reason: the stop string or token
     id that ended it, as the server tells it.
     """
@@ -361,6 +362,7 @@ class Completion:
     reasoning: str = ""
     stop_reason: str | int | None = None
     summary: Summary | None = None
+    other_model: bool = False
 
     @property
     def seen(self) -> Summary | TokenTrace | None:
@@ -377,6 +379,7 @@ class Piece:
     prompt_tokens: of the question; 0 while the engine has not told.  calls: what it adds to tool calls.
     ends: whether the answer is complete with it, as the engine gives it back next.
     no_evidence: why nothing may be judged by its log-probs, "" where it may; who asked for them is shown them anyway.
+    other_model: as in Completion.
     """
 
     text: str
@@ -387,6 +390,7 @@ class Piece:
     calls: tuple[CallPart, ...] = ()
     no_evidence: str = ""
     ends: bool = False
+    other_model: bool = False
 
     def evidence(self, tokens: int) -> TokenTrace:
         """What so many first tokens may be judged by. Raises BadTrace when there is none."""
@@ -635,6 +639,7 @@ class Hop:
 
     rival_id, rival_p: what the tier's rival makes of the same answer, which decided nothing; "" without one.
     first_seconds: of an answer that was heard piece by piece, until the first of them.
+    other_model: as in Completion, and known of answers that were given up, too.
     """
 
     tier: str
@@ -654,6 +659,7 @@ class Hop:
     rival_id: str = ""
     rival_p: float | None = None
     first_seconds: float | None = None
+    other_model: bool = False
 
 
 @noun(frozen=True, slots=True, eq=False)

@@ -203,7 +203,7 @@ class Held:
         except GivenUp:
             assert self._verdict is not None, "nobody gives up before he has decided"
             last = self._pieces[-1]
-            return Stopped(self._verdict, last.tokens, last.prompt_tokens)
+            return Stopped(self._verdict, last.tokens, last.prompt_tokens, other_model=last.other_model)
 
     def _judge_first(self, piece: Piece, tier: Tier, ask: Ask, finish: Finish) -> Verdict:
         """On the first tokens, as if nothing came after them but the end."""

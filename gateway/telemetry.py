@@ -76,6 +76,7 @@ class Telemetry:
         self._hops = counts("hops", "turns of tiers by how they ended", "tier", "reason")
         self._escalated = counter("escalated_requests", "requests that more than one tier was asked for")
         self._nulls = counter("null_confidence", "answers without a confidence, by why", "tier", "reason")
+        self._other_model = counter("other_model_hops", "answers of another model than the tier's, by its name", "tier")
         self._clamped = counter("clamped_tokens", "tokens whose log-prob was the engine's floor", "tier")
         self._tokens = counts("tokens", "tokens by tier, rejected answers too", "tier", "kind")
         self._usd = counts("cost_usd", "money by tier, rejected answers too", "tier")
@@ -208,6 +209,8 @@ class Telemetry:
             of.confidence.observe(hop.p_correct)
         if hop.null_reason is not None:
             self._nulls.labels(hop.tier, hop.null_reason).inc()
+        if hop.other_model:
+            self._other_model.labels(hop.tier).inc()
         if hop.completion is not None and hop.completion.clamped_tokens:
             self._clamped.labels(hop.tier).inc(hop.completion.clamped_tokens)
         level = urgency(hop)

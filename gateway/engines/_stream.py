@@ -195,8 +195,9 @@ class Assembly:
         if not text and not parts and not bare:
             return None
         self._told, self._told_tokens, self._told_calls = texts, tokens, calls
-        strange = "" if self._model == self._configured else _reply.another(self._configured)
-        return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts, strange, ends)
+        other = self._model != self._configured
+        why = _reply.another(self._configured) if other else ""
+        return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts, why, ends, other)
 
     def _trace(self, start: int, stop: int) -> TokenTrace:
         if self._no_trace:

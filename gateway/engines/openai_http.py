@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -43,9 +44,12 @@ from gateway.nouns import (
 from gateway.resilience.limit import Limit
 from gateway.written import SecretReference, read_secret, wrong
 
+log = logging.getLogger(__name__)
+
 MIB = 2**20
 READY_SECONDS = 2.0
 IDENTITY_SECONDS = 10.0  # vLLM's loop answers nobody while it builds replies with 20 candidates a token for a crowd
+NAME_CHARACTERS = 200  # of a model's name that a server made up, in the log
 DRAIN_SECONDS = 0.05  # for the end of a body whose [DONE] has come: 5 bytes, and the connection can be used again
 
 
@@ -148,6 +152,7 @@ class OpenAIHttp:
         self._root = self._path.removesuffix("/v1")  # vLLM's own endpoints
         self._client = self._open(key)
         self._questions = itertools.count()
+        self._other = ""  # the model that answered last, unless it was the configured one
 
     def _open(self, key: str | None) -> _http.Client:
         """No compression: a small body may unpack to a huge one. Raises ConfigError."""
@@ -188,7 +193,8 @@ class OpenAIHttp:
 
     def _completion(self, answered: _reply.Answered, ask: Ask, seconds: float) -> Completion:
         trace, summary, no_trace = evidence(answered, ask, self._options)
-        if answered.model != self._options.model:
+        other = self._is_other(answered.model)
+        if other:
             trace, summary, no_trace = None, None, _reply.another(self._options.model)
         return Completion(
             answered.text,
@@ -207,7 +213,20 @@ class OpenAIHttp:
             answered.reasoning,
             answered.stop_reason,
             summary,
+            other,
         )
+
+    def _is_other(self, model: str) -> bool:
+        """Whether an answer is another model's than was asked for; of each change operators are told."""
+        other = "" if model == self._options.model else model[:NAME_CHARACTERS] or "nameless"
+        if other != self._other:
+            self._other = other
+            told = {"tier": self.name, "url": self._base, "configured": self._options.model}
+            if other:
+                log.error("another model answers", extra=told | {"model": other})
+            else:
+                log.warning("the configured model answers again", extra=told)
+        return bool(other)
 
     async def _listen(self, ask: Ask, hear: Hear) -> _reply.Answered:
         """One stream to its end. Raises EngineError leaves, and what `hear` raises."""
@@ -225,6 +244,8 @@ class OpenAIHttp:
                 async for raw in reply.pieces():
                     piece = assembly.take(raw)
                     if piece is not None:
+                        if not heard:
+                            self._is_other(piece.model)
                         heard = True
                         limit.reschedule(None)
                         await hear(piece)

@@ -66,6 +66,7 @@ ALERTS: dict[str, tuple[Series, Series]] = {
         'rollout_steps_total{tier="small",action="promote"}': (0, 0.1),
     }),
     "ServerIsAnother": flat(f"fingerprint_mismatch{TIER}", 1, 0),
+    "AnotherModelAnswers": rising({f"other_model_hops_total{TIER}": (1, 0)}),
     "RolloutBroken": flat(f"rollout_broken{TIER}", 1, 0),
 }  # fmt: skip
 

@@ -102,6 +102,35 @@ def test_bad_evidence_costs_the_confidence_not_the_answer(fault: str, http: http
     assert alone.headers["x-route-confidence"] == "null"
 
 
+@pytest.mark.parametrize("mode", [None, "prefix"])
+def test_another_model_in_a_servers_answers_is_an_error_once_and_counted_each_time(
+    mode: str | None, upstream: Upstream, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    write_artifact(tmp_path / "first.json", span="prefix-2")
+    plan = cascade(upstream.url)
+    plan["tiers"][0]["prefix_calibrator"] = "first.json"
+    more = {"stream": True, "route": {"stream_mode": mode}} if mode else {}
+    with running(tmp_path, plan) as gateway, httpx2.Client(base_url=gateway.url, timeout=PATIENCE) as http:
+
+        def answered(*faults: str) -> None:
+            for fault in faults:
+                body = ask({"fault": fault, "nats": SURE, "pause": 0.01}, **more)
+                told = http.post("/v1/chat/completions", json=body)
+                assert told.headers["x-route-tier"] == ("dear" if fault else "cheap")
+
+        answered("other_model", "other_model", "", "other_model", "other_model")
+        counted = 'confidence_gateway_other_model_hops_total{tier="cheap"} 4.0'
+        assert counted in http.get("/metrics").text
+        told = [line for line in gateway.lines() if line["logger"] == "gateway.engines.openai_http"]
+    assert [(line["level"], line["event"]) for line in told] == [
+        ("error", "another model answers"),
+        ("warning", "the configured model answers again"),
+        ("error", "another model answers"),
+    ]
+    assert {line["model"] for line in told if line["level"] == "error"} == {"an-impostor"}
+
+
 @pytest.mark.parametrize("fault", sorted(HARMLESS))
 def test_what_is_merely_sloppy_is_tolerated(fault: str, http: httpx2.Client) -> None:
     told = http.post("/v1/chat/completions", json=ask({"fault": fault, "nats": SURE}))
@@ -173,7 +202,8 @@ def test_a_server_that_does_not_let_us_in_is_told_loudly(
 ) -> None:
     answer = http.post("/v1/chat/completions", json=ask({"fault": fault}))
     number = answer.headers["x-route-id"]
-    told = [line for line in gateway.lines() if line.get("tier") == "cheap" and number.startswith(line["route_id"])]
+    hops = [line for line in gateway.lines() if line["event"] == "hop"]
+    told = [hop for hop in hops if hop["tier"] == "cheap" and number.startswith(hop["route_id"])]
     assert [line["level"] for line in told] == [level]
 
 
