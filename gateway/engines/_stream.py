@@ -112,20 +112,20 @@ class NamedChoice(BareChoice):
 
 
 class BareChunk(msgspec.Struct):
-    """One event. All may be absent: the last one has usage only, and one that tells an error has nothing else."""
+    """One event. All may be absent: the last one has usage only, one that tells an error nothing else."""
 
     model: str = ""
-    choices: list[BareChoice] = []
+    choices: list[BareChoice] | None = None
     usage: Usage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Chunk(BareChunk):
-    choices: list[Choice] = []  # type: ignore[assignment]
+    choices: list[Choice] | None = None  # type: ignore[assignment]
 
 
 class NamedChunk(BareChunk):
-    choices: list[NamedChoice] = []  # type: ignore[assignment]
+    choices: list[NamedChoice] | None = None  # type: ignore[assignment]
 
 
 READ_LEAN = msgspec.json.Decoder(Chunk)
@@ -209,7 +209,7 @@ class Assembly:
             raise complaint(self._engine, bytes(chunk.error))
         self._model = chunk.model or self._model
         self._usage = chunk.usage or self._usage
-        for choice in chunk.choices:
+        for choice in chunk.choices or ():
             if choice.index or self._finish_reason is not None:
                 raise EngineGarbled(self._engine, "a second choice, or more text after the answer's end")
             if choice.delta.content:

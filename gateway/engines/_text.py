@@ -41,14 +41,14 @@ class Choice(BareChoice):
 class BareReply(msgspec.Struct):
     """A whole one, and an event of a streamed one: the last has usage only, one that tells an error nothing else."""
 
-    choices: list[BareChoice] = []
+    choices: list[BareChoice] | None = None
     model: str = ""
     usage: Usage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Reply(BareReply):
-    choices: list[Choice] = []  # type: ignore[assignment]
+    choices: list[Choice] | None = None  # type: ignore[assignment]
 
 
 READ = msgspec.json.Decoder(Reply)
@@ -115,7 +115,10 @@ class Assembly(_stream.Assembly):
     def _decode(self, event: bytes) -> _stream.BareChunk:
         told = decode(event, self._engine)
         return _stream.NamedChunk(
-            model=told.model, choices=[self._choice(one) for one in told.choices], usage=told.usage, error=told.error
+            model=told.model,
+            choices=[self._choice(one) for one in told.choices or ()],
+            usage=told.usage,
+            error=told.error,
         )
 
     def _choice(self, told: BareChoice) -> _stream.NamedChoice:

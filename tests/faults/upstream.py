@@ -490,12 +490,13 @@ async def endless_event(writer: asyncio.StreamWriter, *_: object) -> bool:
         await writer.drain()
 
 
-# How one event may be written, all of it the same by the standard.
+# How one event may be written, all of it the same by the standard; and by who says null where there is no choice.
 FRAMING: dict[str, Callable[[bytes], bytes]] = {
     "crlf": lambda event: b"data: " + event + b"\r\n\r\n",
     "lone_cr": lambda event: b"data: " + event + b"\r\r",
     "no_space": lambda event: b"data:" + event + b"\n\n",
     "comments": lambda event: b": still here\n\n: and here\nevent: x\nid: 1\ndata: " + event + b"\n: there\n\n",
+    "null_choices": lambda event: b"data: " + event.replace(b'"choices": []', b'"choices": null') + b"\n\n",
     "two_lines": lambda event: b"data: " + event.replace(b', "choices"', b'\ndata: , "choices"') + b"\n\n",
 }
 

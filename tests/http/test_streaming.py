@@ -67,6 +67,15 @@ def test_usage_and_route_come_last_and_tell_what_was_known_late(http: httpx2.Cli
     assert last["route"]["confidence"] == pytest.approx(1 / (1 + 2.718281828**-3))
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_a_server_that_tells_usage_beside_null_choices_ends_well(path: str, http: httpx2.Client) -> None:
+    body = ask(None, {"text": WORDS, "fault": "null_choices"}, **COMMIT, stream_options={"include_usage": True})
+    if path == "completions":
+        body["prompt"] = body.pop("messages")[0]["content"]
+    said = chunks(http.post(f"/v1/{path}", json=body).text)
+    assert said[-1]["usage"]["completion_tokens"] == 7
+
+
 def test_streamed_log_probs_are_the_whole_answers(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "dear", "logprobs": True, "top_logprobs": 2,
                              "messages": plan(None, {"text": "Ä 日本語 is 42", "nats": -0.25})}  # fmt: skip
