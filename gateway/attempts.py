@@ -74,7 +74,8 @@ def all_of(completion: Completion) -> Piece:
             raise BadTrace(completion.no_trace)
         return trace.part(start, stop)
 
-    return Piece(completion.text, 0 if trace is None else trace.chosen.size, completion.model, part, ends=True)
+    tokens = 0 if trace is None else trace.chosen.size
+    return Piece(completion.text, tokens, completion.model, part, no_evidence=completion.no_trace, ends=True)
 
 
 def as_due(tier: Tier, ask: Ask, *, last: bool) -> Attempt:

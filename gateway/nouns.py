@@ -335,7 +335,8 @@ def _check_nats(name: str, nats: Floats) -> None:
 class Completion:
     """One engine's answer to one Ask.
 
-    trace and summary are None when the engine gave no usable evidence; `no_trace` then says why in words.
+    no_trace: why, in words, when the engine gave no usable evidence: then there is no summary, and a trace only of the
+    log-probs that a client asked for.
     summary: where the Ask wanted no more; a trace beside it is of the log-probs that a client asked for.
     model: id@revision of what actually answered.  seconds: from the call to the last token.
     clamped_tokens: how many tokens carry the engine's floor instead of a log-prob (vLLM sends -9999 for -infinity).
@@ -367,7 +368,7 @@ class Completion:
     @property
     def seen(self) -> Summary | TokenTrace | None:
         """What confidence is measured on."""
-        return self.summary or self.trace
+        return None if self.no_trace else self.summary or self.trace
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -157,7 +157,8 @@ READ_BARE = msgspec.json.Decoder(BareReply)
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """A reply, read. no_trace says why there is no trace. confidence: what our plugin inside the engine added."""
+    """A reply, read. no_trace: why nothing may be judged by its trace, which then is there for a client alone.
+    confidence: what our plugin inside the engine added."""
 
     text: str
     finish: Finish
@@ -249,6 +250,9 @@ def assemble(
     elif not no_trace:
         try:
             trace = part_of_trace(entries, ask) if calls else read_trace(entries, text, finish, ask)
+            no_trace = too_few(0 if trace.top is None else trace.top.shape[1], ask)
+            if no_trace and not ask.texts:
+                trace = None
         except BadTrace as error:
             no_trace = str(error)
     tokens = usage.completion_tokens or len(entries)
@@ -388,6 +392,12 @@ def untold(ask: Ask) -> str:
     return "the engine sent no log-probs" if ask.evidence else "log-probs were not asked for"
 
 
+def too_few(fewest: int, ask: Ask) -> str:
+    """Why nothing may be judged by tokens of which one has so few candidates, "" where it has as many as were asked
+    for."""
+    return f"asked for {ask.top_k} candidates a token, got {fewest}" if fewest < ask.top_k else ""
+
+
 def another(configured: str) -> str:
     """Why there is no evidence where a reply names another model."""
     return f"another model answered than the configured {configured}"
@@ -487,17 +497,18 @@ def unspelled(raw: bytes) -> bytes | None:
 
 
 def read_top(body: Sequence[Entry], ask: Ask) -> tuple[Floats | None, tuple[tuple[bytes, ...], ...]]:
-    """The ask.top_k most likely candidates of every token, falling; and their texts where they were asked for.
+    """The ask.top_k most likely candidates of every token, falling; and their texts where they were asked for. As many
+    as the token with the fewest has, where those are fewer: who judges by them asks `too_few` first.
 
     vLLM adds the chosen token as one more entry when it is not among the k, so lists are sorted and cut here.
     """
-    k = ask.top_k
-    if k == 0:
+    if ask.top_k == 0:
         return None, ()
     told = [entry.top_logprobs for entry in body]
     widths = set(map(len, told))
-    if min(widths) < k:
-        raise BadTrace(f"asked for {k} candidates a token, got {min(widths)}")
+    k = min(ask.top_k, *widths)
+    if k == 0:
+        return None, ()
     if len(widths) > 1:
         top = np.array([sorted(map(LOGPROB, row), reverse=True)[:k] for row in told], dtype=np.float64)
     else:

@@ -146,6 +146,7 @@ class Assembly:
         self._told = self._told_tokens = self._told_calls = 0  # texts, entries and parts of calls that pieces have told
         self._ready = (0, 0, 0)  # texts, entries and calls before the event that ends the answer: which of its entries
         self._model = self._no_trace = ""  # are the text's, and which the end token's, is known when all is there
+        self._too_few = ""
         self._finish_reason: str | None = None
         self._confidence: Confidence | None = None
         self._usage = Usage()
@@ -194,9 +195,12 @@ class Assembly:
         bare = ends and self._ask.texts and tokens > self._told_tokens  # log-probs of what closes a call, say
         if not text and not parts and not bare:
             return None
+        if self._ask.top_k and not self._too_few:
+            widths = [len(entry.top_logprobs) for entry in self._entries[self._told_tokens : tokens]]
+            self._too_few = _reply.too_few(min(widths, default=self._ask.top_k), self._ask)
         self._told, self._told_tokens, self._told_calls = texts, tokens, calls
         other = self._model != self._configured
-        why = _reply.another(self._configured) if other else ""
+        why = _reply.another(self._configured) if other else self._too_few
         return Piece(text, tokens, self._model, self._trace, self._usage.prompt_tokens, parts, why, ends, other)
 
     def _trace(self, start: int, stop: int) -> TokenTrace:

@@ -195,7 +195,7 @@ class OpenAIHttp:
         trace, summary, no_trace = evidence(answered, ask, self._options)
         other = self._is_other(answered.model)
         if other:
-            trace, summary, no_trace = None, None, _reply.another(self._options.model)
+            trace, summary, no_trace = trace if ask.texts else None, None, _reply.another(self._options.model)
         return Completion(
             answered.text,
             answered.finish,

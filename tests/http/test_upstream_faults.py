@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -148,6 +150,27 @@ def test_a_clamped_log_prob_is_legal_and_counted(http: httpx2.Client) -> None:
 def test_too_few_candidates_are_no_evidence(http: httpx2.Client) -> None:
     body = ask({"fault": "too_few_candidates"}, logprobs=True, top_logprobs=3, route={"debug": True})
     assert http.post("/v1/chat/completions", json=body).json()["route"]["hops"][0]["reason"] == "no_evidence"
+
+
+@pytest.mark.parametrize("mode", [None, "buffer", "commit"])
+@pytest.mark.parametrize("fault", ["too_few_candidates", "other_model"])
+def test_log_probs_that_nothing_may_be_judged_by_are_shown_to_who_asked_for_them(
+    fault: str, mode: str | None, http: httpx2.Client
+) -> None:
+    route: dict[str, Any] = {"debug": True} | ({"stream_mode": mode} if mode else {})
+    body = ask({"fault": fault, "nats": SURE}, logprobs=True, top_logprobs=3, stream=bool(mode), route=route)
+    told = http.post("/v1/chat/completions", json=body | {"model": "cheap"})
+    whole = [json.loads(line.removeprefix("data: ")) for line in told.text.splitlines() if line.startswith("data: {")]
+    events = whole if mode else [told.json()]
+    choices = [choice for event in events for choice in event["choices"]]
+    shown = [entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]]
+    assert [(entry["token"], entry["logprob"]) for entry in shown] == [
+        (token, SURE) for token in ("The", " answer", " is", " 42")
+    ]
+    first, *others = [len(entry["top_logprobs"]) for entry in shown]
+    assert first == (0 if fault == "too_few_candidates" else 3)
+    assert len(set(others)) == 1
+    assert events[-1]["route"]["null_reason"] == "no_evidence"
 
 
 @pytest.mark.parametrize("fault", sorted(SAYS_NO))
