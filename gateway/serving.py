@@ -262,7 +262,7 @@ async def tied(lifeline: int | None, stop: Callable[[], None]) -> AsyncIterator[
 @contextlib.asynccontextmanager
 async def beside(wanted: uvicorn.Config, listener: socket.socket, group: asyncio.TaskGroup) -> AsyncIterator[None]:
     """The admin listener: open before anybody is told that this process is ready, and until the last client has left,
-    so that the end can be watched. Where something fails, the group ends it."""
+    so that the end can be watched; but nobody there holds it up. Where something fails, the group ends it."""
     server = Beside(wanted)
     serving = group.create_task(server.serve([listener]))
     await server.open.wait()
@@ -337,7 +337,22 @@ async def on_hangup_signal(live: Live, group: asyncio.TaskGroup) -> None:
         loop.remove_signal_handler(signal.SIGHUP)
 
 
-class Beside(uvicorn.Server):
+class Patient(uvicorn.Server):
+    """uvicorn, except that whoever is cut short at the end has a moment to be told so."""
+
+    async def dismiss(self, sockets: list[socket.socket] | None, patience_seconds: float) -> None:
+        """Close the doors, wait for requests in flight, tell the rest."""
+        self.config.timeout_graceful_shutdown = patience_seconds  # type: ignore[assignment]  # parts of a second, too
+        await super().shutdown(sockets)
+        tasks = set(self.server_state.tasks)  # cancelled by now: they say so to their clients
+        if tasks:
+            await asyncio.wait(tasks, timeout=FAREWELL_SECONDS / 2)
+            for connection in list(self.server_state.connections):  # whoever does not even read that
+                connection.transport.abort()
+            await asyncio.wait(tasks)
+
+
+class Beside(Patient):
     """A listener next to the main one, which alone listens to signals. open: set once it takes connections."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -348,12 +363,15 @@ class Beside(uvicorn.Server):
         await super().startup(sockets)
         self.open.set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.dismiss(sockets, FAREWELL_SECONDS)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-class Process(uvicorn.Server):
+class Process(Patient):
     """uvicorn, except that it says how to try it, and that a signal ends it in good order and with 0."""
 
     def __init__(self, config: uvicorn.Config, live: Live, invitation: str) -> None:
@@ -369,15 +387,7 @@ class Process(uvicorn.Server):
         """Be seen as not ready, close the doors, wait for requests in flight, tell the rest; all inside the grace."""
         server = self._live.snapshot.config.server
         await asyncio.sleep(server.linger_seconds)
-        left = max(0.0, server.grace_seconds - server.linger_seconds - FAREWELL_SECONDS)
-        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # it takes parts of a second, too
-        await super().shutdown(sockets)
-        tasks = set(self.server_state.tasks)  # cancelled by now: they say so to their clients
-        if tasks:
-            await asyncio.wait(tasks, timeout=FAREWELL_SECONDS / 2)
-            for connection in list(self.server_state.connections):  # whoever does not even read that
-                connection.transport.abort()
-            await asyncio.wait(tasks)
+        await self.dismiss(sockets, max(0.0, server.grace_seconds - server.linger_seconds - FAREWELL_SECONDS))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:

@@ -89,7 +89,8 @@ class Shared:
 async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncIterator[Snapshot]:
     """Open everything a configuration names; close it again at the end.
 
-    before: what is in service now. A tier that is the same in both keeps its engine, and its guard what it has learnt.
+    before: what is in service now. A tier that is the same in both keeps its engine, and its guard what it has learnt;
+    a server that is away is not waited for.
     Raises ConfigError for a model that does not exist, and, unless on_bad_artifact is escalate, for a calibrator that
     is missing, broken or fitted on something else than what its engine serves; and for a certificate of another
     policy, when on_bad_certificate is refuse; and for a reference or a card that cannot be read.
@@ -98,7 +99,8 @@ async def open_cascade(config: Config, before: Snapshot | None = None) -> AsyncI
     reference = references.NOTHING if path is None else references.load(path)
     offline = None if config.monitors.card is None else tested.load(config.monitors.card)
     async with open_shared(config, before) as opened:
-        patience_ends = asyncio.get_running_loop().time() + config.server.start_seconds
+        patience_seconds = config.server.start_seconds if before is None else 0.0  # what is in service need not wait
+        patience_ends = asyncio.get_running_loop().time() + patience_seconds
         tiers: dict[str, Tier] = {}
         withheld: dict[str, str] = {}
         away: set[str] = set()

@@ -16,7 +16,7 @@ from gateway.engines._replicas import Replicas
 from gateway.errors import ConfigError
 from gateway.http import console, hosts, rollouts
 from gateway.http.doors import Stamp, excuse_all
-from gateway.http.errors import RequestError
+from gateway.http.errors import Draining, RequestError
 from gateway.http.journal import Journal
 from gateway.http.live import Live
 from gateway.monitor.outlying import distances
@@ -131,6 +131,8 @@ def create_admin(
             await live.reload(group)
         except ConfigError as error:
             raise RequestError(400, str(error), code="bad_configuration") from None
+        except asyncio.CancelledError:  # this process ends
+            raise Draining from None
         return JSONResponse({"status": "reloaded", "withheld": dict(live.snapshot.withheld)})
 
     @routes.post("/admin/drain")

@@ -339,6 +339,16 @@ def test_a_calibrator_comes_into_service_once_its_server_is_there(tmp_path: Path
                 assert 'calibrator_withheld{tier="cheap"} 0.0' in late.admin.get("/metrics").text
 
 
+def test_a_reload_does_not_wait_for_a_server_that_is_away_as_a_start_does(run: Run) -> None:
+    away = json.loads(json.dumps(run.plan))
+    away["server"]["start_seconds"] = 10 * PATIENCE
+    away["tiers"][0]["engine"]["url"] = "http://127.0.0.1:1/v1"
+    run.write(away)
+    assert run.reload().status_code == 400
+    run.write(away | {"on_bad_artifact": "escalate"})
+    assert "nobody answers" in run.reload().json()["withheld"]["cheap"]
+
+
 def test_an_admin_listener_that_nobody_could_open_is_a_mistake(tmp_path: Path) -> None:
     plan = cascade("http://127.0.0.1:1/v1", admin={})
     with pytest.raises(ConfigError, match=r"cascade.yaml:\d+: admin: nobody may administer"):

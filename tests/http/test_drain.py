@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -142,6 +144,27 @@ def test_a_stream_that_nobody_reads_does_not_hold_up_the_end(upstream: Upstream,
             assert raw.recv(15) == b"HTTP/1.1 200 OK"
             gateway.process.send_signal(signal.SIGTERM)
             return timed(lambda: gateway.process.wait(timeout=PATIENCE))
+
+    assert soonest(end, GRACE + ROOM, tries=3) < GRACE + ROOM
+
+
+def test_an_operator_who_waits_for_a_reload_does_not_hold_up_the_end(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+
+    def end() -> float:
+        told = plan(upstream.url, grace_seconds=GRACE)
+        with running(tmp_path, told) as gateway, socket.create_server(("127.0.0.1", 0)) as silent:
+            told["tiers"][0]["engine"]["url"] = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+            (tmp_path / "cascade.yaml").write_text(json.dumps(told))
+            with socket.create_connection(("127.0.0.1", told["admin"]["port"])) as raw:
+                raw.sendall(b"POST /admin/reload HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
+                with silent.accept()[0] as asked:
+                    assert asked.recv(1), "who it is, which it does not say"
+                    gateway.process.send_signal(signal.SIGTERM)
+                    took = timed(lambda: gateway.process.wait(timeout=PATIENCE))
+                assert raw.recv(12) == b"HTTP/1.1 503"
+            assert not any("traceback" in line for line in gateway.lines())
+            return took
 
     assert soonest(end, GRACE + ROOM, tries=3) < GRACE + ROOM
 
