@@ -33,7 +33,7 @@ NEARBY = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")  # noqa: S104  compa
 FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROCESS_BYTES = int(1.5 * GIB)  # Python and torch with its libraries, once
 PROCESSOR = "gateway.vllm_plugin.processor:ConfidenceProcessor"
-GATEWAY_KILL_SECONDS = 5.0  # beyond its own grace
+GATEWAY_KILL_SECONDS = 10.0  # beyond its own grace, and what it takes to kill a worker that hangs
 
 Row = dict[str, Any]
 

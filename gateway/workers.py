@@ -207,10 +207,16 @@ class Supervisor:
                 await self._stop_all()
 
     def end(self) -> None:
-        """Each drains in its own order, all at the same time."""
+        """Each drains in its own order, all at the same time; one that does not end in time is killed."""
+        if not self._ending:
+            seconds = self._config.server.grace_seconds + KILL_SECONDS
+            asyncio.get_running_loop().call_later(seconds, self._tell_all, signal.SIGKILL)
         self._ending = True
+        self._tell_all(signal.SIGTERM)
+
+    def _tell_all(self, number: int) -> None:
         for worker in self._workers:
-            worker.tell(signal.SIGTERM)
+            worker.tell(number)
 
     def reload(self) -> None:
         """A file that is wrong is logged once, and reaches nobody."""
@@ -269,14 +275,7 @@ class Supervisor:
     async def _stop_all(self) -> None:
         """Nobody is left behind, whatever happened."""
         self.end()
-        patience = self._config.server.grace_seconds + KILL_SECONDS
-        waits = [one.process.wait() for one in self._workers if one.process is not None]
-        try:
-            async with asyncio.timeout(patience):
-                await asyncio.gather(*waits)
-        except TimeoutError:
-            for worker in self._workers:
-                worker.tell(signal.SIGKILL)
+        await asyncio.gather(*(one.process.wait() for one in self._workers if one.process is not None))
 
     # The admin listener. Workers check the key, the host and the page; nothing is decided here.
 

@@ -274,6 +274,22 @@ def test_a_drain_lets_every_worker_end_what_it_has_begun(upstream: Upstream, tmp
         one.admin.close()
 
 
+def test_a_worker_that_hangs_is_killed_after_its_time(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    plan = cascade(upstream.url, admin={"port": free_port(), "allow_anonymous": True})
+    plan["server"] |= {"workers": 2, "grace_seconds": 1}
+    with running(tmp_path, plan) as gateway:
+        hung, _ = Fleet(tmp_path, gateway, plan).workers()
+        os.kill(hung, signal.SIGSTOP)
+        gateway.process.send_signal(signal.SIGTERM)
+        try:
+            assert gateway.process.wait(PATIENCE / 2) == 0
+            assert not alive(hung)
+        finally:
+            if alive(hung):
+                os.kill(hung, signal.SIGKILL)
+
+
 def test_workers_end_when_their_supervisor_is_killed(upstream: Upstream, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
     plan = cascade(upstream.url, keys={"clients": [key("free")], "admins": [key("root")]}, admin={"port": free_port()})
