@@ -53,7 +53,7 @@ YOUNG_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
 CALIBRATORS = "/admin/calibrators/"  # a step that one worker takes, all the others read from the shared folder
 SHARED = ("/admin/console", "/admin/decisions")  # files, and what all read from one store: any worker's answer will do
-MONITORS, CARD, RELOAD = "/admin/monitors", "/admin/card", "/admin/reload"
+MONITORS, CARD, RELOAD, DRAIN = "/admin/monitors", "/admin/card", "/admin/reload", "/admin/drain"
 PASSED = (  # of the headers of an answer that is a worker's alone, or a refusal
     "cache-control",
     "content-security-policy",
@@ -298,6 +298,8 @@ class Supervisor:
             return told
         if path == RELOAD:
             self._spread({seat for seat, _ in told})
+        if path == DRAIN:
+            self.end()  # those who could not be told, too
         answers = [(seat, bytes(answer.body)) for seat, answer in told]
         if once:
             return told[0][1]

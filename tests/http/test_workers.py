@@ -290,6 +290,17 @@ def test_a_worker_that_hangs_is_killed_after_its_time(upstream: Upstream, tmp_pa
                 os.kill(hung, signal.SIGKILL)
 
 
+def test_a_drain_reaches_a_worker_that_is_being_replaced(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    plan = cascade(upstream.url, admin={"port": free_port(), "allow_anonymous": True})
+    plan["server"]["workers"] = 2
+    with running(tmp_path, plan) as gateway, Fleet(tmp_path, gateway, plan).admin as admin:
+        os.kill(Fleet(tmp_path, gateway, plan).workers()[0], signal.SIGKILL)
+        gateway.logged(lambda line: line["event"] == "a worker died")
+        assert admin.post("/admin/drain").status_code == 202
+        assert gateway.process.wait(PATIENCE) == 0
+
+
 def test_workers_end_when_their_supervisor_is_killed(upstream: Upstream, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
     plan = cascade(upstream.url, keys={"clients": [key("free")], "admins": [key("root")]}, admin={"port": free_port()})
