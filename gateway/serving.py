@@ -85,8 +85,26 @@ def run(read: Callable[[], Config], berth: Berth | None = None) -> None:
             admin = stack.enter_context(listen(*config.admin.address, said="admin.port")) if config.admin else None
             lasting = Lasting(secrets.token_bytes(32), Ledger(config.keys.ledger).vacate())
             berth = Berth(config, listener, admin, lasting, invitation(url(listener), config, admin))
-        runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
+        runner = stack.enter_context(looped())
         runner.run(serve(berth.config, read, berth))
+
+
+@contextlib.contextmanager
+def looped() -> Iterator[asyncio.Runner]:
+    """A loop to run in; signals that come when all in it is over come to nothing."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        try:
+            yield runner
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+
+
+def on_signal(number: int, act: Callable[[], object]) -> None:
+    """Do this in the loop whenever the signal comes. A loop's own handlers would give way to the system's, which kill,
+    before all is closed."""
+    loop = asyncio.get_running_loop()
+    signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -321,20 +339,16 @@ def settings(app: ASGIApp, server: Server) -> uvicorn.Config:
 async def on_hangup_signal(live: Live, group: asyncio.TaskGroup) -> None:
     """For ever: reload when told to by SIGHUP. What goes wrong is logged, and changes nothing."""
     told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, told.set)
-    try:
-        while True:
-            await told.wait()
-            told.clear()
-            try:
-                await live.reload(group)
-            except ConfigError as error:
-                log.error("not reloaded", extra={"why": str(error)})
-            except Exception:  # whatever a file can do to us, what is served goes on
-                log.exception("not reloaded")
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)
+    on_signal(signal.SIGHUP, told.set)
+    while True:
+        await told.wait()
+        told.clear()
+        try:
+            await live.reload(group)
+        except ConfigError as error:
+            log.error("not reloaded", extra={"why": str(error)})
+        except Exception:  # whatever a file can do to us, what is served goes on
+            log.exception("not reloaded")
 
 
 class Patient(uvicorn.Server):
@@ -408,15 +422,9 @@ class Process(Patient):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn raises a caught signal again when it has ended, which would kill us before engines are closed."""
-        loop = asyncio.get_running_loop()
-        caught = (signal.SIGTERM, signal.SIGINT)
-        for number in caught:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            on_signal(number, partial(self.handle_exit, number, None))
+        yield
 
 
 EXAMPLE = "Mia has 12 apples. Mia buys 5 more apples. How many apples does Mia have now?"

@@ -40,7 +40,7 @@ from gateway.http.errors import Problem
 from gateway.http.live import Lasting
 from gateway.monitor.telling import joined
 from gateway.resilience.ledger import Ledger
-from gateway.serving import OPEN, Berth, Beside, invitation, listen, new_loop, run, settings, url
+from gateway.serving import OPEN, Berth, Beside, invitation, listen, looped, on_signal, run, settings, url
 from gateway.telemetry import MEDIA_TYPE, PREFIX, log_to_stderr
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def supervise(path: Path, given: Json, log_level: str) -> None:
             Orders(str(path.resolve()), config.text, given, log_level, held.getsockname()[1], seat, str(ledger), spare)
             for seat in range(server.workers)
         ]
-        runner = stack.enter_context(asyncio.Runner(loop_factory=new_loop))
+        runner = stack.enter_context(looped())
         ready = invitation(url(held), config, admin)
         runner.run(Supervisor(config, orders, lambda: written(path, given)).serve(admin, ready))
 
@@ -186,10 +186,9 @@ class Supervisor:
 
     async def serve(self, admin: socket.socket, ready: str) -> None:
         """Until every worker has ended. Raises ConfigError when one cannot even start."""
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.end)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+            on_signal(number, self.end)
+        on_signal(signal.SIGHUP, self.reload)
         async with aiohttp.ClientSession(trust_env=False) as self._http:
             try:
                 for step in (Worker.load, Worker.open):  # all of them first: the first to listen would get everybody

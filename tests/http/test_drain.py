@@ -169,6 +169,19 @@ def test_an_operator_who_waits_for_a_reload_does_not_hold_up_the_end(upstream: U
     assert soonest(end, GRACE + ROOM, tries=3) < GRACE + ROOM
 
 
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_another_signal_at_any_time_of_the_end_does_not_make_it_a_bad_one(
+    again: signal.Signals, upstream: Upstream, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    told = plan(upstream.url)
+    with running(tmp_path, told | {"store": {"sqlite": "decisions.db"}}) as gateway:
+        gateway.process.send_signal(signal.SIGTERM)
+        while gateway.process.poll() is None:
+            gateway.process.send_signal(again)
+            time.sleep(0.001)
+
+
 @pytest.mark.parametrize(
     ("headers", "told"),
     [
