@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -143,6 +144,8 @@ def serve(
 
     Example:  confgate serve -c deploy/pocket/cascade.yaml --port 8080
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it means a reload; it would kill
+
     from gateway import serving
     from gateway import workers as fleet
     from gateway.telemetry import log_to_stderr

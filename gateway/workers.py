@@ -188,13 +188,13 @@ class Supervisor:
         """Until every worker has ended. Raises ConfigError when one cannot even start."""
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, self.end)
-        on_signal(signal.SIGHUP, self.reload)
         async with aiohttp.ClientSession(trust_env=False) as self._http:
             try:
                 for step in (Worker.load, Worker.open):  # all of them first: the first to listen would get everybody
                     up = await asyncio.gather(*(step(worker) for worker in self._workers))
                     if not all(up) and not self._ending:
                         raise ConfigError("a worker could not start; what it found wrong stands above")
+                on_signal(signal.SIGHUP, self.reload)
                 beside = Beside(settings(self.app(), self._config.server))
                 serving = asyncio.ensure_future(beside.serve([admin]))
                 sys.stdout.write(ready)
@@ -393,6 +393,7 @@ class Collected:
 
 def work() -> None:
     """One worker, by the orders on standard input. Exits with 1, having said why, when it cannot start."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can reload
     orders = Orders(**json.loads(sys.stdin.readline()))
     log_to_stderr(orders.log_level)
     path, given = Path(orders.config), orders.given | {"port": orders.port}

@@ -24,6 +24,7 @@ from tests.faults.gateway import (
     PATIENCE,
     SURE,
     cascade,
+    confgate,
     free_port,
     running,
     soonest,
@@ -180,6 +181,24 @@ def test_another_signal_at_any_time_of_the_end_does_not_make_it_a_bad_one(
         while gateway.process.poll() is None:
             gateway.process.send_signal(again)
             time.sleep(0.001)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hang_up_signal_does_not_end_what_is_still_starting(workers: int, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    with socket.create_server(("127.0.0.1", 0)) as loading:
+        port = loading.getsockname()[1]
+        told = plan(f"http://127.0.0.1:{port}/v1", start_seconds=PATIENCE, workers=workers)
+        (tmp_path / "cascade.yaml").write_text(json.dumps(told))
+        process = confgate("serve", "--config", str(tmp_path / "cascade.yaml"))
+        loading.accept()[0].close()
+        process.send_signal(signal.SIGHUP)
+    assert process.stdout is not None
+    with process, Upstream(port=port):
+        ready = process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+    assert (ready[:8], process.returncode) == ("ready on", 0)
 
 
 @pytest.mark.parametrize(
