@@ -40,7 +40,7 @@ from gateway.http.errors import Problem
 from gateway.http.live import Lasting
 from gateway.monitor.telling import joined
 from gateway.resilience.ledger import Ledger
-from gateway.serving import OPEN, Berth, Beside, invitation, listen, looped, on_signal, run, settings, url
+from gateway.serving import OPEN, Berth, beside, invitation, listen, looped, on_signal, run, settings, url
 from gateway.telemetry import MEDIA_TYPE, PREFIX, log_to_stderr
 
 log = logging.getLogger(__name__)
@@ -195,13 +195,11 @@ class Supervisor:
                     if not all(up) and not self._ending:
                         raise ConfigError("a worker could not start; what it found wrong stands above")
                 on_signal(signal.SIGHUP, self.reload)
-                beside = Beside(settings(self.app(), self._config.server))
-                serving = asyncio.ensure_future(beside.serve([admin]))
-                sys.stdout.write(ready)
-                sys.stdout.flush()
-                await asyncio.gather(*(self._keep(worker) for worker in self._workers))
-                beside.should_exit = True
-                await serving
+                wanted = settings(self.app(), self._config.server)
+                async with asyncio.TaskGroup() as group, beside(wanted, admin, group):
+                    sys.stdout.write(ready)
+                    sys.stdout.flush()
+                    await asyncio.gather(*(self._keep(worker) for worker in self._workers))
             finally:
                 await self._stop_all()
 

@@ -301,6 +301,27 @@ def test_a_drain_reaches_a_worker_that_is_being_replaced(upstream: Upstream, tmp
         assert gateway.process.wait(PATIENCE) == 0
 
 
+SLOW = """
+import sys
+if "gateway.workers" not in sys.orig_argv:
+    import asyncio, uvicorn
+    startup = uvicorn.Server.startup
+    async def late(self, sockets=None):
+        await asyncio.sleep(1)
+        await startup(self, sockets)
+    uvicorn.Server.startup = late
+"""
+
+
+def test_who_is_told_that_workers_are_ready_reaches_their_admin_listener(upstream: Upstream, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    write_artifact(tmp_path / "cheap.json")
+    plan = cascade(upstream.url, admin={"port": free_port(), "allow_anonymous": True})
+    plan["server"]["workers"] = 2
+    with running(tmp_path, plan, PYTHONPATH=str(tmp_path)):
+        socket.create_connection(("127.0.0.1", plan["admin"]["port"])).close()
+
+
 def test_workers_end_when_their_supervisor_is_killed(upstream: Upstream, tmp_path: Path) -> None:
     write_artifact(tmp_path / "cheap.json")
     plan = cascade(upstream.url, keys={"clients": [key("free")], "admins": [key("root")]}, admin={"port": free_port()})
