@@ -156,6 +156,8 @@ class Worker:
         assert self.process is not None, "it was started"
         assert self.process.stdin is not None, "asked for"
         assert self.process.stdout is not None, "asked for"
+        if self.process.stdin.is_closing():
+            return b""
         self.process.stdin.write(line.encode())
         return await self.process.stdout.readline()
 
@@ -192,7 +194,9 @@ class Supervisor:
             try:
                 for step in (Worker.load, Worker.open):  # all of them first: the first to listen would get everybody
                     up = await asyncio.gather(*(step(worker) for worker in self._workers))
-                    if not all(up) and not self._ending:
+                    if self._ending:
+                        return
+                    if not all(up):
                         raise ConfigError("a worker could not start; what it found wrong stands above")
                 on_signal(signal.SIGHUP, self.reload)
                 wanted = settings(self.app(), self._config.server)

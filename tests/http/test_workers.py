@@ -28,6 +28,7 @@ from tests.faults.gateway import (
     SURE,
     Gateway,
     cascade,
+    confgate,
     confgate_ends,
     free_port,
     running,
@@ -320,6 +321,23 @@ def test_who_is_told_that_workers_are_ready_reaches_their_admin_listener(upstrea
     plan["server"]["workers"] = 2
     with running(tmp_path, plan, PYTHONPATH=str(tmp_path)):
         socket.create_connection(("127.0.0.1", plan["admin"]["port"])).close()
+
+
+def test_workers_that_die_before_they_are_let_loose_end_nothing_but_themselves(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """As both do here, which are told to end while they load."""
+    write_artifact(tmp_path / "cheap.json")
+    plan = cascade(upstream.url, admin={"port": free_port(), "allow_anonymous": True})
+    plan["server"]["workers"] = 2
+    (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
+    process = confgate("serve", "--config", str(tmp_path / "cascade.yaml"))
+    fleet = Fleet(tmp_path, Gateway(process, "", tmp_path), plan)
+    with fleet.admin:
+        until(lambda: len(fleet.workers()) == 2)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, "Traceback" in err) == (0, "", False)
 
 
 def test_workers_end_when_their_supervisor_is_killed(upstream: Upstream, tmp_path: Path) -> None:
