@@ -18,7 +18,7 @@ from calibrators import artifact as artifacts
 from gateway import cascade, confidence
 from gateway.config import Config, TierEntry
 from gateway.engines._replicas import Replicas
-from gateway.errors import BadTrace, EngineError, EngineRefused
+from gateway.errors import BadTrace, ConfigError, EngineError, EngineRefused
 from gateway.http.auth import Keyring
 from gateway.nouns import GREEDY, Ask, Completion, Engine, Message, Sampling, Summary, Tier, TokenTrace
 from gateway.resilience.ledger import Ledger
@@ -87,7 +87,7 @@ def faults(findings: Sequence[Finding]) -> list[str]:
 
 
 async def tier_findings(entry: TierEntry, tier: Tier, withheld: Mapping[str, str], seconds: float) -> list[Finding]:
-    found = [await calibrator_finding(entry, tier, withheld.get(entry.name))]
+    found = [await calibrator_finding(entry, tier, withheld.get(entry.name), seconds)]
     servers = tier.engine.members if isinstance(tier.engine, Replicas) else [("", tier.engine)]
     for server, engine in servers:
         look = Look(entry.name, server, engine, tier)
@@ -100,8 +100,8 @@ async def tier_findings(entry: TierEntry, tier: Tier, withheld: Mapping[str, str
     return found
 
 
-async def calibrator_finding(entry: TierEntry, tier: Tier, why_withheld: str | None) -> Finding:
-    """Whether the calibrator belongs to what the server says it is."""
+async def calibrator_finding(entry: TierEntry, tier: Tier, why_withheld: str | None, seconds: float) -> Finding:
+    """Whether the calibrator belongs to what the server says it is, which it has so many seconds for."""
 
     def found(verdict: Verdict, told: str) -> Finding:
         return Finding(entry.name, "", "calibrator", verdict, told)
@@ -110,9 +110,18 @@ async def calibrator_finding(entry: TierEntry, tier: Tier, why_withheld: str | N
         return found(Verdict.GOOD, "none is configured")
     if why_withheld is not None:
         return found(Verdict.BAD, why_withheld)
-    artifact = artifacts.load(entry.calibrator)
-    told = artifact.check(await tier.engine.fingerprint(), dt.datetime.now(dt.UTC).date())
-    silent = [field for field in told if field not in TOLD_BY_OTHERS]
+    try:
+        artifact = artifacts.load(entry.calibrator)
+        async with asyncio.timeout(seconds):
+            served = await tier.engine.fingerprint()
+        unverified = artifact.check(served, dt.datetime.now(dt.UTC).date())
+    except EngineError as error:
+        return found(Verdict.UNKNOWN, f"the server no longer says who it is: {error}")
+    except TimeoutError:
+        return found(Verdict.UNKNOWN, f"the server did not say again who it is within {seconds:g} s")
+    except (artifacts.ArtifactError, ConfigError) as error:  # it was right when the cascade was opened
+        return found(Verdict.BAD, str(error))
+    silent = [field for field in unverified if field not in TOLD_BY_OTHERS]
     if silent:
         return found(
             Verdict.UNKNOWN, f"{artifact.label} is bound to what the server does not tell: {', '.join(silent)}"

@@ -12,7 +12,7 @@ import pytest
 
 from gateway import config as configs
 from gateway import doctor
-from tests.faults.gateway import cascade, confgate_ends, free_port, write_artifact
+from tests.faults.gateway import cascade, confgate_ends, free_port, running, write_artifact
 from tests.faults.upstream import Upstream
 
 Json = dict[str, Any]
@@ -126,6 +126,30 @@ def test_a_server_that_hangs_costs_the_time_that_was_given_and_no_more(server: U
     server.breaks = "silent"
     _, found = consult(tmp_path, cascade(server.url), seconds=0.5)
     assert found["cheap", "time"]["verdict"] == "bad"
+
+
+@pytest.mark.parametrize(("fault", "why"), [("503", "answered 503"), ("silent", "within 1 s")])
+def test_a_server_that_is_there_once_and_no_more_is_a_finding(
+    fault: str, why: str, server: Upstream, tmp_path: Path
+) -> None:
+    server.forgets = fault
+    code, out, err = command(tmp_path, cascade(server.url), "--json", "--seconds", "1")
+    found = {(row["tier"], row["check"]): row for row in json.loads(out)}
+    assert (code, "Traceback" in err) == (1, False)
+    assert found["cheap", "calibrator"]["verdict"] == "unknown"
+    assert why in found["cheap", "calibrator"]["told"]
+
+
+@pytest.mark.parametrize("fault", ["503", "silent"])
+def test_a_server_that_is_away_when_the_doctor_looks_does_not_keep_the_gateway_from_starting(
+    fault: str, server: Upstream, tmp_path: Path
+) -> None:
+    server.forgets = fault
+    write_artifact(tmp_path / "cheap.json")
+    plan = cascade(server.url)
+    plan["server"]["doctor"] = "warn"
+    with running(tmp_path, plan) as gateway:
+        assert gateway.logged(lambda line: line["event"] == "the doctor found a fault")
 
 
 def test_serving_refuses_to_start_with_what_the_doctor_found(server: Upstream, tmp_path: Path) -> None:

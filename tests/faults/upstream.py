@@ -85,6 +85,7 @@ class Upstream:
     port: int = 0
     version: str = VERSION
     breaks: str = ""  # a fault that every question meets
+    forgets: str = ""  # a fault that everybody but the first meets who asks for its models
     raw: bool = True  # False: log-probs are those of the sampler
     penalised: bool = False  # the model's own defaults change what is chosen
     max_logprobs: int = 20
@@ -182,11 +183,13 @@ class Upstream:
     async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         if seen.path == "/version":
             return await send_json(writer, {"version": self.version})
-        if seen.path == "/v1/models":
+        listing = seen.path == "/v1/models"
+        first = not any(other.path == seen.path for other in self.seen if other is not seen)
+        if listing and (first or not self.forgets):
             return await send_json(writer, {"data": [{"id": model, "owned_by": "vllm"} for model in MODELS]})
         if seen.path == "/tokenize":
             return await send_json(writer, {"count": PROMPT_TOKENS, "max_model_len": 64, "tokens": []})
-        plan = plan_of(seen.body)
+        plan = plan_of(seen.body) if not listing else Plan(self.forgets)
         plan.fault = self.breaks or plan.fault
         plan.nats -= self.swapped_nats
         plan.template_tokens = self.template_tokens
