@@ -26,7 +26,10 @@ from gateway.errors import ConfigError
 def resolve(value: str | Path, info: ValidationInfo) -> Path:
     """An absolute path; a relative one starts at the folder of the configuration file (without one: where we run)."""
     base_dir: Path = (info.context or {}).get("base_dir", Path.cwd())
-    return (base_dir / Path(value).expanduser()).resolve()
+    try:
+        return (base_dir / Path(value).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # nobody of that name has a home, links in a circle, a NUL
+        raise wrong("no path can be made of this: {why}", why=str(error)) from None
 
 
 def _beside_the_file(reference: str, info: ValidationInfo) -> str:

@@ -31,7 +31,7 @@ def load(path: Path) -> Json:
             ],
         }
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         told = f"{path} is no card.json of `confgate card` ({error})"
         raise ConfigError(f"{told}; write one, or leave monitors.card out") from None
 

@@ -211,6 +211,7 @@ def test_a_hang_up_signal_reloads_too(run: Run) -> None:
     [
         ('"accept_at": 0.8', '"acept_at": 0.8', "did you mean 'accept_at'"),
         ('"calibrator": "cheap.json"', '"calibrator": "gone.json"', "gone.json"),
+        ('"calibrator": "cheap.json"', '"calibrator": "~nosuchuser/x.json"', "cascade.yaml:"),
         ('"request_seconds": 90', '"request_seconds": -5', "server.request_seconds"),
         ('"receive_seconds": 45', '"receive_seconds": 3', "restart"),
         ("{", "{{", "cascade.yaml"),

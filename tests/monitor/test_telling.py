@@ -104,7 +104,13 @@ def test_burning_budgets_and_under_confidence_void_no_claim() -> None:
     assert on.voiding("default") == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "another"}', "\x00", '{"schema": 5}'])
+DEEP = 100_000 * "["
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"schema": "another"}', "\x00", '{"schema": 5}', pytest.param(DEEP, id="deep")],
+)
 def test_what_is_no_card_is_told(tmp_path: Path, text: str) -> None:
     path = tmp_path / "card.json"
     path.write_text(text)
