@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,8 @@ from gateway.rolling import Rolling
 from gateway.store import telling
 from gateway.store.base import DecisionRow
 from gateway.telemetry import MEDIA_TYPE, Telemetry
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
@@ -126,13 +129,18 @@ def create_admin(
 
     @routes.post("/admin/reload")
     async def reload() -> JSONResponse:
-        """Serve by the file as it is now; 400 with file and line, and nothing changed, when it is wrong."""
+        """Serve by the file as it is now; 400 with file and line, and nothing changed, when it is wrong; 500 when
+        something goes wrong that was not foreseen."""
         try:
             await live.reload(group)
         except ConfigError as error:
             raise RequestError(400, str(error), code="bad_configuration") from None
         except asyncio.CancelledError:  # this process ends
             raise Draining from None
+        except Exception:  # whatever a file can do to us, what is served goes on
+            log.exception("not reloaded")
+            message = "The file could not be loaded. What was served goes on; the log says what happened."
+            raise RequestError(500, message, code="not_reloaded") from None
         return JSONResponse({"status": "reloaded", "withheld": dict(live.snapshot.withheld)})
 
     @routes.post("/admin/drain")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -230,6 +232,30 @@ def test_a_bad_configuration_is_refused_and_the_old_one_goes_on(old: str, new: s
         line = next(number for number, row in enumerate(run.path.read_text().splitlines(), 1) if new in row)
         assert f"cascade.yaml:{line}: " in told.json()["error"]["message"]
     run.gateway.process.send_signal(signal.SIGHUP)
+    assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap"
+
+
+@contextlib.contextmanager
+def short_of_memory(pid: int, bytes_left: int) -> Iterator[None]:
+    """A process that may have so much more than it has now."""
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (used + bytes_left, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+
+def test_what_a_reload_did_not_foresee_is_told_as_our_mistake_and_the_old_configuration_goes_on(run: Run) -> None:
+    """A file that there is no memory for is one such thing."""
+    with short_of_memory(run.gateway.process.pid, 2**29):
+        os.truncate(run.path, 2**34)
+        told = run.reload()
+    assert told.status_code == 500
+    assert (told.json()["error"]["type"], told.json()["error"]["code"]) == ("server_error", "not_reloaded")
+    (line,) = run.gateway.logged(lambda line: line["event"] == "not reloaded" and "MemoryError" in str(line))
+    assert "gateway/config.py" in line["traceback"]
     assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap"
 
 
