@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from gateway import ids
 from gateway.http.chat import Out
 from gateway.http.errors import Draining
 from gateway.http.hangup import line
@@ -23,6 +25,7 @@ from tests.faults.ask import ask
 from tests.faults.gateway import (
     PATIENCE,
     SURE,
+    Gateway,
     cascade,
     confgate,
     free_port,
@@ -110,6 +113,7 @@ def drained(how: str, upstream: Upstream, folder: Path, linger: float) -> bool:
 
 
 GRACE, ROOM = 2.0, 8.0  # s; room for what ending takes on a busy machine. The requests would last a minute
+BEYOND = 2.0  # s, in which all is closed when everything hangs
 
 
 def test_what_does_not_end_is_told_so_inside_the_grace(upstream: Upstream, tmp_path: Path) -> None:
@@ -133,6 +137,64 @@ def test_what_does_not_end_is_told_so_inside_the_grace(upstream: Upstream, tmp_p
         return took
 
     assert soonest(end, GRACE + ROOM, tries=3) < GRACE + ROOM
+
+
+def stored(folder: Path) -> sqlite3.Connection:
+    """Decisions as another process finds them, which may lock them, too."""
+    return sqlite3.connect(folder / "decisions.db", isolation_level=None)
+
+
+def test_what_is_answered_while_the_process_ends_is_kept(upstream: Upstream, tmp_path: Path) -> None:
+    """Where the machine does not stand still for as long as the store is waited for."""
+    write_artifact(tmp_path / "cheap.json")
+
+    def kept() -> bool:
+        upstream.seen.clear()
+        upstream.opened.clear()
+        with running(tmp_path, plan(upstream.url) | {"store": {"sqlite": "decisions.db"}}) as gateway:
+            body = ask({"nats": SURE, "gate": "end"})
+            asked = [Asked(gateway.url, body | {"stream": stream}) for stream in (False, True)]
+            until(lambda: len(upstream.asked("small")) == 2)
+            gateway.process.send_signal(signal.SIGTERM)
+            until(lambda: refused(gateway))
+            upstream.opened.add("end")
+            numbers = {ids.number_of(one.told().headers["x-route-id"]) for one in asked}
+            assert gateway.process.wait(timeout=PATIENCE) == 0
+        with contextlib.closing(stored(tmp_path)) as store:
+            return numbers <= {number for (number,) in store.execute("SELECT number FROM decisions")}
+
+    assert any(kept() for _ in range(3))
+
+
+def refused(gateway: Gateway) -> bool:
+    try:
+        gateway.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_neither_a_model_server_that_hangs_nor_a_store_holds_up_the_end_and_what_it_loses_is_told(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    told = plan(upstream.url, grace_seconds=GRACE) | {"store": {"sqlite": "decisions.db", "seconds": PATIENCE}}
+
+    def end() -> float:
+        upstream.seen.clear()
+        with running(tmp_path, told) as gateway, contextlib.closing(stored(tmp_path)) as store:
+            store.execute("BEGIN IMMEDIATE")
+            assert Asked(gateway.url, ask({"nats": SURE})).told().status_code == 200
+            asked = Asked(gateway.url, ask({"fault": "silent"}))
+            until(lambda: len(upstream.asked("small")) == 2)
+            gateway.process.send_signal(signal.SIGTERM)
+            took = timed(lambda: gateway.process.wait(timeout=PATIENCE))
+            assert asked.told().status_code == 503
+            (line,) = gateway.logged(lambda line: line["event"] == "decisions were lost at the end")
+            assert line["rows"] == 2
+            return took
+
+    assert soonest(end, GRACE + BEYOND) < GRACE + BEYOND
 
 
 def test_a_stream_that_nobody_reads_does_not_hold_up_the_end(upstream: Upstream, tmp_path: Path) -> None:
