@@ -162,7 +162,7 @@ async def serve(config: Config, read: Callable[[], Config], berth: Berth) -> Non
         public = Process(settings(create_app(live, telemetry, journal), config.server), live, berth.ready)
         stop = partial(public.handle_exit, signal.SIGTERM, None)
         group = await enter(asyncio.TaskGroup())
-        endless = [live.heal(), on_hangup_signal(live, group)]
+        endless = [live.heal(), live.readiness.run(), on_hangup_signal(live, group)]
         endless += [one.run() for one in (desk, explorer, rolling) if one is not None]
         await enter(at_work(group, endless))
         if berth.lifeline is not None:

@@ -14,6 +14,7 @@ from gateway.errors import ConfigError
 from gateway.http import hosts
 from gateway.http.auth import Keyring
 from gateway.http.quota import dearest
+from gateway.http.readiness import Readiness
 from gateway.ids import Seal
 from gateway.resilience.ledger import Ledger
 from gateway.snapshot import Snapshot, healed, open_cascade
@@ -99,6 +100,7 @@ class Live:
         self.amended: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
         self.dress: Callable[[Snapshot], Awaitable[Snapshot]] = as_it_is
         self._lock = asyncio.Lock()
+        self.readiness = Readiness(lambda: [*self.snapshot.tiers.values()])
         self.draining = False  # no new requests; set once, by whoever ends the process
 
     def begin(self) -> None:

@@ -60,6 +60,13 @@ class Breaker:
         """Whether a call that entered now would not be barred."""
         return not (self.is_open and (self._probing or now < self._until))
 
+    def answered(self, now: float) -> bool:
+        """Whether the latest call within the window went well."""
+        if not self._recent:
+            return False
+        when, failed = self._recent[-1]
+        return not failed and when >= now - self._rules.window_seconds
+
     def enter(self, now: float) -> Entry:
         """Claim a way in. Every entry must be left again."""
         if not self.is_open:

@@ -40,6 +40,17 @@ def test_failures_in_a_row_open_it_and_one_success_between_them_does_not() -> No
     assert one.is_open
 
 
+def test_what_was_answered_counts_until_a_call_fails_or_the_window_is_over() -> None:
+    one = breaker()
+    assert not one.answered(0.0)
+    call(one, 0.0, True)
+    call(one, 1.0, None)
+    assert one.answered(10.0)
+    assert not one.answered(10.1)
+    call(one, 11.0, False)
+    assert not one.answered(11.0)
+
+
 def test_a_share_of_failures_opens_it_within_its_window_only() -> None:
     for step, is_open in ((0.5, True), (3.0, False)):
         one = breaker()
