@@ -1,8 +1,8 @@
 """The connection itself: a request arrives whole and in time, its head is of sensible size, answers keep their order.
 
 uvicorn's own protocol waits for ever for the rest of a request, takes heads of any size, answers garbage in the middle
-of another answer, takes the body behind a wish for another protocol for a second request, and does not tell a request
-that is being answered that its pipelining client has left.
+of another answer, takes the body behind a wish for another protocol for a second request, sends chunks to clients that
+know none, and does not tell a request that is being answered that its pipelining client has left.
 """
 
 from __future__ import annotations
@@ -160,8 +160,9 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
         cycle.transport = self._exit
-        cycle.scope["extensions"] = {LINE: Wire(cycle)}
-        super()._start_asgi_task(cycle, app)
+        scope = cycle.scope
+        scope["extensions"] = {LINE: Wire(cycle)}
+        super()._start_asgi_task(cycle, unchunked(app, cycle) if scope["http_version"] < "1.1" else app)
 
     def on_response_complete(self) -> None:
         """uvicorn's, but for its timer."""
@@ -235,6 +236,21 @@ class Protocol(HttpToolsProtocol):
         else:
             self.cycle.disconnected = self.cycle.response_complete = True
             self.cycle.message_event.set()
+
+
+def unchunked(app: Any, cycle: Any) -> Any:
+    """The application for a client older than HTTP/1.1, who knows no chunks: an answer of unknown length ends with its
+    connection. cycle: uvicorn's, of this request, which comes to take every piece for all that was left."""
+
+    async def answered(scope: Any, receive: Any, send: Any) -> None:
+        async def sent(message: Any) -> None:
+            cycle.chunked_encoding = False
+            cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    return answered
 
 
 class Exit:

@@ -262,6 +262,19 @@ def test_an_answer_says_whether_its_connection_ends_and_then_it_does(
         assert json.loads(body)["object"] == "chat.completion"
 
 
+@pytest.mark.parametrize("model", ["auto", "dear"], ids=["replayed", "passed on"])
+def test_a_stream_for_who_knows_no_chunks_ends_with_its_connection(model: str, gateway: Gateway) -> None:
+    told = whole(ask({"nats": SURE}, stream=True) | {"model": model}).replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\n", 1)
+    with gateway.connect() as raw:
+        raw.sendall(told)
+        head, _, body = rest(raw).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head
+    events = body.split(b"\n\n")
+    assert all(event.startswith(b"data: {") for event in events[:-2])
+    assert events[-2:] == [b"data: [DONE]", b""]
+
+
 class Cycle(SimpleNamespace):
     """As much of uvicorn's as an answer needs, and unlike its base something that a weak reference can be made to."""
 
