@@ -162,6 +162,8 @@ class Protocol(HttpToolsProtocol):
         cycle.transport = self._exit
         scope = cycle.scope
         scope["extensions"] = {LINE: Wire(cycle)}
+        if scope["path"].endswith("\n"):  # which the `$` at the end of a route's pattern overlooks
+            scope["path"] = scope["raw_path"].decode("ascii")
         super()._start_asgi_task(cycle, unchunked(app, cycle) if scope["http_version"] < "1.1" else app)
 
     def on_response_complete(self) -> None:

@@ -275,6 +275,12 @@ def test_a_stream_for_who_knows_no_chunks_ends_with_its_connection(model: str, g
     assert events[-2:] == [b"data: [DONE]", b""]
 
 
+@pytest.mark.parametrize("path", ["/health%0a", "/v1/chat/completions%0A", "/v1/models/auto%0a", "/health%0a%0a"])
+def test_a_path_with_an_end_of_line_leads_nowhere(path: str, http: httpx2.Client) -> None:
+    told = http.get(path)
+    assert (told.status_code, told.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
 class Cycle(SimpleNamespace):
     """As much of uvicorn's as an answer needs, and unlike its base something that a weak reference can be made to."""
 
