@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import gc
+import ipaddress
 import socket
+import ssl
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gateway.engines import _http
 from tests.faults.gateway import PATIENCE
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 BIG = b"x" * 2**20
+DAY = dt.timedelta(days=1)
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 async def with_server(
@@ -29,6 +40,7 @@ async def with_server(
     closes: bool = False,
     most_bytes: int = 2**19,
     connect_seconds: float = PATIENCE,
+    tls: ssl.SSLContext | None = None,
 ) -> int:
     """How many connections a server took that says the same to every request; closes: and then hangs up."""
     taken = 0
@@ -47,9 +59,10 @@ async def with_server(
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
-    client = _http.Client(f"http://127.0.0.1:{port}/v1", {}, connect_seconds=connect_seconds, most_bytes=most_bytes)
+    scheme = "http" if tls is None else "https"
+    client = _http.Client(f"{scheme}://127.0.0.1:{port}/v1", {}, connect_seconds=connect_seconds, most_bytes=most_bytes)
     try:
         await asyncio.wait_for(work(client), PATIENCE)
     finally:
@@ -194,6 +207,43 @@ def test_a_connection_that_was_made_in_time_is_one_though_we_stood_still() -> No
     assert uvloop.run(with_server(OK, work, connect_seconds=0.5)) == 1
 
 
+def certified(folder: Path, address: str) -> tuple[Path, ssl.SSLContext]:
+    """A certificate that a server at this address made for itself, and what it serves with."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a model server")])
+    now = dt.datetime.now(dt.UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - DAY, now + DAY)
+    owner = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    signed = made.add_extension(owner, critical=False).sign(key, hashes.SHA256())
+    public, private = folder / "cert.pem", folder / "key.pem"
+    public.write_bytes(signed.public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(public, private)
+    return public, context
+
+
+@LOOPS
+@pytest.mark.parametrize(
+    ("address", "trusted", "taken"),
+    [("127.0.0.1", True, True), ("127.0.0.1", False, False), ("127.0.0.2", True, False)],
+    ids=["trusted", "unknown", "another's"],
+)
+def test_a_server_is_believed_by_its_certificate_alone(
+    address: str, trusted: bool, taken: bool, new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, tls = certified(tmp_path, address)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+    async def work(client: _http.Client) -> None:
+        with contextlib.nullcontext() if taken else pytest.raises(_http.Unreachable, match="certificate"):
+            assert await get(client) == (200, b"ok")
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(with_server(OK, work, tls=tls)) == int(taken)
+
+
 @contextlib.contextmanager
 def silent() -> Iterator[tuple[str, int]]:
     """An address whose host drops what it is sent: two connections fill the queue of one that nobody takes from."""
@@ -231,9 +281,6 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
         monkeypatch.setattr(socket, "getaddrinfo", found)
 
     return say
-
-
-LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 
 
 @LOOPS
