@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import ClientGone
 from gateway.http.hangup import Line, or_hangup
 from tests.faults.ask import ask
-from tests.faults.gateway import Gateway, soonest, until, whole
+from tests.faults.gateway import PATIENCE, Gateway, soonest, until, whole
 from tests.faults.upstream import SILENCE, Upstream
 
 
@@ -68,6 +68,16 @@ def test_the_works_own_error_comes_through_unwrapped() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         asyncio.run(or_hangup(work(), line()))
+
+
+def test_a_connection_that_was_not_read_from_is_read_on_to_hear_of_its_end() -> None:
+    async def client() -> None:
+        here = Line(lambda: asyncio.get_running_loop().call_soon(here.end))  # as of a client who has left long ago
+        async with asyncio.timeout(PATIENCE):
+            await or_hangup(asyncio.Event().wait(), here)
+
+    with pytest.raises(ClientGone):
+        asyncio.run(client())
 
 
 def test_being_cancelled_cancels_the_work() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from tests.faults.gateway import (
     soonest,
     timed,
     until,
+    whole,
     write_artifact,
 )
 from tests.faults.upstream import Upstream
@@ -130,6 +132,27 @@ def test_a_fault_that_another_server_does_not_share_is_hidden(fault: str, fleet:
         server.seen.clear()
     assert fleet.ask() >= 429, "now they all share it"
     assert sum(fleet.shares()) <= 2, "two attempts, and no more"
+
+
+def test_a_server_whose_look_ended_with_its_client_is_looked_at_again(fleet: Fleet) -> None:
+    healed = fleet.servers[0]
+    healed.breaks = "reset"
+    until(lambda: fleet.ask() == 200 and fleet.states()[0]["breaker"] == "open")
+    healed.breaks = ""
+    for server in fleet.servers[1:]:
+        server.opened.add("looked at")
+    healed.seen.clear()
+
+    def looks() -> bool:
+        with fleet.gateway.connect() as raw:
+            raw.sendall(whole(ask({"nats": SURE, "gate": "looked at"})))
+            until(lambda: healed.asked("small") or select.select([raw], [], [], 0)[0])
+            return bool(healed.asked("small"))
+
+    until(looks)
+    until(lambda: healed.asked("small")[0].released_at is not None)
+    assert fleet.states()[0]["breaker"] == "open"
+    until(lambda: fleet.ask() == 200 and fleet.states()[0]["breaker"] == "closed")
 
 
 def test_a_stream_that_has_not_begun_goes_to_another_server_too(fleet: Fleet) -> None:
