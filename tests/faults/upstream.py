@@ -93,6 +93,7 @@ class Upstream:
     template_tokens: int = 0  # another chat template: every prompt is so much longer
     older_plugin: bool = False  # its summaries tell less than today's
     opened: set[str] = field(default_factory=set)  # gates
+    closed: set[int] = field(default_factory=set)  # connections
     _connections: int = 0
     _open: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
 
@@ -149,6 +150,7 @@ class Upstream:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
+            self.closed.add(number)
             writer.close()
 
     async def _exchange(

@@ -231,7 +231,10 @@ def test_a_bad_configuration_is_refused_and_the_old_one_goes_on(old: str, new: s
     if "did you mean" in words:
         line = next(number for number, row in enumerate(run.path.read_text().splitlines(), 1) if new in row)
         assert f"cascade.yaml:{line}: " in told.json()["error"]["message"]
+    before = [line for line in run.gateway.lines() if line["event"] == "not reloaded"]
     run.gateway.process.send_signal(signal.SIGHUP)
+    refused = run.gateway.logged(lambda line: line["event"] == "not reloaded", len(before) + 1)
+    assert words in refused[-1]["why"]
     assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap"
 
 
@@ -308,6 +311,20 @@ def test_a_request_keeps_the_snapshot_it_began_with(run: Run, upstream: Upstream
     assert told["choices"][0]["message"]["content"] == "43"
     assert [hop["reason"] for hop in told["route"]["hops"]] == ["unsure", "last"]
     assert 'tier="dear"' not in "".join(row for row in run.admin.get("/metrics").text.splitlines() if "breaker" in row)
+
+
+def test_a_reload_closes_what_only_the_configuration_before_it_needed(run: Run, upstream: Upstream) -> None:
+    other = json.loads(json.dumps(run.plan))
+
+    def let_go() -> float:
+        """How long it took; an idle connection is closed after 15 s in any case."""
+        assert run.ask(small={"nats": SURE}).headers["x-route-tier"] == "cheap"
+        other["tiers"][0]["engine"]["connect_seconds"] += 1
+        run.write(other)
+        assert run.reload().status_code == 200
+        return until(lambda: upstream.asked("small")[-1].connection in upstream.closed)
+
+    assert soonest(let_go, 5.0, tries=3) < 5.0
 
 
 def test_no_request_is_lost_when_reloading_under_load(run: Run) -> None:
