@@ -15,7 +15,7 @@ from gateway.nouns import Floats, Reason
 from gateway.store.base import Channel, Cursor, DecisionRow, HopRow, Labelled, LabelRow, counting, cursor
 
 SETTLE_SECONDS = 7 * 86400.0  # by then nearly all labels that will ever come have; science 7.3
-OVERLAP_SECONDS = 120.0  # a label is dated before it is committed, perhaps by another machine: look back so far
+OVERLAP_SECONDS = 120.0  # a label may be committed behind later ones, and before its decision is: look back so far
 PAGE = 200  # rows at a time: a label that a client waits for stands behind a page
 
 
@@ -86,7 +86,6 @@ class Book:
     _labels_at: float = field(init=False)
     _decisions_at: Cursor = field(init=False)
     _counted: dict[str, bool] = field(default_factory=dict)
-    _read_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.honesties = Honesties(self.tolerance, self.alpha)
@@ -102,8 +101,7 @@ class Book:
     def read(self, store: Readable, now: float) -> int:
         """Take in what is new; how many labels counted. now: seconds since 1970, and it may jump. Raises StoreDown;
         what was taken in until then stays, and nothing is lost or counted twice."""
-        back = min(now, self._read_at or now, self._labels_at) - OVERLAP_SECONDS
-        at: Cursor = (max(back, self.since), "", "")
+        at: Cursor = (max(self._labels_at - OVERLAP_SECONDS, self.since), "", "")
         fresh = 0
         while page := store.labelled(at, PAGE):
             fresh += self._note(page)
@@ -111,7 +109,6 @@ class Book:
             self._labels_at = max(at[0], self._labels_at)
             if len(page) < PAGE:  # else labels that come as fast as they are read would keep it here for ever
                 break
-        self._read_at = now
         if self._errors:
             self._settle(store, now - SETTLE_SECONDS)
         return fresh

@@ -30,7 +30,7 @@ from gateway.policy import decide, lot
 from gateway.store.base import Channel, Cursor, DecisionRow, HopRow, Labelled, Role, Whole, cursor
 
 PAGE = 200
-OVERLAP_SECONDS = 120.0  # a label is dated before it is committed
+OVERLAP_SECONDS = 120.0  # a label may be committed behind later ones
 ANY_COST = 0.999  # a margin that nothing is beyond: cost is not judged
 WAYS = 20_000  # explored decisions whose labels find them without asking the store, one by one, where clients wait too
 ARMS = "arms"  # what the lot is for

@@ -119,6 +119,8 @@ class LabelRow:
 
     author: the key's name.  at: when it came.  decided_at, tier, calibrator (12 hex digits), p_correct: from the id, so
     they are of the calibrator that decided, however late the label comes and whether or not the decision's row exists.
+    arrived: the store's, for its order: seconds since 1970 where `at` is before that of a label that came earlier, as
+    clocks are set back and no two machines' are alike; else None, and `at` will do.
     """
 
     number: str
@@ -133,6 +135,7 @@ class LabelRow:
     tier: str
     calibrator: str
     p_correct: float | None
+    arrived: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +219,9 @@ class Kind(StrEnum):
     EXPLORED, LABELLED = "explored", "labelled"
 
 
-Cursor = tuple[float, str, str]  # (at, number, channel or "") of the last row seen
+Cursor = tuple[float, str, str]  # (at or arrived, number, channel or "") of the last row seen
 START: Cursor = (0.0, "", "")
+TICK_SECONDS = 0.01  # between labels dated behind others; were it tiny, no overlap would end behind one from the future
 
 
 class Store(Protocol):
@@ -259,7 +263,8 @@ class Store(Protocol):
         """A page of the log in order of (at, number), behind a cursor."""
 
     def labelled(self, after: Cursor = START, limit: int = 1000) -> list[Labelled]:
-        """A page of labels that count, proxies too, in order of (at, number, channel) of the label, behind a cursor."""
+        """A page of labels that count, proxies too, in the order in which they came, behind a cursor. One that is
+        committed together with others may come before those that were seen already."""
 
     def alarms(
         self, on: Sequence[AlarmRow], ended: Sequence[tuple[str, str, str, str]], before: float
@@ -300,6 +305,14 @@ def settled(wishes: Sequence[Wish], known: Sequence[LabelRow]) -> tuple[list[tup
     return done, fresh
 
 
+def in_turn(wishes: Sequence[Wish], latest: float) -> list[Wish]:
+    """What is to be stored, in order behind the latest label, of whatever date. latest: seconds since 1970."""
+    return [
+        wish if wish.label.at > latest else replace(wish, label=replace(wish.label, arrived=latest + TICK_SECONDS))
+        for wish in wishes
+    ]
+
+
 def counting(labels: Sequence[LabelRow]) -> dict[Channel, LabelRow]:
     """The label that counts in each channel. labels: of one decision, oldest first."""
     return {row.channel: row for row in labels}
@@ -315,7 +328,7 @@ def pages(store: Store, limit: int = 1000) -> Iterator[tuple[DecisionRow, tuple[
 
 def cursor(label: LabelRow) -> Cursor:
     """Behind this label."""
-    return label.at, label.number, label.channel
+    return label.at if label.arrived is None else label.arrived, label.number, label.channel
 
 
 def label_pages(store: Store, after: Cursor = START, limit: int = 1000) -> Iterator[Labelled]:

@@ -30,6 +30,8 @@ from gateway.store.base import (
     Source,
     Whole,
     Wish,
+    cursor,
+    in_turn,
     settled,
 )
 
@@ -74,6 +76,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (kind, tier, slice, what))""",
     ),
     ("ALTER TABLE decisions ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}'",),
+    (
+        "ALTER TABLE labels ADD COLUMN arrived DOUBLE PRECISION",
+        "CREATE INDEX labels_arrived ON labels (coalesce(arrived, at), number, channel)",
+    ),
 )
 
 FREE_TEXT = frozenset({"note", "model", "error", "comment", "prompt", "answer", "features", "why", "metadata"})
@@ -87,6 +93,7 @@ Values = tuple[Any, ...]
 # A parameter is written %s; none of these statements holds any other percent sign.
 COUNTS = "NOT EXISTS (SELECT 1 FROM labels newer WHERE newer.number = l.number AND newer.channel = l.channel AND " \
          "newer.revision > l.revision)"  # fmt: skip
+CAME = "coalesce(arrived, at)"  # of a label, as `cursor` has it
 
 
 def columns(of: type[Row], table: str = "", *, bulky: bool = True) -> str:
@@ -187,7 +194,8 @@ class SqlStore:
         """Few statements for however many labels, in the order of `write`."""
         with self.writing() as at:
             numbers = list(dict.fromkeys(wish.label.number for wish in wishes))
-            done, fresh = settled(wishes, select(at, LabelRow, "labels", numbers))
+            latest = at.rows(f"SELECT max({CAME}) FROM labels")[0][0] or 0.0  # noqa: S608
+            done, fresh = settled(in_turn(wishes, latest), select(at, LabelRow, "labels", numbers))
             fresh.sort(key=lambda row: (row.number, row.channel, row.revision))
             at.many(INSERT_LABEL, [packed(row) for row in fresh])
         return done
@@ -246,11 +254,12 @@ class SqlStore:
 
     def labelled(self, after: Cursor = START, limit: int = 1000) -> list[Labelled]:
         told = (
-            f"SELECT {columns(LabelRow, 'l')} FROM labels l WHERE (l.at, l.number, l.channel) > (%s, %s, %s) "  # noqa: S608
-            f"AND {COUNTS} ORDER BY l.at, l.number, l.channel LIMIT %s"
+            f"SELECT {columns(LabelRow, 'l')} FROM labels l WHERE ({CAME}, number, channel) > (%s, %s, %s) "  # noqa: S608
+            f"AND {CAME} >= %s "  # which SQLite finds by the index, where it would go through all of it
+            f"AND {COUNTS} ORDER BY {CAME}, number, channel LIMIT %s"
         )
         with self.reading() as at:
-            page = [unpacked(LabelRow, row) for row in at.rows(told, (*after, limit))]
+            page = [unpacked(LabelRow, row) for row in at.rows(told, (*after, after[0], limit))]
             numbers = list(dict.fromkeys(row.number for row in page))
             found = {row.number: row for row in select(at, DecisionRow, "decisions", numbers)}
             hops = hops_of(at, numbers)
@@ -291,7 +300,7 @@ IN_ROWS = 500  # values in one IN list; SQLite's own limit was 999 for long
 
 
 def labels_of(at: Cursorlike, number: str) -> tuple[LabelRow, ...]:
-    told = f"SELECT {columns(LabelRow)} FROM labels WHERE number = %s ORDER BY at, channel, revision"  # noqa: S608
+    told = f"SELECT {columns(LabelRow)} FROM labels WHERE number = %s ORDER BY {CAME}, channel, revision"  # noqa: S608
     return tuple(unpacked(LabelRow, row) for row in at.rows(told, (number,)))
 
 
@@ -300,9 +309,7 @@ def labels_by(at: Cursorlike, numbers: Sequence[str]) -> dict[str, tuple[LabelRo
     found: defaultdict[str, list[LabelRow]] = defaultdict(list)
     for row in select(at, LabelRow, "labels", numbers):
         found[row.number].append(row)
-    return {
-        number: tuple(sorted(found[number], key=lambda row: (row.at, row.channel, row.revision))) for number in numbers
-    }
+    return {number: tuple(sorted(found[number], key=lambda row: (*cursor(row), row.revision))) for number in numbers}
 
 
 def hops_of(at: Cursorlike, numbers: Sequence[str], *, bulky: bool = True) -> dict[str, tuple[HopRow, ...]]:

@@ -179,6 +179,19 @@ def test_a_clock_that_jumps_loses_no_label(store: Store, jump: float) -> None:
     assert counted == [1, 1, 1]
 
 
+def test_labels_dated_while_the_clock_was_back_count_although_nobody_looked_meanwhile(store: Store) -> None:
+    names = numbers(4)
+    store.write([Entry(decision(name, at=AT, explored=True, inclusion=0.5), ()) for name in names])
+    book = Book(trusted_only=True)
+    store.put([wish(names[0], True, Source.OPERATOR, at=AT + 1e5)])
+    assert book.read(store, AT + 1e5) == 1
+    for name in names[1:3]:  # as another machine dates them, too
+        store.put([wish(name, True, Source.OPERATOR, at=AT + 100)])
+    assert book.read(store, AT + 1e5 + 15) == 2
+    store.put([wish(names[3], True, Source.OPERATOR, at=AT + 2e5)])
+    assert [book.read(store, AT + 2e5), book.read(store, AT + 2e5 + 15)] == [1, 0]
+
+
 def test_what_was_drawn_with_less_than_is_explored_now_is_left_out(store: Store) -> None:
     filled(store, 50, 0.5)
     book = Book(trusted_only=True, limits={"default": 0.05}, least_inclusion=0.9)

@@ -87,6 +87,18 @@ def test_what_was_read_is_counted_once_and_what_is_new_is(store: Store) -> None:
     assert (found.paired.n, found.seen, found.flipped) == (50, 50, 0)
 
 
+def test_labels_dated_while_the_clock_was_back_count_too(store: Store) -> None:
+    filled(store, 400, old=0.95, new=0.85, truth=0.7, share=0.5)
+    found = showing(CANARY)
+    found.read(store, AT + 1e4)
+    [name] = numbers(1, AT)
+    turn = hop(name, p_correct=0.95, calibrator=OLD, rival=NEW, rival_p=0.85)
+    store.write([Entry(decision(name, at=AT + 400, p_correct=0.95, calibrator=OLD), (turn,))])
+    store.put([Wish(label(name, True, Source.OPERATOR, at=AT + 10, decided_at=AT + 400))])
+    found.read(store, AT + 1e4)
+    assert found.paired.n == 401
+
+
 def test_in_shadow_flips_are_decisions_that_would_be_others(store: Store) -> None:
     filled(store, 40, old=0.95, new=0.5, truth=0.7)
     found = showing(STATE)

@@ -166,6 +166,19 @@ def test_labels_come_with_their_decision_and_the_hop_that_was_served(store: Stor
     assert list(base.label_pages(store, base.cursor(first.label))) == [second]
 
 
+def test_labels_come_in_the_order_in_which_they_were_stored_whatever_their_dates(store: Store) -> None:
+    some = numbers(6)
+    for name, at in zip(some, (3e9, 1e9, 3e9, 2e9, 3e9, 4e9), strict=True):
+        store.put([wish(name, at=at)])
+    assert [one.label.number for one in base.label_pages(store, limit=1)] == some
+    assert [one.label.at for one in store.labelled()] == [3e9, 1e9, 3e9, 2e9, 3e9, 4e9]
+    *_, latest = store.labelled()
+    store.put([wish(some[0], says=False, revise=True, at=1e9)])
+    assert [one.label.number for one in store.labelled(base.cursor(latest.label))] == [some[0]]
+    assert base.counting(store.labels(some[0]))[Channel.CLIENT].revision == 1
+    assert base.counting(store.whole(some[0]).labels)[Channel.CLIENT].revision == 1
+
+
 def test_what_wants_a_label_is_listed_until_it_has_one(store: Store) -> None:
     wanted, labelled, proxied, plain, failed = numbers(5)
     store.write([entry(one, explored=True) for one in (wanted, labelled, proxied)])
