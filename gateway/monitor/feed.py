@@ -85,7 +85,7 @@ class Book:
     _errors: dict[str, AcceptedError] = field(default_factory=dict)
     _labels_at: float = field(init=False)
     _decisions_at: Cursor = field(init=False)
-    _counted: dict[str, bool] = field(default_factory=dict)
+    _counted: dict[str, tuple[Channel, bool]] = field(default_factory=dict)  # by decision
 
     def __post_init__(self) -> None:
         self.honesties = Honesties(self.tolerance, self.alpha)
@@ -128,11 +128,12 @@ class Book:
                 continue
             if one.label.decided_at < self.since or one.decision is None or not self.counts(one.decision):
                 continue
-            if number in self._counted:
-                if self._counted[number] != row.right:
-                    self._counted[number], self.revised = row.right, self.revised + 1
+            said = (one.label.channel, row.right)
+            known = self._counted.setdefault(number, said)
+            if known is not said:
+                if known == (said[0], not said[1]):
+                    self._counted[number], self.revised = said, self.revised + 1
                 continue
-            self._counted[number] = row.right
             self.newest_at = max(self.newest_at, one.label.at)
             self.first_at = min(self.first_at or one.label.decided_at, one.label.decided_at)
             right, wrong = self.tally.get((row.tier, row.calibrator), (0, 0))

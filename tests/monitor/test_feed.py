@@ -192,6 +192,14 @@ def test_labels_dated_while_the_clock_was_back_count_although_nobody_looked_mean
     assert [book.read(store, AT + 2e5), book.read(store, AT + 2e5 + 15)] == [1, 0]
 
 
+def test_a_client_who_contradicts_an_operator_revises_nothing(store: Store) -> None:
+    [name] = filled(store, 1, 1.0)
+    store.put([wish(name, False, Source.USER, at=AT + 1e4 + 1)])
+    book = Book(trusted_only=False)
+    assert [book.read(store, LATER) for _ in range(3)] == [1, 0, 0]
+    assert book.revised == 0
+
+
 def test_what_was_drawn_with_less_than_is_explored_now_is_left_out(store: Store) -> None:
     filled(store, 50, 0.5)
     book = Book(trusted_only=True, limits={"default": 0.05}, least_inclusion=0.9)
