@@ -344,7 +344,7 @@ class Completion:
     prompt_token_ids, token_ids: where the Ask wanted them.
     other_model: the server named another model than it was asked for.
     reasoning: what was thought before the answer, where a server keeps it apart.  stop_reason: the stop string or token
-    id that ended it, as the server tells it.
+    id that ended it, as the server tells it.  response_id: what it calls its reply, "" where it does not.
     """
 
     text: str
@@ -364,6 +364,7 @@ class Completion:
     stop_reason: str | int | None = None
     summary: Summary | None = None
     other_model: bool = False
+    response_id: str = ""
 
     @property
     def seen(self) -> Summary | TokenTrace | None:

@@ -41,6 +41,7 @@ LIST_END = spaced(b"(?P<logprobs>", b"(?:,", b'"refusal"', b":", b"null", rb")?\
 MARK = b'"log-probs stood here"'
 LONG_BYTES = 2**13  # a reply for which it pays to guess where its log-probs end
 NULL = msgspec.Raw(b"null")
+WORD = re.compile(rb'"([A-Za-z0-9._:/-]{1,256})"')  # ours that vLLM repeats hold a tier's name
 
 FINISHES = {
     "stop": Finish.STOP,
@@ -135,6 +136,7 @@ class BareReply(msgspec.Struct):
     model: str
     usage: Usage | None = None
     prompt_token_ids: list[int] | None = None
+    id: msgspec.Raw = NULL
 
 
 class Reply(BareReply):
@@ -173,6 +175,7 @@ class Answered(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...] = ()
     reasoning: str = ""
     stop_reason: str | int | None = None
+    response_id: str = ""
 
 
 def read(body: bytes, ask: Ask, engine: str) -> Answered:
@@ -195,7 +198,9 @@ def answered_by(reply: BareReply, entries: Sequence[Entry], no_trace: str, ask: 
     text, reason, calls = choice.message.content, choice.finish_reason, calls_of(choice.message, ask)
     if text is None and not calls and not thought(choice.message):
         raise EngineGarbled(engine, "a reply without a text")
-    answered = assemble(text or "", entries, reason, reply.model, usage, ask, no_trace, engine, confidence, calls)
+    answered = assemble(
+        text or "", entries, reason, reply.model, usage, ask, no_trace, engine, confidence, calls, reply.id
+    )
     if choice.stop_reason is not None or thought(choice.message):
         answered = with_extras(answered, thought(choice.message), choice.stop_reason)
     return with_ids(answered, reply.prompt_token_ids, choice.token_ids)
@@ -239,8 +244,11 @@ def assemble(
     engine: str,
     confidence: Confidence | None = None,
     calls: tuple[ToolCall, ...] = (),
+    response_id: msgspec.Raw = NULL,
 ) -> Answered:
-    """From an answer's parts, however they came. no_trace: why its log-probs could not be read, "" when they could."""
+    """From an answer's parts, however they came. no_trace: why its log-probs could not be read, "" when they could.
+    response_id: as JSON.
+    """
     finish = finished(finish_reason, usage, ask, engine)
     if finish is Finish.TOOL_CALLS and not calls:
         finish = Finish.STOP  # nobody is told to look for calls that are not there
@@ -256,7 +264,24 @@ def assemble(
         except BadTrace as error:
             no_trace = str(error)
     tokens = usage.completion_tokens or len(entries)
-    return Answered(text, finish, model, usage.prompt_tokens, tokens, trace, no_trace, confidence, calls)
+    return Answered(
+        text,
+        finish,
+        model,
+        usage.prompt_tokens,
+        tokens,
+        trace,
+        no_trace,
+        confidence,
+        calls,
+        response_id=a_word(response_id),
+    )
+
+
+def a_word(told: msgspec.Raw) -> str:
+    """An id, as JSON, that can be shown anywhere; "" for anything else."""
+    found = WORD.fullmatch(told)
+    return "" if found is None else found[1].decode()
 
 
 def decode(body: bytes, ask: Ask, engine: str, *, spelled: bool = False) -> tuple[BareReply, Sequence[Entry], str]:

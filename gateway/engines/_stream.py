@@ -118,6 +118,7 @@ class BareChunk(msgspec.Struct):
     choices: list[BareChoice] | None = None
     usage: Usage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
+    id: msgspec.Raw = _reply.NULL
 
 
 class Chunk(BareChunk):
@@ -150,6 +151,7 @@ class Assembly:
         self._finish_reason: str | None = None
         self._confidence: Confidence | None = None
         self._usage = Usage()
+        self._id = _reply.NULL
         self._thought = False  # something was, before the answer
         self.done = False  # [DONE] came; whatever follows is nobody's business
 
@@ -186,6 +188,7 @@ class Assembly:
             self._engine,
             self._confidence,
             joined(self._calls, self._engine),
+            self._id,
         )
         tokens = self._told_tokens if answered.trace is None else answered.trace.chosen.size
         return answered, self._piece(len(self._texts), tokens, len(self._calls), ends=True)
@@ -213,6 +216,7 @@ class Assembly:
             raise complaint(self._engine, bytes(chunk.error))
         self._model = chunk.model or self._model
         self._usage = chunk.usage or self._usage
+        self._id = self._id if chunk.id is _reply.NULL else chunk.id
         for choice in chunk.choices or ():
             if choice.index or self._finish_reason is not None:
                 raise EngineGarbled(self._engine, "a second choice, or more text after the answer's end")

@@ -45,6 +45,7 @@ class BareReply(msgspec.Struct):
     model: str = ""
     usage: Usage | None = None
     error: msgspec.Raw = msgspec.Raw(b"")
+    id: msgspec.Raw = _reply.NULL
 
 
 class Reply(BareReply):
@@ -101,8 +102,9 @@ def read(body: bytes, ask: Ask, engine: str) -> Answered:
         told, why = entries(choice), ""
     except BadTrace as error:
         told, why = [], str(error)
+    usage = reply.usage or Usage()
     answered = _reply.assemble(
-        choice.text, told, choice.finish_reason, reply.model, reply.usage or Usage(), ask, why, engine
+        choice.text, told, choice.finish_reason, reply.model, usage, ask, why, engine, response_id=reply.id
     )
     if choice.stop_reason is not None:
         answered = _reply.with_extras(answered, None, choice.stop_reason)
@@ -119,6 +121,7 @@ class Assembly(_stream.Assembly):
             choices=[self._choice(one) for one in told.choices or ()],
             usage=told.usage,
             error=told.error,
+            id=told.id,
         )
 
     def _choice(self, told: BareChoice) -> _stream.NamedChoice:

@@ -214,6 +214,7 @@ class OpenAIHttp:
             answered.stop_reason,
             summary,
             other,
+            answered.response_id,
         )
 
     def _is_other(self, model: str) -> bool:

@@ -190,9 +190,12 @@ class Chat:
         wanted = overrides.apply(route, request, config, estimate, needs)
         route = visit.reserve(wanted, estimate)
         mode = overrides.mode(route, request, config)
-        story.asked(client.name, ask, route, model, mode, config.monitors.slices.kept(request.metadata))
+        kept = config.monitors.slices.kept(request.metadata)
+        story.asked(client.name, ask, route, model, mode, request.choices, kept)
         created = int(time.time())
-        return Asked(request, mode, ask, route, held.seal, client.name, created, debug, tuple(ignored), self._form)
+        return Asked(
+            request, mode, ask, route, held.seal, client.name, created, debug, tuple(ignored), self._form, story
+        )
 
     def _noting(self, visit: Visit, story: Story, began: float) -> cascade.Observer:
         now = asyncio.get_running_loop().time
@@ -222,6 +225,7 @@ class Asked:
     debug: bool
     ignored: tuple[str, ...]
     form: reply.Form
+    story: Story
 
     def written(self, answer: Answer) -> tuple[dict[str, str], Iterable[bytes]]:
         """The answer's headers and body, whole or replayed as a stream."""
@@ -241,6 +245,7 @@ class Asked:
             calibrator=opening.calibrator_id,
             p_correct=opening.p_correct,
         )
+        self.story.response_id = f"{self.form.prefix}-{route_id}"
         return Call(self.request, route_id, self.created, self.debug, self.ignored, self.mode, self.form)
 
 

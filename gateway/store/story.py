@@ -36,7 +36,8 @@ class Story:
     that, on the clock that the request and its hops are timed by.
 
     first_seconds: after that, a stream began; None where nothing was streamed.
-    model: the name that the route was asked for by.  tried: tiers that had their turn.
+    model: the name that the route was asked for by.  choices: how many were asked for.  response_id: of the completion
+    that the client was told, "" where it was told none.  tried: tiers that had their turn.
     span: OpenTelemetry's, and traceparent: the same as a header; None and "" where requests are not traced.
     """
 
@@ -46,6 +47,8 @@ class Story:
     ask: Ask | None = None
     route: Policy | None = None
     model: str = ""
+    choices: int = 1
+    response_id: str = ""
     mode: Mode = Mode.BUFFER
     answer: Answer | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -55,10 +58,12 @@ class Story:
     hops: list[Hop] = field(default_factory=list)
     hop_ends: list[float] = field(default_factory=list)
 
-    def asked(self, client: str, ask: Ask, route: Policy, model: str, mode: Mode, metadata: Mapping[str, str]) -> None:
+    def asked(
+        self, client: str, ask: Ask, route: Policy, model: str, mode: Mode, choices: int, metadata: Mapping[str, str]
+    ) -> None:
         """It has been read, and is about to be put to the tiers. metadata: what may be kept of it."""
         self.client, self.ask, self.route, self.model, self.mode = client, ask, route, model, mode
-        self.metadata = metadata
+        self.choices, self.metadata = choices, metadata
 
     @property
     def tried(self) -> int:

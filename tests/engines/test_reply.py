@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.engines import _reply
+from gateway.engines import _reply, _stream, _text
 from gateway.errors import EngineGarbled
 from gateway.nouns import Ability, Ask, falls
 from tests.bench.answers import CANDIDATES, body
@@ -41,6 +41,23 @@ def both(raw: bytes, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, An
 
 def asking(kind: str, **more: Any) -> Ask:
     return Ask(messages=(), deadline=0.0, top_k=CANDIDATES[kind], **more)
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("chatcmpl-AbC_9.x:1", "chatcmpl-AbC_9.x:1"),
+        *((strange, "") for strange in (None, 7, ["x"], {"id": "x"}, "", "a b", "x\n", "\u00e4", "\0", "x" * 257)),
+    ],
+)
+def test_a_replys_id_is_a_word_or_none(told: Any, kept: str) -> None:
+    choice = {"message": {"content": "42"}, "text": "42", "finish_reason": "stop"}
+    raw = json.dumps({"id": told, "model": "small", "choices": [choice]}).encode()
+    assert _reply.read(raw, asking("chosen"), "x").response_id == kept
+    assert _text.read(raw, asking("chosen"), "x").response_id == kept
+    stream = _stream.Assembly(asking("chosen"), "x", "small")
+    stream.take(b"data: " + raw.replace(b'"message"', b'"delta"') + b"\n\n")
+    assert stream.finished()[0].response_id == kept
 
 
 @pytest.mark.parametrize("kind", BODIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def run(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_a_request_is_a_span_with_one_beneath_it_for_each_tier(run: Run) -> None:
     collector, before = run.collector, len(run.upstream.seen)
     reply = run.ask(ask({"nats": UNSURE}, {"nats": SURE, "text": "it is 42"}), CARRIED)
-    broken = run.ask(ask({"fault": "500"}, {"fault": "500"}))
+    broken = run.ask(ask({"fault": "500"}, {"fault": "500"}, n=3))
     bad = run.ask({"model": "auto"})
     streamed = run.ask(ask({"nats": SURE}, stream=True))
     requests = [attributes(one) for one in run.requests(0, 4)]
@@ -95,12 +96,14 @@ def test_a_request_is_a_span_with_one_beneath_it_for_each_tier(run: Run) -> None
     assert told["gen_ai.provider.name"] == "openai_http"
     assert told["gen_ai.request.model"] == "dear"
     assert told["gen_ai.response.finish_reasons"] == ["stop"]
+    assert told["gen_ai.response.id"] == "chatcmpl-upstream"
     assert (told["gen_ai.request.temperature"], told["gen_ai.request.top_p"]) == (0, 1)
     assert told["gen_ai.usage.output_tokens"] == reply.json()["usage"]["completion_tokens"]
     assert (told["route.tier"], attributes(cheap)["route.reason"]) == ("dear", "unsure")
     asked = attributes(whole)
     assert (asked["gen_ai.request.model"], asked["gen_ai.response.model"]) == ("auto", "large")
     assert reply.headers["x-route-id"].startswith(asked["route.id"])
+    assert (asked["gen_ai.response.id"], "gen_ai.request.choice.count" in asked) == (reply.json()["id"], False)
     assert (asked["http.response.status_code"], asked["route.policy"]) == (200, "default")
 
     assert {one.headers["traceparent"].split("-")[1] for one in seen[:2]} == {TRACE}
@@ -111,8 +114,11 @@ def test_a_request_is_a_span_with_one_beneath_it_for_each_tier(run: Run) -> None
     assert {attributes(span)["error.type"] for span in failed} == {"502", "EngineDown"}
     assert sorted(one["http.response.status_code"] for one in requests) == [200, 200, 400, 502]
     assert [one["error.type"] for one in requests if one["http.response.status_code"] == 400] == ["400"]
+    assert [one["gen_ai.request.choice.count"] for one in requests if one["http.response.status_code"] == 502] == [3]
     sure = next(one for one in requests if one.get("route.reason") == "confident")
     assert sure["route.confidence"] == pytest.approx(P_SURE)
+    assert sure["gen_ai.response.id"] == json.loads(streamed.text.split("\n")[0].removeprefix("data: "))["id"]
+    assert sum(attributes(span).get("gen_ai.response.id") == "chatcmpl-upstream" for span in collector.spans) == 3
     everything = str(collector.spans)
     assert "it is 42" not in everything
     assert "nats" not in everything
