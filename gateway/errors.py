@@ -94,11 +94,14 @@ class StoreDown(GatewayError):
 
 
 class LabelConflict(GatewayError):
-    """A label says the contrary of what is known about the same decision. number: of the decision."""
+    """A label says the contrary of what is known about the same decision. number: of the decision.
 
-    def __init__(self, number: str) -> None:
+    place: of the label among those that were to be stored, from 0.
+    """
+
+    def __init__(self, number: str, place: int) -> None:
         super().__init__(f"decision {number} has the contrary label already; say revise to replace it")
-        self.number = number
+        self.number, self.place = number, place
 
 
 class AuditBroken(GatewayError):

@@ -127,6 +127,8 @@ def no_tier_left(error: NoTierLeft) -> Problem:
     return Problem(502, "No model could answer.")
 
 
+CONTRARY = "This decision has the contrary label already; send revise: true to replace it."
+
 TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
     RequestError: lambda error: Problem(error.status, str(error), error.param, error.code, close=error.close),
     EngineTooSmall: too_small,
@@ -140,9 +142,7 @@ TABLE: dict[type[GatewayError], Callable[[Any], Problem]] = {
     NoTierLeft: no_tier_left,
     Draining: lambda _: Problem(503, "The gateway is shutting down.", retry_after_seconds=RETRY_SECONDS, close=True),
     StoreDown: lambda _: Problem(503, "Labels cannot be kept right now.", retry_after_seconds=RETRY_SECONDS),
-    LabelConflict: lambda _: Problem(
-        409, "This decision has the contrary label already; send revise: true to replace it.", "id", "conflicting_label"
-    ),
+    LabelConflict: lambda _: Problem(409, CONTRARY, "id", "conflicting_label"),
     BadId: lambda _: Problem(404, "There is no such decision."),
     RateLimited: lambda error: Problem(
         429, f"Rate limit reached: {error.limit}.", None, "rate_limit_exceeded", error.retry_after_seconds, close=True

@@ -14,10 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, V
 from pydantic_core import from_json
 from starlette.responses import JSONResponse
 
-from gateway.errors import BadId, ForeignId, RateLimited
-from gateway.http import limits, openapi
+from gateway.errors import BadId, ForeignId, LabelConflict, RateLimited
+from gateway.http import limits, openapi, wire
 from gateway.http.auth import Caller
-from gateway.http.errors import Draining, RequestError
+from gateway.http.errors import CONTRARY, Draining, RequestError
 from gateway.http.journal import Journal
 from gateway.http.live import Generation, Live
 from gateway.ids import Decision
@@ -49,7 +49,9 @@ class Item(BaseModel):
         default="user", description="operator needs an admin's key; proxy, say a larger model, never counts as truth"
     )
     comment: Annotated[str, AfterValidator(_short)] | None = Field(default=None, description="at most 1 KiB")
-    revise: StrictBool = Field(default=False, description="replace a contrary label instead of being refused")
+    revise: StrictBool = Field(
+        default=False, description="replace a contrary label instead of being refused, and a comment by another"
+    )
 
 
 class Batch(BaseModel):
@@ -83,8 +85,14 @@ def router(live: Live, journal: Journal) -> APIRouter:
             items, several = read(body)
             charge(live, held, caller, len(items))
             now = time.time()
-            wishes = [wish(held, caller, place, item, now, operator=operator) for place, item in enumerate(items)]
-            done = await journal.desk.put(wishes)
+            at = [f"items.{place}." if several else "" for place in range(len(items))]
+            wishes = [
+                wish(held, caller, way, item, now, operator=operator) for way, item in zip(at, items, strict=True)
+            ]
+            try:
+                done = await journal.desk.put(wishes)
+            except LabelConflict as error:
+                raise RequestError(409, CONTRARY, param=f"{at[error.place]}id", code="conflicting_label") from None
         told = [
             told_of(item.id, row) | {"status": str(outcome)} for item, (outcome, row) in zip(items, done, strict=True)
         ]
@@ -137,8 +145,8 @@ def read(body: bytes) -> tuple[list[Item], bool]:
         return (Batch.model_validate(raw).items, True) if "items" in raw else ([Item.model_validate(raw)], False)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(422, f"{where}: {first['msg']}", param=where[:128]) from None
+        where = wire.shown(".".join(str(part) for part in first["loc"]))
+        raise RequestError(422, f"{where}: {first['msg']}", param=where) from None
 
 
 def charge(live: Live, held: Generation, caller: Caller, labels: int) -> None:
@@ -166,12 +174,13 @@ def opened(held: Generation, caller: Caller, given: str, *, operator: bool, para
         raise RequestError(403, "This decision was not made for this key.", param=param) from None
 
 
-def wish(held: Generation, caller: Caller, place: int, item: Item, now: float, *, operator: bool) -> Wish:
-    """One label as it is to be stored. Raises what `opened` does, and RequestError with 403 for a false operator."""
+def wish(held: Generation, caller: Caller, way: str, item: Item, now: float, *, operator: bool) -> Wish:
+    """One label as it is to be stored. way: to it in the body. Raises what `opened` does, and RequestError with 403 for
+    a false operator."""
     source = Source(item.source)
     if source is Source.OPERATOR and not operator:
-        raise RequestError(403, "Labels of operators need an admin's key.", param=f"items.{place}.source")
-    found = opened(held, caller, item.id, operator=operator, param=f"items.{place}.id")
+        raise RequestError(403, "Labels of operators need an admin's key.", param=f"{way}source")
+    found = opened(held, caller, item.id, operator=operator, param=f"{way}id")
     label = LabelRow(
         found.number,
         source.channel,

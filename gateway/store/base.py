@@ -164,7 +164,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A label to be stored. revise: it may replace a contradicting one."""
+    """A label to be stored. revise: it may replace one that says the contrary, or has another comment."""
 
     label: LabelRow
     revise: bool = False
@@ -278,15 +278,14 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-def settle(wish: Wish, known: LabelRow | None) -> tuple[Outcome, int]:
-    """What becomes of a label next to the one that counts so far, and its revision. Raises LabelConflict."""
+def settle(wish: Wish, known: LabelRow | None) -> tuple[Outcome, int] | None:
+    """What becomes of a label next to the one that counts so far, and its revision; None when it may not be stored."""
     if known is None:
         return Outcome.CREATED, 0
-    if known.label == wish.label.label:
-        return Outcome.UNCHANGED, known.revision
-    if not wish.revise:
-        raise LabelConflict(wish.label.number)
-    return Outcome.REVISED, known.revision + 1
+    contrary = known.label != wish.label.label
+    if wish.revise and (contrary or wish.label.comment not in (None, known.comment)):
+        return Outcome.REVISED, known.revision + 1
+    return None if contrary else (Outcome.UNCHANGED, known.revision)
 
 
 def settled(wishes: Sequence[Wish], known: Sequence[LabelRow]) -> tuple[list[tuple[Outcome, LabelRow]], list[LabelRow]]:
@@ -295,13 +294,16 @@ def settled(wishes: Sequence[Wish], known: Sequence[LabelRow]) -> tuple[list[tup
     counts = {(row.number, row.channel): row for row in sorted(known, key=lambda row: row.revision)}
     done: list[tuple[Outcome, LabelRow]] = []
     fresh: list[LabelRow] = []
-    for wish in wishes:
-        place = (wish.label.number, wish.label.channel)
-        outcome, revision = settle(wish, counts.get(place))
+    for place, wish in enumerate(wishes):
+        about = (wish.label.number, wish.label.channel)
+        step = settle(wish, counts.get(about))
+        if step is None:
+            raise LabelConflict(wish.label.number, place)
+        outcome, revision = step
         if outcome is not Outcome.UNCHANGED:
-            counts[place] = replace(wish.label, revision=revision)
-            fresh.append(counts[place])
-        done.append((outcome, counts[place]))
+            counts[about] = replace(wish.label, revision=revision)
+            fresh.append(counts[about])
+        done.append((outcome, counts[about]))
     return done, fresh
 
 

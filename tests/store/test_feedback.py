@@ -115,6 +115,43 @@ def test_a_repeat_is_200_a_contradiction_409_and_a_revision_201(alice: httpx2.Cl
     assert [row["label"] for row in alice.get(f"/v1/feedback/{one}").json()["data"]] == [True, False]
 
 
+def test_a_refusal_names_the_field_as_it_was_sent_and_the_item_of_several(alice: httpx2.Client) -> None:
+    fresh, known = minted(), minted()
+    assert said(alice, {"id": known, "label": True}).status_code == 201
+    refused = [
+        ({"id": forged(), "label": True}, 404, "id"),
+        ({"id": minted("bob"), "label": True}, 403, "id"),
+        ({"id": fresh, "label": True, "source": "operator"}, 403, "source"),
+        ({"id": known, "label": False}, 409, "id"),
+        ({"id": fresh, "label": 1}, 422, "label"),
+    ]
+    for item, status, param in refused:
+        for body, place in ((item, ""), ({"items": [{"id": fresh, "label": True}, item]}, "items.1.")):
+            told = said(alice, body)
+            assert (told.status_code, told.json()["error"]["param"]) == (status, f"{place}{param}")
+    both = [{"id": fresh, "label": label} for label in (True, True, False)]
+    assert said(alice, {"items": both}).json()["error"]["param"] == "items.2.id", "they contradict each other"
+
+
+def test_of_a_name_that_nobody_knows_a_refusal_repeats_no_more_than_its_beginning(alice: httpx2.Client) -> None:
+    told = said(alice, {"id": minted(), "label": True, "\n\u00e4" + "x" * 10**6: 1})
+    assert told.status_code == 422
+    assert len(told.content) < 500
+    assert told.json()["error"]["param"].startswith("??xxx")
+
+
+def test_another_comment_on_the_same_label_is_a_revision_where_one_is_wanted(alice: httpx2.Client) -> None:
+    one = minted()
+    assert said(alice, {"id": one, "label": True, "comment": "first"}).status_code == 201
+    kept = said(alice, {"id": one, "label": True, "comment": "second"})
+    assert (kept.status_code, kept.json()["status"], kept.json()["comment"]) == (200, "unchanged", "first")
+    revised = said(alice, {"id": one, "label": True, "comment": "second", "revise": True})
+    assert (revised.status_code, revised.json()["revision"], revised.json()["comment"]) == (201, 1, "second")
+    for more in ({"comment": "second"}, {}):
+        again = said(alice, {"id": one, "label": True, "revise": True, **more})
+        assert (again.status_code, again.json()["comment"]) == (200, "second")
+
+
 def test_many_copies_at_once_make_one_label(alice: httpx2.Client) -> None:
     one, statuses = minted(), []
 
