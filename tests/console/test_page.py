@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
@@ -83,6 +84,17 @@ def test_charts_have_names_and_tables_with_the_same_numbers(page: Page, served: 
     assert page.locator("#histograms svg .right").count() > 0
     page.locator("#labels").select_option("all")
     expect(page.locator("#reliability")).to_contain_text("chooses by the truth")
+
+
+def test_no_two_places_of_an_axis_have_the_same_number(page: Page) -> None:
+    for name in ("Reliability diagram", "cheap: probabilities"):
+        picture = page.locator(f'svg[aria-label^="{name}"]').first
+        expect(picture).to_be_visible()
+        told = [word for word in picture.locator("text").all_text_contents() if re.fullmatch(r"[01]\.\d+", word)]
+        at = [float(word) for word in told]
+        assert len(at) >= 4, told
+        assert np.diff(at) == pytest.approx(at[1] - at[0]), told
+        assert at[0] < at[1]
 
 
 def test_the_slider_replays_another_threshold_and_says_what_is_not_known(page: Page, served: Running) -> None:

@@ -1,6 +1,6 @@
 // Claimed against found, and the confidence of right and wrong answers.
 
-import { axis, bar, canvas, frame, legend, line, picture, text, ticks } from "./charts.js";
+import { axis, bar, canvas, frame, legend, line, picture, placed, text, ticks } from "./charts.js";
 import { count, empty, h, percent, probability, s, table, within } from "./dom.js";
 
 /** What one may look at: [value, words] each. */
@@ -58,7 +58,7 @@ function draw(diagram, width) {
     marks.push(s("circle", { cx: x(one.claimed), cy: y(one.value), r: 4.5, class: "dot" }, s("title", {}, words)));
   }
   const parts = frame(x, y, {
-    writeX: (one) => one.toFixed(1), writeY: (one) => percent(one, 0), nameX: "claimed probability of being right",
+    writeX: placed, writeY: (one) => percent(one, 0), nameX: "claimed probability of being right",
     nameY: "share right", bottom: height - 44,
   });
   return picture(width, height, `Reliability diagram of ${count(diagram.n)} labels in ${diagram.bins.length} bins; the table below has the numbers`,
@@ -141,7 +141,7 @@ function drawCells(diagram, limits, tier, width) {
     line(x.start, y(0), x.end, y(0), "axis"),
     limits.map((limit) => line(x(limit), y.end, x(limit), y.start, "limit")),
     text(x.start - 6, y.end + 9, count(up), "end"), text(x.start - 6, y(0) + 4, "0", "end"), wrongs && y.start - y(0) > 18 ? text(x.start - 6, y.start, count(down), "end") : null,
-    ticks(x, 4).map((at) => text(x(at), height - 22, at.toFixed(x.low < 0.9 ? 1 : 2), at > 0.99 ? "end" : "middle")),
+    ticks(x, 4).map((at) => text(x(at), height - 22, placed(at), at > 0.99 ? "end" : "middle")),
     text((x.start + x.end) / 2, height - 5, "p", "middle"));
 }
 

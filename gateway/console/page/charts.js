@@ -42,6 +42,9 @@ export function ticks({ low, high }, about = 5) {
   return found;
 }
 
+/** A share in the fewest places that tell it from its neighbours. */
+export const placed = (at) => at.toFixed(3).replace(/0{1,2}$/, "");
+
 export function picture(width, height, name, ...parts) {
   return s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": name }, ...parts);
 }
