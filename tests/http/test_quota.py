@@ -140,6 +140,28 @@ def test_a_reload_does_not_give_a_key_anything_back(run: Run) -> None:
     assert run.ask("slow").status_code == 429
 
 
+def test_a_key_is_replaced_without_a_gap_and_the_old_one_is_nobodys_at_once(upstream: Upstream, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "cheap.json")
+    plan = planned(upstream.url)
+    old, new = (client("slow", limits={"requests_per_minute": 3}), client("new", limits={"requests_per_minute": 3}))
+    new["name"] = "slow"
+    plan["keys"]["clients"] = [old]
+    with running(tmp_path, plan) as gateway:
+        run = Run(gateway, plan)
+
+        def now(*clients: Json) -> None:
+            plan["keys"]["clients"] = list(clients)
+            (tmp_path / "cascade.yaml").write_text(json.dumps(plan))
+            assert run.admin.post("/admin/reload").status_code == 200
+
+        with run.http, run.admin:
+            assert [run.ask(name).status_code for name in ("slow", "new")] == [200, 401]
+            now(old, new)
+            assert [run.ask(name).headers["x-ratelimit-remaining-requests"] for name in ("slow", "new")] == ["1", "0"]
+            now(new)
+            assert [run.ask(name).status_code for name in ("slow", "new")] == [401, 429]
+
+
 def test_tokens_are_reserved_before_and_counted_after(run: Run, upstream: Upstream) -> None:
     first = run.ask("terse", max_tokens=600)
     assert first.status_code == 200
