@@ -359,7 +359,9 @@ def decode_bare(body: bytes, engine: str) -> BareReply:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass
     try:  # some servers write NaN and Infinity, which is no JSON, but no reason to lose a good answer either
-        return sayable(msgspec.convert(json.loads(body.decode(), object_pairs_hook=no_twins), BareReply))
+        told = msgspec.convert(json.loads(body.decode(), object_pairs_hook=no_twins), dict[str, Any])
+        told.pop("id", None)  # for spans alone, and wanted as JSON
+        return sayable(msgspec.convert(told, BareReply))
     except (ValueError, RecursionError) as error:
         raise EngineGarbled(engine, f"no chat completion ({type(error).__name__})") from None
 
