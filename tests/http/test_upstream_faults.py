@@ -169,7 +169,8 @@ def test_log_probs_that_nothing_may_be_judged_by_are_shown_to_who_asked_for_them
     ]
     first, *others = [len(entry["top_logprobs"]) for entry in shown]
     assert first == (0 if fault == "too_few_candidates" else 3)
-    assert len(set(others)) == 1
+    assert set(others) <= {0, 3}  # in `commit` mode as many as the poorest token of what came together
+    assert mode == "commit" or len(set(others)) == 1
     assert events[-1]["route"]["null_reason"] == "no_evidence"
 
 
