@@ -143,7 +143,7 @@ class Reply(BareReply):
     choices: list[Choice]  # type: ignore[assignment]
 
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 READ_REPLY = msgspec.json.Decoder(Reply)
 READ_LEAN = msgspec.json.Decoder(Logprobs | None)
@@ -359,11 +359,17 @@ def decode_bare(body: bytes, engine: str) -> BareReply:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass
     try:  # some servers write NaN and Infinity, which is no JSON, but no reason to lose a good answer either
-        told = msgspec.convert(json.loads(body.decode(), object_pairs_hook=no_twins), dict[str, Any])
-        told.pop("id", None)  # for spans alone, and wanted as JSON
-        return sayable(msgspec.convert(told, BareReply))
-    except (ValueError, RecursionError) as error:
+        return forgiven(body, BareReply)
+    except (ValueError, TypeError, RecursionError) as error:
         raise EngineGarbled(engine, f"no chat completion ({type(error).__name__})") from None
+
+
+def forgiven(body: bytes, kind: type[T]) -> T:
+    """What Python's own reader finds, which lets NaN pass, as the log-probs of some servers have it. kind: knows no
+    log-probs; what it keeps as JSON is not filled in.  Raises ValueError, TypeError, RecursionError."""
+    told = msgspec.convert(json.loads(body.decode(), object_pairs_hook=no_twins), dict[str, Any])
+    parts = {field.name for field in msgspec.structs.fields(kind) if field.type is not msgspec.Raw}
+    return sayable(msgspec.convert({name: told[name] for name in parts & told.keys()}, kind))
 
 
 def sayable(found: T) -> T:

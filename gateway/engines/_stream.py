@@ -7,8 +7,7 @@ confidence, never the answer.
 
 from __future__ import annotations
 
-import json
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -20,10 +19,7 @@ from gateway.nouns import Ability, Ask, CallPart, Piece, TokenTrace, ToolCall
 
 MAX_EVENT_BYTES = 2**20  # one token with twenty candidates takes 3 KB
 DONE = b"[DONE]"
-PARTS = ("model", "choices", "usage")  # of an event that Python's own, forgiving reader had to read
 BOM = b"\xef\xbb\xbf"
-
-T = TypeVar("T")
 
 # These stand once in a proper event with one choice; see _reply.SAID_ONCE.
 SAID_ONCE = (b'"choices"', b'"delta"', b'"finish_reason"', b'"model"')
@@ -247,7 +243,7 @@ class Assembly:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass
         try:
-            return forgiven(event, BareChunk)
+            return _reply.forgiven(event, BareChunk)
         except (ValueError, TypeError, RecursionError) as error:
             raise EngineGarbled(self._engine, f"no part of a chat completion ({type(error).__name__})") from None
 
@@ -258,13 +254,6 @@ def says_twice(event: bytes) -> bool:
     if texts > 1 and (texts > 2 or _reply.LIST_BEGIN.search(event) is None):
         return True
     return max(map(event.count, SAID_ONCE)) > 1
-
-
-def forgiven(event: bytes, kind: type[T]) -> T:
-    """What Python's own reader finds, which lets NaN pass, as the log-probs of some servers have it. kind: knows no
-    log-probs.  Raises ValueError, TypeError, RecursionError."""
-    told = msgspec.convert(json.loads(event.decode(), object_pairs_hook=_reply.no_twins), dict[str, Any])
-    return _reply.sayable(msgspec.convert({name: told[name] for name in PARTS if name in told}, kind))
 
 
 def part_of_call(told: CalledPart) -> CallPart:

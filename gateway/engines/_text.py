@@ -65,7 +65,7 @@ def decode(body: bytes, engine: str) -> BareReply:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass
     try:
-        return _stream.forgiven(body, BareReply)
+        return _reply.forgiven(body, BareReply)
     except (ValueError, TypeError, RecursionError) as error:
         raise EngineGarbled(engine, f"no completion ({type(error).__name__})") from None
 
